@@ -1,0 +1,175 @@
+"""What a transformer is, as one frozen, hashable record."""
+
+import dataclasses
+import math
+
+import numpy as np
+
+NORMS = ("rms", "layer")
+ACTIVATIONS = ("silu", "gelu", "gelu_tanh")
+ATTENTIONS = ("causal", "bidirectional", "block_causal")
+NOISES = ("causal", "absorbing", "uniform")
+SCALINGS = ("linear", "llama3")
+
+
+@dataclasses.dataclass(frozen=True)
+class Rope:
+    """Rotary positions: Su et al., 2021, arXiv:2104.09864, halves paired (i, i + D/2).
+
+    `scaling` None leaves the frequencies alone; "linear" divides them by `factor`
+    (Chen et al., 2023, arXiv:2306.15595); "llama3" divides the low ones only, with a
+    ramp between the two wavelengths original_max / low and original_max / high
+    (Llama 3, arXiv:2407.21783).
+    """
+
+    theta: float = 10_000.0
+    scaling: str | None = None
+    factor: float = 1.0
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_max_positions: int = 8192
+
+    def frequencies(self, head_dim: int) -> np.ndarray:
+        """Radians a position turns each pair, float64 [head_dim / 2]."""
+        freqs = self.theta ** (-np.arange(0, head_dim, 2) / head_dim)
+        if self.scaling == "linear":
+            return freqs / self.factor
+        if self.scaling == "llama3":
+            turns = self.original_max_positions * freqs / (2 * math.pi)
+            ramp = (turns - self.low_freq_factor) / (
+                self.high_freq_factor - self.low_freq_factor
+            )
+            keep = np.clip(ramp, 0.0, 1.0)
+            return keep * freqs + (1 - keep) * freqs / self.factor
+        return freqs
+
+
+@dataclasses.dataclass(frozen=True)
+class Experts:
+    """Mixture of experts in place of every MLP, routed per token and without a limit.
+
+    Each token goes to the `top_k` experts of highest router probability. Their weights
+    sum to one if `normalized`. No expert has a capacity, so a token's output does not
+    depend on what else is in the batch.
+    """
+
+    num_experts: int
+    top_k: int
+    width: int
+    normalized: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """A decoder-only transformer. The defaults are a Llama without its sizes.
+
+    Embedding, layers of norm, attention, norm, MLP on a residual stream, a last norm,
+    and a linear head. `head_dim` is width / num_heads and `num_kv_heads` num_heads when
+    None; `mlp_width` is 4 * width.
+    """
+
+    vocab_size: int
+    width: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int | None = None
+    head_dim: int | None = None
+    mlp_width: int | None = None
+    # Embedding and positions.
+    rope: Rope | None = Rope()  # None: a learned table of max_positions
+    rope_sliding: Rope | None = None  # of sliding layers; None: as the others
+    max_positions: int | None = None
+    embed_scale: float | None = None  # embeddings times this (Gemma: sqrt(width))
+    # Layers.
+    norm: str = "rms"
+    norm_eps: float = 1e-6
+    norm_offset: float = 0.0  # RMS norm scales by offset + weight (Gemma: 1)
+    post_norms: bool = False  # a norm on each branch's output too (Gemma)
+    activation: str = "silu"
+    gated: bool = True  # activation(gate x) * up x; else activation(up x)
+    mlp_bias: bool = False
+    experts: Experts | None = None
+    qkv_bias: bool = False
+    out_bias: bool = False
+    qk_norm: bool = False  # RMS norm of each query and key head before rotation
+    query_scale: float | None = None  # of scores; None: head_dim ** -0.5
+    attention_soft_cap: float | None = None
+    window: int | None = None  # keys a sliding layer sees, itself included
+    sliding: tuple[bool, ...] | None = None  # by layer; None: all, if window is set
+    # Head.
+    tied: bool = False  # the head's weight is the embedding
+    logit_scale: float = 1.0
+    logit_soft_cap: float | None = None
+    # What the model is to a decoder.
+    attention: str = "causal"
+    block_len: int | None = None  # of block_causal attention
+    noise: str = "causal"
+    shift: bool = False  # output at a slot predicts the next one, though not causal
+    mask_id: int | None = None
+    eos_ids: tuple[int, ...] = ()
+    taps: tuple[str, ...] = ()  # "embed", or "layer_i": the stream after layer i
+    dtype: str = "float32"  # of activations and cache; parameters keep their own
+    name: str = "transformer"
+
+    def __post_init__(self):
+        put = object.__setattr__
+        if self.num_kv_heads is None:
+            put(self, "num_kv_heads", self.num_heads)
+        if self.head_dim is None:
+            if self.width % self.num_heads:
+                raise ValueError(
+                    f"num_heads={self.num_heads} must divide width={self.width}, "
+                    "or give head_dim"
+                )
+            put(self, "head_dim", self.width // self.num_heads)
+        if self.mlp_width is None:
+            put(self, "mlp_width", 4 * self.width)
+        if self.sliding is None:
+            put(self, "sliding", (self.window is not None,) * self.num_layers)
+        for field in ("sliding", "eos_ids", "taps"):
+            put(self, field, tuple(getattr(self, field)))
+        self._check()
+
+    def _check(self):
+        for field, known in (
+            ("norm", NORMS),
+            ("activation", ACTIVATIONS),
+            ("attention", ATTENTIONS),
+            ("noise", NOISES),
+        ):
+            value = getattr(self, field)
+            if value not in known:
+                raise ValueError(f"unknown {field} {value!r}; known: {known}")
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(
+                f"num_kv_heads={self.num_kv_heads} must divide "
+                f"num_heads={self.num_heads}"
+            )
+        if self.rope is not None and self.head_dim % 2:
+            raise ValueError(f"rotary positions need an even head_dim={self.head_dim}")
+        for rope in (self.rope, self.rope_sliding):
+            if rope is not None and rope.scaling not in (None, *SCALINGS):
+                raise ValueError(
+                    f"unknown rope scaling {rope.scaling!r}; known: {SCALINGS}"
+                )
+        if self.rope is None and self.max_positions is None:
+            raise ValueError("learned positions need max_positions")
+        if len(self.sliding) != self.num_layers:
+            raise ValueError(
+                f"sliding names {len(self.sliding)} layers of {self.num_layers}"
+            )
+        if any(self.sliding) and self.window is None:
+            raise ValueError("sliding layers need a window")
+        if (self.attention == "block_causal") != (self.block_len is not None):
+            raise ValueError(
+                f"block_len={self.block_len} with attention={self.attention!r}: "
+                "block_causal attention needs a block_len, no other has one"
+            )
+        for tap in self.taps:
+            layer = tap.removeprefix("layer_")
+            is_layer = tap != layer and layer.isdecimal()
+            if tap != "embed" and not (is_layer and int(layer) < self.num_layers):
+                raise ValueError(
+                    f"unknown tap {tap!r}; known: embed, layer_0 .. "
+                    f"layer_{self.num_layers - 1}"
+                )

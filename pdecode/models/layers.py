@@ -1,0 +1,195 @@
+"""The parts of a transformer layer: norms, rotary positions, attention, MLP."""
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from pdecode.contracts import Visibility
+from pdecode.kernels import attention as attention_kernel
+from pdecode.models.config import Config, Rope
+
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "silu": jax.nn.silu,
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+}
+
+
+def rotary(rope: Rope, head_dim: int, positions: Array) -> tuple[Array, Array]:
+    """Cosine and sine of each pair's angle, float32 [B, Q, 1, head_dim / 2].
+
+    `positions` int32 [B, Q].
+    """
+    freqs = jnp.asarray(rope.frequencies(head_dim), jnp.float32)
+    angles = positions[:, :, None, None].astype(jnp.float32) * freqs
+    return jnp.cos(angles), jnp.sin(angles)
+
+
+def rotate(x: Array, angles: tuple[Array, Array]) -> Array:
+    """Heads [B, Q, H, D] turned by their positions, in float32, in their own dtype."""
+    cos, sin = angles
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    turned = [first * cos - second * sin, second * cos + first * sin]
+    return jnp.concatenate(turned, axis=-1).astype(x.dtype)
+
+
+def write(cache: Array, slots: Array, new: Array) -> Array:
+    """`cache` [B, H, S, D] with `new` [B, H, Q, D] at `slots` [B, Q]; >= S is dropped.
+
+    The batched form keeps the scatter in place: an index array for the batch axis would
+    move the slot axis to the front and cost a transposed copy of the cache.
+    """
+    return jax.vmap(lambda row, slot, value: row.at[:, slot].set(value, mode="drop"))(
+        cache, slots, new.astype(cache.dtype)
+    )
+
+
+def moved(cache: Array, source: Array, target: Array) -> Array:
+    """`cache` [B, H, S, D] with slots `source` [B, K] copied to `target` [B, K].
+
+    All sources are read before any target is written; a target >= S is dropped.
+    """
+    read = jax.vmap(lambda row, slot: row.at[:, slot].get(mode="clip"))
+    return write(cache, target, read(cache, source))
+
+
+class Norm(nn.Module):
+    """RMS norm (Zhang & Sennrich, 2019, arXiv:1910.07467) or layer norm, in float32."""
+
+    kind: str = "rms"
+    eps: float = 1e-6
+    offset: float = 0.0
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        start = nn.initializers.constant(1.0 - self.offset)
+        weight = self.param("weight", start, (x.shape[-1],), jnp.float32)
+        value = x.astype(jnp.float32)
+        if self.kind == "layer":
+            value = value - jnp.mean(value, axis=-1, keepdims=True)
+        square = jnp.mean(jnp.square(value), axis=-1, keepdims=True)
+        value = value * jax.lax.rsqrt(square + self.eps)
+        scale = (self.offset + weight.astype(jnp.float32)).reshape(
+            (1,) * (x.ndim - 1) + (-1,)
+        )
+        value = value * scale
+        if self.kind == "layer":
+            bias = self.param(
+                "bias", nn.initializers.zeros_init(), (x.shape[-1],), jnp.float32
+            )
+            value = value + bias.reshape(scale.shape)
+        return value.astype(x.dtype)
+
+
+def norm(config: Config, name: str) -> Norm:
+    return Norm(config.norm, config.norm_eps, config.norm_offset, name=name)
+
+
+def dense(config: Config, features: int, bias: bool, name: str) -> nn.Dense:
+    return nn.Dense(
+        features,
+        use_bias=bias,
+        dtype=config.dtype,
+        kernel_init=nn.initializers.variance_scaling(1.0, "fan_in", "normal"),
+        name=name,
+    )
+
+
+class Attention(nn.Module):
+    """Grouped-query attention (Ainslie et al., 2023, arXiv:2305.13245) over a cache."""
+
+    config: Config
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Array,  # [B, Q, E]
+        angles: tuple[Array, Array] | None,
+        visible: Visibility,
+        slots: Array | None,  # int32 [B, Q]
+        cache: dict[str, Array] | None,  # leaves [B, Hkv, S, D]
+    ) -> tuple[Array, dict[str, Array] | None]:
+        """Without a cache this call's own keys are the slots 0 .. Q-1."""
+        config = self.config
+        batch, num_queries, _ = x.shape
+
+        def heads(name: str, num_heads: int) -> Array:
+            out = dense(config, num_heads * config.head_dim, config.qkv_bias, name)(x)
+            return out.reshape(batch, num_queries, num_heads, config.head_dim)
+
+        query = heads("query", config.num_heads)
+        key = heads("key", config.num_kv_heads)
+        value = heads("value", config.num_kv_heads)
+        if config.qk_norm:
+            query = Norm("rms", config.norm_eps, config.norm_offset, name="query_norm")(
+                query
+            )
+            key = Norm("rms", config.norm_eps, config.norm_offset, name="key_norm")(key)
+        if angles is not None:
+            query, key = rotate(query, angles), rotate(key, angles)
+        key, value = key.swapaxes(1, 2), value.swapaxes(1, 2)
+        if cache is not None:
+            # Writes happen before reads: a lane may see what this call stores.
+            cache = {
+                "k": write(cache["k"], slots, key),
+                "v": write(cache["v"], slots, value),
+            }
+        elif visible.among is not None:
+            # Every key is seen through `among`; the interval has nothing to show.
+            cache = {"k": key[:, :, :0], "v": value[:, :, :0]}
+        else:
+            cache = {"k": key, "v": value}
+        scale = config.query_scale
+        output = attention_kernel.attention(
+            query,
+            cache["k"],
+            cache["v"],
+            visible,
+            key,
+            value,
+            scale=config.head_dim**-0.5 if scale is None else scale,
+            soft_cap=config.attention_soft_cap,
+        )
+        output = output.reshape(batch, num_queries, -1)
+        return dense(config, config.width, config.out_bias, "out")(output), cache
+
+
+class Mlp(nn.Module):
+    """Gated MLP (SwiGLU: Shazeer, 2020, arXiv:2002.05202), or the plain one."""
+
+    config: Config
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        config = self.config
+        act = ACTIVATIONS[config.activation]
+        up = dense(config, config.mlp_width, config.mlp_bias, "up")(x)
+        if config.gated:
+            gate = dense(config, config.mlp_width, config.mlp_bias, "gate")(x)
+            up = act(gate) * up
+        else:
+            up = act(up)
+        return dense(config, config.width, config.mlp_bias, "down")(up)
+
+
+class Block(nn.Module):
+    """One layer: attention and an MLP, each on a normed copy of the stream."""
+
+    config: Config
+
+    @nn.compact
+    def __call__(self, x, angles, visible, slots, cache):
+        config = self.config
+        branch, cache = Attention(config, name="attention")(
+            norm(config, "attention_norm")(x), angles, visible, slots, cache
+        )
+        if config.post_norms:
+            branch = norm(config, "attention_post_norm")(branch)
+        x = x + branch
+        branch = Mlp(config, name="mlp")(norm(config, "mlp_norm")(x))
+        if config.post_norms:
+            branch = norm(config, "mlp_post_norm")(branch)
+        return x + branch, cache

@@ -1,0 +1,313 @@
+"""A decoder-only transformer over an explicit slot cache: Flax linen, explicit params.
+
+Parameters are a plain dict: "embed" [V, E] (and "positions" [max_positions, E] when
+learned), "layer_0" .. "layer_{n-1}", "norm", and "head" [V, E] unless tied. The cache
+is a tuple of {"k", "v"}, one a layer, leaves [B, Hkv, S, D]; keys are stored rotated.
+A decoding call runs the layers one after another; `forward` scans over the same
+parameters for training.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from pdecode.contracts import (
+    Cache,
+    Head,
+    Model,
+    Output,
+    Params,
+    Prompt,
+    Query,
+    Visibility,
+)
+from pdecode.kernels.attention import narrowed
+from pdecode.models import layers as parts
+from pdecode.models.config import Config, Experts, Rope
+
+__all__ = ["Config", "Experts", "Rope", "forward", "init", "make_model", "shifted"]
+
+
+def init(config: Config, key: Array) -> Params:
+    """Random float32 parameters; `key` is consumed."""
+    keys = jax.random.split(key, config.num_layers + 3)
+    embed = jax.random.normal(keys[0], (config.vocab_size, config.width), jnp.float32)
+    scale = config.width**-0.5 if config.tied or config.embed_scale else 1.0
+    params = {"embed": embed * scale}
+    if config.rope is None:
+        table = jax.random.normal(keys[1], (config.max_positions, config.width))
+        params["positions"] = 0.1 * table.astype(jnp.float32)
+    if not config.tied:
+        head = jax.random.normal(keys[2], (config.vocab_size, config.width))
+        params["head"] = config.width**-0.5 * head.astype(jnp.float32)
+    stream = jnp.zeros((1, 1, config.width), config.dtype)
+    place = jnp.zeros((1, 1), jnp.int32)
+    visible = Visibility(place, place + 1)
+    for layer in range(config.num_layers):
+        params[f"layer_{layer}"] = parts.Block(config).init(
+            keys[3 + layer], stream, _angles(config, layer, place), visible, None, None
+        )["params"]
+    params["norm"] = parts.norm(config, None).init(key, stream)["params"]
+    return params
+
+
+@functools.cache
+def make_model(config: Config) -> Model:
+    """The decoder's view of `config`; equal configurations give the same object.
+
+    `apply(params, query, cache, *, layers=None)`: `layers=(start, stop)` runs those
+    layers only, then the final norm; the caches of the others are returned as they are.
+    With start > 0 the stream that enters layer `start` is `query.extra`, as the tap
+    `layer_{start - 1}` gave it, and tokens are ignored. Otherwise `query.extra` is
+    added to the (scaled) embedding where `query.has_extra`.
+
+    The model builds no causal mask: queries see what `query.visible` says. Sliding
+    layers narrow its intervals, which needs slot == position for stored keys.
+    """
+    if config.shift:
+        base = make_model(dataclasses.replace(config, shift=False))
+        return shifted(base, config.width, config.dtype)
+    return Model(
+        init_cache=functools.partial(_init_cache, config),
+        apply=functools.partial(_apply, config),
+        encode=functools.partial(_apply, config),
+        head=functools.partial(_head, config),
+        move=_move,
+        vocab_size=config.vocab_size,
+        mask_id=config.mask_id,
+        eos_ids=config.eos_ids,
+        noise=config.noise,
+        attention=config.attention,
+        block_len=config.block_len,
+        max_positions=config.max_positions,
+        taps=config.taps,
+        name=config.name,
+    )
+
+
+def forward(
+    config: Config,
+    params: Params,
+    tokens: Array,  # int32 [B, L]
+    positions: Array | None = None,  # int32 [B, L]  None: counted in each segment
+    segments: Array | None = None,  # int32 [B, L]  runs of equal ids; < 0: padding
+    *,
+    visible: Visibility | None = None,
+    extra: Array | None = None,  # [B, L, E]
+    has_extra: Array | None = None,  # bool [B, L]
+    train: bool = True,
+) -> Output:
+    """Whole sequences without a cache, on the parameters that decoding uses.
+
+    A token sees its own segment as `config.attention` says; padding is seen by nobody.
+    `visible` replaces that rule: slots are indices into the sequence, or everything is
+    in `among`. `train=True` scans over the layers, one period of the layer pattern at a
+    time, and recomputes activations in the backward pass; `train=False` unrolls.
+    Hidden states are not shifted for a shifted model: row i predicts token i + 1.
+
+    Raises:
+      ValueError: taps together with train=True (the scan does not keep them).
+    """
+    if visible is None:
+        visible, counted = sequence_visibility(config, tokens, segments)
+        positions = counted if positions is None else positions
+    elif positions is None:
+        index = jnp.arange(tokens.shape[1], dtype=jnp.int32)
+        positions = jnp.broadcast_to(index, tokens.shape)
+    query = Query(tokens, positions, positions, visible, extra, has_extra)
+    stream = _embed(config, params, query)
+    if not train:
+        return _run(config, params, query, stream, None, (0, config.num_layers))[0]
+    if config.taps:
+        raise ValueError(
+            f"taps={config.taps} need train=False: the scan over layers keeps none"
+        )
+
+    period = _period(config)
+    blocks = [params[f"layer_{layer}"] for layer in range(config.num_layers)]
+    stacked = [
+        jax.tree.map(lambda *leaves: jnp.stack(leaves), *blocks[start::period])
+        for start in range(period)
+    ]
+
+    @functools.partial(jax.checkpoint, prevent_cse=False)
+    def body(stream, group):
+        for layer, block in enumerate(group):
+            stream, _ = _layer(config, layer, block, query, stream, None)
+        return stream, None
+
+    stream, _ = jax.lax.scan(body, stream, stacked)
+    return Output(_final_norm(config, params, stream))
+
+
+def sequence_visibility(
+    config: Config, tokens: Array, segments: Array | None = None
+) -> tuple[Visibility, Array]:
+    """What each token of whole sequences [B, L] sees, and its position, int32 [B, L].
+
+    `segments` as in `forward`. Block-causal blocks are counted from the start of the
+    segment.
+    """
+    batch, length = tokens.shape
+    index = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), (batch, length))
+    written = None
+    start, stop = jnp.zeros_like(index), jnp.full_like(index, length)
+    if segments is not None:
+        written = segments >= 0
+        # segments  3 3 3 7 7   -> start 0 0 0 3 3, stop 3 3 3 5 5
+        change = segments[:, 1:] != segments[:, :-1]
+        edge = jnp.ones((batch, 1), bool)
+        first = jnp.concatenate([edge, change], axis=1)
+        last = jnp.concatenate([change, edge], axis=1)
+        start = jax.lax.cummax(jnp.where(first, index, 0), axis=1)
+        stop = jax.lax.cummin(jnp.where(last, index + 1, length), axis=1, reverse=True)
+    positions = index - start
+    if config.attention == "causal":
+        stop = index + 1
+    elif config.attention == "block_causal":
+        block_end = (positions // config.block_len + 1) * config.block_len
+        stop = jnp.minimum(stop, start + block_end)
+    return Visibility(start, stop, written), positions
+
+
+@functools.cache
+def shifted(model: Model, width: int, dtype: str = "float32") -> Model:
+    """A model whose raw output at a slot predicts the next slot, read in place.
+
+    Dream (Ye et al., 2025, arXiv:2508.15487) keeps the shift of the autoregressive
+    model it grew from. The cache keeps the last raw hidden state of every slot, leaf
+    [B, 1, S, E], and the output of a lane is that of the slot left of its position
+    (slot 0 reads itself). Stored lanes must have slot == position. The first lane of a
+    window uses the state that the last call to evaluate its left neighbour left behind,
+    which is zero if there was none. Taps stay unshifted.
+    """
+
+    def init_cache(prompt: Prompt, num_slots: int) -> Cache:
+        batch = prompt.tokens.shape[0]
+        hidden = jnp.zeros((batch, 1, num_slots, width), dtype)
+        return {"model": model.init_cache(prompt, num_slots), "hidden": hidden}
+
+    def shift(call, params, query: Query, cache: Cache, *, layers=None):
+        output, inner = call(params, query, cache["model"], layers=layers)
+        hidden = parts.write(cache["hidden"], query.slots, output.hidden[:, None])
+        left = jnp.maximum(query.positions - 1, 0)
+        read = jax.vmap(lambda row, slot: row[0].at[slot].get(mode="clip"))
+        output = output._replace(hidden=read(hidden, left))
+        return output, {"model": inner, "hidden": hidden}
+
+    def move(cache: Cache, source: Array, target: Array) -> Cache:
+        return {
+            "model": model.move(cache["model"], source, target),
+            "hidden": parts.moved(cache["hidden"], source, target),
+        }
+
+    return model._replace(
+        init_cache=init_cache,
+        apply=functools.partial(shift, model.apply),
+        encode=functools.partial(shift, model.encode),
+        move=move,
+    )
+
+
+def _init_cache(config: Config, prompt: Prompt, num_slots: int) -> Cache:
+    batch = prompt.tokens.shape[0]
+    shape = (batch, config.num_kv_heads, num_slots, config.head_dim)
+    return tuple(
+        {"k": jnp.zeros(shape, config.dtype), "v": jnp.zeros(shape, config.dtype)}
+        for _ in range(config.num_layers)
+    )
+
+
+def _apply(
+    config: Config,
+    params: Params,
+    query: Query,
+    cache: Cache,
+    *,
+    layers: tuple[int, int] | None = None,
+) -> tuple[Output, Cache]:
+    start, stop = (0, config.num_layers) if layers is None else layers
+    if not 0 <= start <= stop <= config.num_layers:
+        raise ValueError(f"layers={layers} of a model with {config.num_layers}")
+    if start == 0:
+        stream = _embed(config, params, query)
+    elif query.extra is None:
+        raise ValueError(f"layers={layers} needs the stream after layer {start - 1}")
+    else:
+        stream = query.extra.astype(config.dtype)
+    return _run(config, params, query, stream, cache, (start, stop))
+
+
+def _run(config, params, query, stream, cache, layers) -> tuple[Output, Cache]:
+    taps = {}
+    if layers[0] == 0 and "embed" in config.taps:
+        taps["embed"] = stream
+    caches = [None] * config.num_layers if cache is None else list(cache)
+    for layer in range(*layers):
+        block = params[f"layer_{layer}"]
+        stream, caches[layer] = _layer(
+            config, layer, block, query, stream, caches[layer]
+        )
+        if f"layer_{layer}" in config.taps:
+            taps[f"layer_{layer}"] = stream
+    return Output(_final_norm(config, params, stream), taps), tuple(caches)
+
+
+def _layer(config, layer: int, block, query: Query, stream: Array, cache: Any):
+    visible = query.visible
+    if config.sliding[layer]:
+        causal = config.attention == "causal"
+        visible = narrowed(visible, query.positions, config.window, causal=causal)
+    angles = _angles(config, layer, query.positions)
+    return parts.Block(config).apply(
+        {"params": block}, stream, angles, visible, query.slots, cache
+    )
+
+
+def _angles(config: Config, layer: int, positions: Array):
+    rope = config.rope
+    if config.sliding[layer] and config.rope_sliding is not None:
+        rope = config.rope_sliding
+    # Layers ask for equal angles again and again; the compiler keeps one copy.
+    return None if rope is None else parts.rotary(rope, config.head_dim, positions)
+
+
+def _embed(config: Config, params: Params, query: Query) -> Array:
+    stream = params["embed"][query.tokens].astype(config.dtype)
+    if config.embed_scale is not None:
+        stream = stream * jnp.asarray(config.embed_scale, config.dtype)
+    if config.rope is None:
+        table = params["positions"]
+        stream = stream + table[query.positions].astype(config.dtype)
+    if query.extra is not None:
+        extra = query.extra.astype(config.dtype)
+        if query.has_extra is not None:
+            extra = jnp.where(query.has_extra[:, :, None], extra, 0)
+        stream = stream + extra
+    return stream
+
+
+def _final_norm(config: Config, params: Params, stream: Array) -> Array:
+    return parts.norm(config, None).apply({"params": params["norm"]}, stream)
+
+
+def _head(config: Config, params: Params) -> Head:
+    weight = params["embed"] if config.tied else params["head"]
+    return Head(weight, None, config.logit_scale, config.logit_soft_cap)
+
+
+def _move(cache: Cache, source: Array, target: Array) -> Cache:
+    return jax.tree.map(lambda leaf: parts.moved(leaf, source, target), cache)
+
+
+def _period(config: Config) -> int:
+    """Length of the repeating pattern of layers, so that one scan covers them."""
+    for period in range(1, config.num_layers + 1):
+        pattern = config.sliding[:period]
+        if pattern * (config.num_layers // period) == config.sliding:
+            return period
+    return config.num_layers
