@@ -24,7 +24,7 @@ class Visibility(NamedTuple):
     A cache slot is visible to a query if start <= slot < stop and it is written.
     With `among` the keys of this call are seen through `among` only, stored or not, and
     the interval must hold no slot that this call writes. With `among=None` a stored key
-    of this call is seen through the interval, and an unstored lane sees not even itself.
+    of this call is seen through the interval, and an unstored lane does not see itself.
     A query that sees nothing has attention output zero.
     """
 
@@ -237,12 +237,24 @@ class Drafter(NamedTuple):
 
     num_nodes: int
     max_depth: int
-    init: Callable[..., Any]  # (params, keys, prompt, output) -> state
+    init: Callable[..., Any]  # (params, keys, prompt, prefix, output) -> state
     propose: Callable[..., tuple[Draft, Any]]  # (params, keys, state, prefix)
     observe: Callable[..., Any]  # (params, keys, state, round) -> state
     num_probes: int = 0  # last nodes, parent -1, never stored, never accepted
     wants: tuple[str, ...] = ()  # leaves of Prediction that `observe` reads
     is_paired: bool = False
+
+
+class Heads(NamedTuple):
+    """Extra heads on a target's hidden state, sharing its unembedding.
+
+    apply(params, hidden [B, E]) -> [B, K, E]: where `hidden` predicts position t + 1,
+    row k of the result predicts position t + 2 + k.
+    """
+
+    num_heads: int
+    apply: Callable[[Params, Array], Array]
+    name: str = "heads"
 
 
 class NodeRule(NamedTuple):
@@ -260,9 +272,10 @@ class NodeRule(NamedTuple):
 class BlockRule(NamedTuple):
     """Acceptance over a whole draft of one row.
 
-    apply(draft of one row, p [1 + N, V]) -> (stop [1 + N], residual [1 + N, V]): the
-    probability that the accepted path ends at each lane, and the law of the next token
-    there.
+    apply(draft, prediction) -> (stop [1 + N], residual [1 + N, V]), both of one row:
+    the probability that the accepted path ends at each lane, and the law of the next
+    token there.
     """
 
-    apply: Callable[[Draft, Array], tuple[Array, Array]]
+    apply: Callable[[Draft, Prediction], tuple[Array, Array]]
+    wants: tuple[str, ...] = ("probs",)

@@ -1,0 +1,260 @@
+"""The loop: `decode` compiles it, `stream` runs the same step from the host.
+
+`run` is the documented entry: it checks knobs and sizes, builds the recipe inside one
+jitted function, and traces once for all values of the knobs.
+"""
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from pdecode import knobs as knob_rules
+from pdecode import rng
+from pdecode.contracts import (
+    STOPPED_BY,
+    Decoder,
+    Generation,
+    Model,
+    Params,
+    Prompt,
+    StepInfo,
+)
+
+# The last bin of `Stats.committed_per_call` counts calls that committed this or more.
+MAX_COMMITTED_BIN = 64
+
+
+class Stats(NamedTuple):
+    """Counts of a decode. A row's counters stand still once it is done."""
+
+    num_steps: Array  # int32 []  turns of the loop
+    num_calls: Array  # int32 [B]  target calls while the row was active (NFE)
+    num_prefill_calls: Array  # int32 [B]
+    num_prefill_tokens: Array  # int32 [B]  lanes asked for by the prefill
+    num_query_tokens: Array  # int32 [B]  lanes asked for, prefill apart
+    num_query_tokens_computed: Array  # int32 [B]  padding lanes included
+    num_dispatches: Array  # int32 []  target programs run for the batch
+    num_committed: Array  # int32 [B]  the EOS included
+    num_proposed: Array  # int32 [B]
+    num_revoked: Array  # int32 [B]
+    committed_per_call: Array  # int32 [B, 65]  steps by tokens committed
+
+
+class Trace(NamedTuple):
+    """State of `with_trace`: the decoder's own state and what was saved."""
+
+    inner: Any
+    saved: Any  # leaves [max_steps, ...]; turns not taken hold zeros
+    step: Array  # int32 []
+
+
+def decode(
+    decoder: Decoder,
+    params: Params,
+    prompt: Prompt,
+    key: Array,
+    *,
+    max_steps: int | None = None,
+) -> tuple[Generation, Stats]:
+    """Runs `decoder` until every row is done or `max_steps` turns were taken.
+
+    Call it inside `jax.jit`; `max_steps` is static (default: the decoder's own bound).
+    A row that `max_steps` cut short has stopped_by "max_steps".
+    """
+    state, stats = decode_state(decoder, params, prompt, key, max_steps=max_steps)
+    return finish(decoder, state), stats
+
+
+def decode_state(
+    decoder: Decoder,
+    params: Params,
+    prompt: Prompt,
+    key: Array,
+    *,
+    max_steps: int | None = None,
+) -> tuple[Any, Stats]:
+    """`decode`, but returns the decoder's last state: what `with_trace` saved is there.
+
+    `finish(decoder, state)` turns it into a Generation.
+    """
+    limit = decoder.max_steps if max_steps is None else max_steps
+    keys = rng.row_keys(key, prompt.row_ids)
+    state, prefill = decoder.init(params, keys, prompt)
+
+    def unfinished(carry):
+        state, stats = carry
+        return (stats.num_steps < limit) & ~decoder.done(state).all()
+
+    def turn(carry):
+        state, stats = carry
+        state, info = decoder.step(params, keys, state)
+        return state, count(stats, info)
+
+    return jax.lax.while_loop(unfinished, turn, (state, new_stats(prefill)))
+
+
+def finish(decoder: Decoder, state: Any) -> Generation:
+    """The generation of `state`; rows that are not done were stopped by max_steps."""
+    generation = decoder.output(state)
+    cut_short = STOPPED_BY.index("max_steps")
+    stopped_by = jnp.where(decoder.done(state), generation.stopped_by, cut_short)
+    return generation._replace(stopped_by=stopped_by)
+
+
+def stream(
+    decoder: Decoder,
+    params: Params,
+    prompt: Prompt,
+    key: Array,
+    *,
+    max_steps: int | None = None,
+) -> Iterator[tuple[Generation, Stats]]:
+    """The same decode from the host: yields the result so far after every step."""
+    limit = decoder.max_steps if max_steps is None else max_steps
+    keys = rng.row_keys(key, prompt.row_ids)
+    state, prefill = jax.jit(decoder.init)(params, keys, prompt)
+    step = jax.jit(decoder.step)
+    stats = new_stats(prefill)
+    while int(stats.num_steps) < limit and not bool(decoder.done(state).all()):
+        state, info = step(params, keys, state)
+        stats = count(stats, info)
+        yield finish(decoder, state), stats
+
+
+def with_trace(
+    decoder: Decoder, save: Callable[[Any, StepInfo], Any], max_steps: int
+) -> Decoder:
+    """`decoder` that also keeps `save(state, info)` of every step.
+
+    Its state is a `Trace`; run it with `decode_state` and read `state.saved`, leaves
+    [max_steps, ...]. `save` sees the state after the step and should return small
+    arrays, such as tokens.
+    """
+
+    def init(params, keys, prompt):
+        inner, info = decoder.init(params, keys, prompt)
+        shapes = jax.eval_shape(save, inner, info)
+        saved = jax.tree.map(
+            lambda leaf: jnp.zeros((max_steps, *leaf.shape), leaf.dtype), shapes
+        )
+        return Trace(inner, saved, jnp.zeros((), jnp.int32)), info
+
+    def step(params, keys, state):
+        inner, info = decoder.step(params, keys, state.inner)
+        saved = jax.tree.map(
+            lambda leaf, now: leaf.at[state.step].set(now, mode="drop"),
+            state.saved,
+            save(inner, info),
+        )
+        return Trace(inner, saved, state.step + 1), info
+
+    def output(state):
+        return decoder.output(state.inner)
+
+    def done(state):
+        return decoder.done(state.inner)
+
+    return Decoder(init, step, done, output, decoder.max_steps)
+
+
+def run(
+    method: Callable[..., Decoder],
+    model: Model | tuple,
+    params: Params,
+    prompt: Prompt,
+    key: Array,
+    *,
+    knobs: dict[str, float] | None = None,
+    max_steps: int | None = None,
+    **sizes: Any,
+) -> tuple[Generation, Stats]:
+    """Decodes `prompt` with `method(*models, **knobs, **sizes)`.
+
+    `model` is a Model, or a tuple such as (target, drafter) with `params` to match.
+    Knobs (see `pdecode.knobs`) are traced: changing one never compiles again. Sizes and
+    choices are static. Both are checked here, against the ranges in the method's
+    signature; an unknown name raises ValueError listing the known ones.
+    """
+    static, traced = _bind(method, model, {**(knobs or {}), **sizes})
+    return _run(params, prompt, key, traced, max_steps=max_steps, **static)
+
+
+def lower(
+    method: Callable[..., Decoder],
+    model: Model | tuple,
+    params: Params,
+    prompt: Prompt,
+    key: Array,
+    *,
+    knobs: dict[str, float] | None = None,
+    max_steps: int | None = None,
+    **sizes: Any,
+):
+    """The program that `run` would run, and its knobs.
+
+    Returns (`jax.stages.Lowered`, knobs): `lowered.compile()(params, prompt, key,
+    knobs)` decodes, so that compile time can be told from run time. Arguments may be
+    `jax.ShapeDtypeStruct`s, for compiling ahead of time.
+    """
+    static, traced = _bind(method, model, {**(knobs or {}), **sizes})
+    lowered = _run.lower(params, prompt, key, traced, max_steps=max_steps, **static)
+    return lowered, traced
+
+
+def _bind(method, model, values):
+    models = (model,) if isinstance(model, Model) else tuple(model)
+    traced, sizes = knob_rules.split(method, values)
+    static = {"method": method, "models": models, "sizes": tuple(sorted(sizes.items()))}
+    return static, traced
+
+
+@functools.partial(jax.jit, static_argnames=("method", "models", "sizes", "max_steps"))
+def _run(params, prompt, key, traced, *, method, models, sizes, max_steps):
+    decoder = method(*models, **dict(sizes), **traced)
+    return decode(decoder, params, prompt, key, max_steps=max_steps)
+
+
+def new_stats(prefill: StepInfo) -> Stats:
+    """Counters at zero, but for what the prefill did."""
+    zero = jnp.zeros_like(prefill.num_calls)
+    none = jnp.zeros((), jnp.int32)
+    return Stats(
+        num_steps=none,
+        num_calls=zero,
+        num_prefill_calls=prefill.num_calls,
+        num_prefill_tokens=prefill.num_query_tokens,
+        num_query_tokens=zero,
+        num_query_tokens_computed=zero,
+        num_dispatches=none,
+        num_committed=zero,
+        num_proposed=zero,
+        num_revoked=zero,
+        committed_per_call=jnp.zeros((*zero.shape, MAX_COMMITTED_BIN + 1), jnp.int32),
+    )
+
+
+def count(stats: Stats, info: StepInfo) -> Stats:
+    """`stats` with one step added; a row without a call adds to no histogram bin."""
+    rows = jnp.arange(info.num_calls.shape[0])
+    bins = jnp.clip(info.num_committed, 0, MAX_COMMITTED_BIN)
+    histogram = stats.committed_per_call.at[rows, bins].add(
+        (info.num_calls > 0).astype(jnp.int32)
+    )
+    return Stats(
+        num_steps=stats.num_steps + 1,
+        num_calls=stats.num_calls + info.num_calls,
+        num_prefill_calls=stats.num_prefill_calls,
+        num_prefill_tokens=stats.num_prefill_tokens,
+        num_query_tokens=stats.num_query_tokens + info.num_query_tokens,
+        num_query_tokens_computed=stats.num_query_tokens_computed
+        + info.num_query_tokens_computed,
+        num_dispatches=stats.num_dispatches + info.num_dispatches,
+        num_committed=stats.num_committed + info.num_committed,
+        num_proposed=stats.num_proposed + info.num_proposed,
+        num_revoked=stats.num_revoked + info.num_revoked,
+        committed_per_call=histogram,
+    )

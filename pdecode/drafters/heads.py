@@ -1,0 +1,54 @@
+"""Extra heads on the target's last hidden state as the drafter."""
+
+import jax.numpy as jnp
+from jax import Array
+
+from pdecode import speculative
+from pdecode.contracts import Draft, Drafter, Heads, Model, Prefix, Round
+from pdecode.kernels import vocab_head
+
+
+def greedy_chain(model: Model, heads: Heads, num_draft: int) -> Drafter:
+    """Drafts each head's argmax as a chain; the decoder's params are (target, heads).
+
+    Head k reads the hidden state that predicted the root, which the last verifying call
+    computed, so a draft costs no call. ValueError if there are too few heads.
+    """
+    if num_draft > heads.num_heads:
+        raise ValueError(
+            f"num_draft={num_draft} exceeds the {heads.num_heads} heads of {heads.name}"
+        )
+
+    def init(params, keys, prompt, prefix: Prefix, output) -> Array:
+        del keys
+        batch = prompt.lengths.shape[0]
+        width = model.head(params[0]).weight.shape[1]
+        if output is None:
+            return jnp.zeros((batch, width))
+        # The prefill's last lane predicted the root. A one-token row has none: it
+        # starts from whatever lane 0 holds, which costs acceptance and nothing else.
+        lane = jnp.maximum(prompt.lengths - 2, 0)
+        return jnp.take_along_axis(output.hidden, lane[:, None, None], 1)[:, 0]
+
+    def propose(params, keys, hidden: Array, prefix: Prefix):
+        del keys, prefix
+        ahead = heads.apply(params[1], hidden)[:, :num_draft]
+        logits = vocab_head.logits(model.head(params[0]), ahead)
+        allowed = vocab_head.ban(logits, speculative.banned(model))
+        tokens = jnp.argmax(allowed, -1).astype(jnp.int32)
+        parents = jnp.broadcast_to(jnp.arange(-1, num_draft - 1), tokens.shape)
+        return Draft(tokens=tokens, parents=parents), hidden
+
+    def observe(params, keys, hidden: Array, round: Round):
+        del params, keys, hidden
+        leaf = last_lane(round)
+        return jnp.take_along_axis(round.output.hidden, leaf[:, None, None], 1)[:, 0]
+
+    return Drafter(num_draft, num_draft, init, propose, observe, is_paired=True)
+
+
+def last_lane(round: Round) -> Array:
+    """Lane int32 [B] of the last accepted token, the root's if none was."""
+    if round.path.shape[1] == 0:
+        return jnp.zeros_like(round.num_accepted)
+    return round.path[:, -1]  # the path repeats its leaf

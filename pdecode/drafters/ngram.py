@@ -1,0 +1,53 @@
+"""Drafts copied from the context: what followed the last n tokens before."""
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from pdecode.contracts import Draft, Drafter, Prefix
+from pdecode.drafters import ignore
+
+
+def prompt_lookup(num_draft: int, max_ngram: int) -> Drafter:
+    """Drafter of up to `num_draft` tokens after the leftmost match of the suffix.
+
+    Tries suffixes of `max_ngram` tokens, then shorter ones; the draft ends where the
+    committed text does. Stateless: O(max_ngram * L) a round.
+    """
+
+    def init(params, keys, prompt, prefix, output):
+        del params, keys, prompt, prefix, output
+        return ()
+
+    def propose(params, keys, state, prefix: Prefix):
+        del params, keys
+        tokens = jax.vmap(lambda t, n: lookup(t, n, num_draft, max_ngram))(
+            prefix.tokens, prefix.length
+        )
+        parents = jnp.broadcast_to(jnp.arange(-1, num_draft - 1), tokens.shape)
+        return Draft(tokens=tokens, parents=parents), state
+
+    return Drafter(num_draft, num_draft, init, propose, ignore)
+
+
+def lookup(tokens: Array, length: Array, num_draft: int, max_ngram: int) -> Array:
+    """Tokens int32 [num_draft] that followed the leftmost match in one row; -1 pads.
+
+    `tokens` [L], of which `length` are text. The match must end before the suffix does,
+    so that at least one token follows it.
+    """
+    place = jnp.arange(tokens.shape[0])
+    found = jnp.zeros((), bool)
+    after = jnp.zeros((), jnp.int32)
+    for size in range(max_ngram, 0, -1):
+        # suffix a b, text  a b c a b : place 0 matches, and c follows at place 2.
+        match = (place + size < length) & (length > size)
+        for j in range(size):
+            wanted = tokens[jnp.maximum(length - size + j, 0)]
+            match &= jnp.roll(tokens, -j) == wanted
+        is_better = ~found & match.any()
+        after = jnp.where(is_better, jnp.argmax(match).astype(jnp.int32) + size, after)
+        found |= match.any()
+    source = after + jnp.arange(num_draft)
+    is_text = found & (source < length)
+    return jnp.where(is_text, tokens[jnp.minimum(source, tokens.shape[0] - 1)], -1)

@@ -1,0 +1,1 @@
+"""Attention over `Visibility` and statistics of the vocabulary head."""

@@ -1,0 +1,177 @@
+"""Token statistics of hidden states under an output head: the one way to a prediction.
+
+Every family asks `statistics` for the leaves of `Prediction` that its rules read.
+Leaves that need the whole law at once (`logits`, `probs`, or any law with a top-k,
+top-p or min-p filter) take the dense path.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from pdecode import rng
+from pdecode.contracts import Head, Prediction, Sampling
+
+BANNED = -1e30  # finite, so that 0 * log(0) and differences never make a NaN
+
+_LEAVES = frozenset(Prediction._fields)
+
+
+def check_wants(wants: tuple[str, ...]) -> None:
+    """Raise ValueError for a name that is no leaf of Prediction."""
+    for want in wants:
+        name, _, size = want.partition(":")
+        if name == "top" and size.isdigit() and int(size) > 0:
+            continue
+        if size or name not in _LEAVES - {"top_ids", "top_log_probs"}:
+            raise ValueError(
+                f"wants={want!r} is no leaf of Prediction; known: "
+                f"{sorted(_LEAVES - {'top_ids', 'top_log_probs'})} and 'top:K'"
+            )
+
+
+def logits(head: Head, hidden: Array) -> Array:
+    """Logits float32 [..., V] of hidden [..., E]; no bans, no temperature."""
+    dtype = jnp.promote_types(hidden.dtype, jnp.float32)
+    out = jnp.einsum("...e,ve->...v", hidden, head.weight, preferred_element_type=dtype)
+    out = out * head.scale
+    if head.bias is not None:
+        out = out + head.bias
+    if head.soft_cap is not None:
+        out = head.soft_cap * jnp.tanh(out / head.soft_cap)
+    return out
+
+
+def statistics(
+    head: Head,
+    hidden: Array,
+    wants: tuple[str, ...],
+    sampling: Sampling,
+    keys: Array | None = None,
+    *,
+    of: Array | None = None,
+) -> Prediction:
+    """Prediction with the leaves named in `wants` for hidden [B, Q, E].
+
+    `keys` [B, Q] name the noise of `token` (None: no noise, the argmax). "top:K" fills
+    `top_ids` and `top_log_probs`; `of_log_prob` needs `of` (int32 [B, Q]). Decisions
+    are float32. Raises ValueError for an unknown name.
+    """
+    check_wants(wants)
+    raw = ban(logits(head, hidden), sampling.banned)
+    leaves: dict[str, Array] = {}
+    log_probs = jax.nn.log_softmax(raw)
+    filtered = filter_logits(raw, sampling)
+    sampled_log_probs = jax.nn.log_softmax(_cool(filtered, sampling))
+    names = {want.partition(":")[0] for want in wants}
+
+    if names & {"token", "log_prob", "sampled_log_prob"}:
+        token = sample(filtered, sampling.temperature, keys)
+        leaves["token"] = token
+        leaves["log_prob"] = _take(log_probs, token)
+        leaves["sampled_log_prob"] = _take(sampled_log_probs, token)
+    if "max_log_prob" in names:
+        leaves["max_log_prob"] = log_probs.max(-1)
+    if "entropy" in names:
+        leaves["entropy"] = entropy(log_probs)
+    if "margin" in names:
+        leaves["margin"] = _margin(log_probs)
+    if "sampled_entropy" in names:
+        leaves["sampled_entropy"] = entropy(sampled_log_probs)
+    if "sampled_margin" in names:
+        leaves["sampled_margin"] = _margin(sampled_log_probs)
+    for want in wants:
+        if want.startswith("top:"):
+            values, ids = jax.lax.top_k(log_probs, int(want[4:]))
+            leaves["top_ids"] = ids.astype(jnp.int32)
+            leaves["top_log_probs"] = values
+    if "of_log_prob" in names:
+        if of is None:
+            raise ValueError("wants 'of_log_prob' but of=None: pass the tokens")
+        leaves["of_log_prob"] = _take(log_probs, of)
+    if "logits" in names:
+        leaves["logits"] = raw
+    if "probs" in names:
+        leaves["probs"] = law(raw, sampling)
+    return Prediction(**leaves)
+
+
+def law(raw: Array, sampling: Sampling) -> Array:
+    """The sampled law [..., V] of raw logits; one-hot at temperature 0."""
+    filtered = filter_logits(raw, sampling)
+    hot = jax.nn.one_hot(jnp.argmax(raw, -1), raw.shape[-1], dtype=raw.dtype)
+    soft = jax.nn.softmax(_cool(filtered, sampling))
+    return jnp.where(jnp.asarray(sampling.temperature) > 0, soft, hot)
+
+
+def sample(filtered: Array, temperature, keys: Array | None) -> Array:
+    """argmax(logits + T * gumbel) as int32 [...]; keys [...] or None for the argmax."""
+    if keys is None:
+        return jnp.argmax(filtered, -1).astype(jnp.int32)
+    # The noise is worth skipping at temperature 0: over a canvas it costs more than
+    # the argmax. The predicate is one scalar, so this is no divergence between rows.
+    perturb = jax.lax.cond(
+        jnp.asarray(temperature) > 0,
+        lambda: rng.gumbel(keys, filtered.shape[-1]).astype(filtered.dtype),
+        lambda: jnp.zeros(filtered.shape, filtered.dtype),
+    )
+    return jnp.argmax(filtered + temperature * perturb, -1).astype(jnp.int32)
+
+
+def categorical(probs: Array, keys: Array) -> Array:
+    """One draw int32 [...] from probs [..., V] for keys [...]; zeros never win."""
+    log_probs = jnp.where(probs > 0, jnp.log(jnp.where(probs > 0, probs, 1)), BANNED)
+    drawn = log_probs + rng.gumbel(keys, probs.shape[-1]).astype(probs.dtype)
+    return jnp.argmax(drawn, -1).astype(jnp.int32)
+
+
+def ban(raw: Array, banned: tuple[int, ...]) -> Array:
+    """Logits with the ids `banned` made impossible."""
+    if not banned:
+        return raw
+    return raw.at[..., jnp.asarray(banned, jnp.int32)].set(BANNED)
+
+
+def filter_logits(raw: Array, sampling: Sampling) -> Array:
+    """Logits with what top-k, top-p and min-p exclude made impossible.
+
+    The filters look at the tempered law; the logits returned are not divided by the
+    temperature.
+    """
+    if sampling.top_k is None and sampling.top_p is None and sampling.min_p is None:
+        return raw
+    order = jnp.argsort(-raw, -1)  # stable: ties by lowest id
+    rank = jnp.argsort(order, -1)
+    keep = jnp.ones(raw.shape, bool)
+    if sampling.top_k is not None:
+        keep &= rank < sampling.top_k
+    probs = jax.nn.softmax(jnp.where(keep, _cool(raw, sampling), BANNED))
+    if sampling.top_p is not None:
+        descending = jnp.take_along_axis(probs, order, -1)
+        before = jnp.cumsum(descending, -1) - descending
+        keep &= jnp.take_along_axis(before, rank, -1) < sampling.top_p
+    if sampling.min_p is not None:
+        keep &= probs >= sampling.min_p * probs.max(-1, keepdims=True)
+    keep |= rank == 0
+    return jnp.where(keep, raw, BANNED)
+
+
+def entropy(log_probs: Array) -> Array:
+    """Entropy in nats over the last axis; impossible tokens add nothing."""
+    probs = jnp.exp(log_probs)
+    return -jnp.where(probs > 0, probs * log_probs, 0.0).sum(-1)
+
+
+def _cool(raw: Array, sampling: Sampling) -> Array:
+    temperature = jnp.asarray(sampling.temperature, raw.dtype)
+    safe = jnp.where(temperature > 0, temperature, 1.0)
+    return raw / safe
+
+
+def _take(values: Array, index: Array) -> Array:
+    return jnp.take_along_axis(values, index[..., None], -1)[..., 0]
+
+
+def _margin(log_probs: Array) -> Array:
+    top, _ = jax.lax.top_k(log_probs, 2)
+    return jnp.exp(top[..., 0]) - jnp.exp(top[..., 1])

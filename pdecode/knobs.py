@@ -1,0 +1,152 @@
+"""How a method's signature says what may vary, and the check of what a user passes.
+
+    def fast_dllm(
+        model: Model,
+        *,
+        max_new_tokens: Annotated[int, Size(1)],
+        threshold: Annotated[float, Knob(0, 1)] = 0.9,
+        cache: Literal["none", "prefix", "dual"] = "none",
+    ) -> Decoder: ...
+
+A `Knob` is a number that may be a tracer: changing it never compiles again. A `Size`
+is a Python int that fixes shapes; it and a choice (`Literal`) are static.
+"""
+
+import inspect
+import typing
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+class Knob(NamedTuple):
+    """A traced number in [low, high]; a value equal to `off` switches it off."""
+
+    low: float
+    high: float
+    off: float | None = None
+
+
+class Size(NamedTuple):
+    """A static int of at least `low`, or a tuple of such."""
+
+    low: int = 1
+
+
+class Choice(NamedTuple):
+    """One of a few names (a `Literal` in the signature); static."""
+
+    names: tuple
+
+
+class Parameter(NamedTuple):
+    """One keyword of a method, read off its signature."""
+
+    name: str
+    kind: Knob | Size | Choice
+    base: Any  # float, int, str or tuple
+    is_optional: bool  # None is allowed
+    default: Any  # inspect.Parameter.empty: required
+
+
+def parameters(method: Callable) -> dict[str, Parameter]:
+    """The keywords of `method` in signature order; its models are left out."""
+    hints = typing.get_type_hints(method, include_extras=True)
+    found = {}
+    for name, parameter in inspect.signature(method).parameters.items():
+        if parameter.kind is not inspect.Parameter.KEYWORD_ONLY:
+            continue
+        found[name] = _read(name, hints[name], parameter.default)
+    return found
+
+
+def split(method: Callable, values: dict[str, Any]) -> tuple[dict, dict]:
+    """Checked (knobs as float32 or int32 arrays, static sizes and choices).
+
+    Defaults are filled in, so that every knob is an argument of the compiled program.
+    Raises ValueError or TypeError naming the value, the limit and the known names.
+    """
+    known = parameters(method)
+    unknown = sorted(set(values) - set(known))
+    if unknown:
+        raise ValueError(
+            f"{method.__name__} has no knob or size {unknown[0]!r}; known: "
+            f"{', '.join(known)}"
+        )
+    knobs, static = {}, {}
+    for name, parameter in known.items():
+        value = values.get(name, parameter.default)
+        if value is inspect.Parameter.empty:
+            raise TypeError(f"{method.__name__} needs {name}=...")
+        value = check(parameter, value, method.__name__)
+        if isinstance(parameter.kind, Knob) and value is not None:
+            # A weak type would trace again when a Python number becomes an array.
+            dtype = jnp.float32 if parameter.base is float else jnp.int32
+            knobs[name] = value if _is_abstract(value) else jnp.asarray(value, dtype)
+        else:
+            static[name] = value
+    return knobs, static
+
+
+def check(parameter: Parameter, value: Any, where: str) -> Any:
+    """`value` if it is in range (None where it switches off), else an error."""
+    name, kind = parameter.name, parameter.kind
+    if value is None:
+        if not parameter.is_optional:
+            raise ValueError(f"{where}: {name}=None, but a value is needed")
+        return None
+    if isinstance(kind, Choice):
+        if value not in kind.names:
+            raise ValueError(f"{where}: {name}={value!r} must be one of {kind.names}")
+        return value
+    if isinstance(kind, Size) and parameter.base is tuple:
+        if not isinstance(value, (tuple, list)) or not value:
+            raise ValueError(f"{where}: {name}={value!r} must be a tuple of ints")
+        return tuple(_check_size(kind, name, each, where) for each in value)
+    if isinstance(kind, Size):
+        return _check_size(kind, name, value, where)
+    if _is_abstract(value):
+        return value
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"{where}: {name}={value!r} must be a number") from None
+    if parameter.base is int and number % 1 != 0:
+        raise ValueError(f"{where}: {name}={value} must be a whole number")
+    if not kind.low <= number <= kind.high:  # also refuses NaN
+        raise ValueError(
+            f"{where}: {name}={value} must lie in [{kind.low:g}, {kind.high:g}]"
+        )
+    if kind.off is not None and number == kind.off:
+        return None
+    return value
+
+
+def _check_size(kind: Size, name: str, value: Any, where: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise ValueError(f"{where}: {name}={value!r} must be a Python int")
+    if value < kind.low:
+        raise ValueError(f"{where}: {name}={value} must be at least {kind.low}")
+    return int(value)
+
+
+def _read(name: str, hint: Any, default: Any) -> Parameter:
+    is_optional = False
+    if type(None) in typing.get_args(hint):
+        is_optional = True
+        (hint,) = [arg for arg in typing.get_args(hint) if arg is not type(None)]
+    if typing.get_origin(hint) is typing.Literal:
+        kind = Choice(typing.get_args(hint))
+        return Parameter(name, kind, str, is_optional, default)
+    if typing.get_origin(hint) is not typing.Annotated:
+        raise TypeError(f"{name}: {hint} is neither Annotated with Knob or Size")
+    base, kind = typing.get_args(hint)[:2]
+    base = typing.get_origin(base) or base
+    return Parameter(name, kind, base, is_optional, default)
+
+
+def _is_abstract(value: Any) -> bool:
+    return isinstance(value, (jax.core.Tracer, jax.ShapeDtypeStruct))

@@ -1,0 +1,83 @@
+"""Transforms of a model's predictions, as wrappers of the Model."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax import Array
+
+from pdecode.contracts import Cache, Model, Output, Prompt, Query
+
+
+class Pair(NamedTuple):
+    """Two caches side by side: conditional and null."""
+
+    cond: Cache
+    null: Cache
+    prompt_lengths: Array  # int32 [B]
+
+
+def guided(
+    model: Model, scale: Array | float, null: Callable[[Query, Array], Query]
+) -> Model:
+    """Classifier-free guidance: logits = (1 + scale) * cond - scale * null.
+
+    `null(query, prompt_lengths [B]) -> query` hides the condition. The combination is
+    made on hidden states, which is the same for a linear head; ValueError when the head
+    has a soft cap. Each apply counts as two calls. Ho & Salimans, 2022,
+    arXiv:2207.12598.
+    """
+
+    def init_cache(prompt: Prompt, num_slots: int) -> Pair:
+        return Pair(
+            model.init_cache(prompt, num_slots),
+            model.init_cache(prompt, num_slots),
+            prompt.lengths,
+        )
+
+    def both(function):
+        def apply(params, query: Query, cache: Pair, *, layers=None):
+            hidden = null(query, cache.prompt_lengths)
+            cond, cond_cache = function(params, query, cache.cond, layers=layers)
+            free, null_cache = function(params, hidden, cache.null, layers=layers)
+            mixed = (1 + scale) * cond.hidden - scale * free.hidden
+            output = Output(mixed.astype(cond.hidden.dtype), cond.taps)
+            return output, Pair(cond_cache, null_cache, cache.prompt_lengths)
+
+        return apply
+
+    def head(params):
+        found = model.head(params)
+        if found.soft_cap is not None or found.bias is not None:
+            raise ValueError(
+                f"guidance mixes hidden states, which needs a linear head, but "
+                f"{model.name} has a bias or soft_cap={found.soft_cap}"
+            )
+        return found
+
+    def move(cache: Pair, source: Array, target: Array) -> Pair:
+        return Pair(
+            model.move(cache.cond, source, target),
+            model.move(cache.null, source, target),
+            cache.prompt_lengths,
+        )
+
+    return model._replace(
+        init_cache=init_cache,
+        apply=both(model.apply),
+        encode=both(model.encode),
+        head=head,
+        move=move,
+        num_calls=2 * model.num_calls,
+        name=f"guided {model.name}",
+    )
+
+
+def mask_prompt(mask_id: int) -> Callable[[Query, Array], Query]:
+    """The null query of LLaDA: every prompt token becomes the mask."""
+
+    def null(query: Query, prompt_lengths: Array) -> Query:
+        in_prompt = query.positions < prompt_lengths[:, None]
+        return query._replace(tokens=jnp.where(in_prompt, mask_id, query.tokens))
+
+    return null

@@ -1,0 +1,41 @@
+"""Jacobi decoding: guess a window, let the target correct all of it at once, repeat.
+
+Santilli et al., 2023, arXiv:2305.10427: `block_length=None` slides the window (their
+Jacobi over the whole length, of which only `window` positions are evaluated), a number
+is GS-Jacobi with blocks of that length. Positions whose output equals the guess fed are
+committed at once, so the window shrinks and no call is spent on confirming.
+"""
+
+from typing import Annotated
+
+from pdecode import speculative
+from pdecode.contracts import Decoder, Model, Sampling
+from pdecode.drafters import jacobi as iterates
+from pdecode.knobs import Knob, Size
+
+
+def jacobi(
+    model: Model,
+    *,
+    max_new_tokens: Annotated[int, Size()],
+    window: Annotated[int, Size()] = 8,
+    block_length: Annotated[int, Size()] | None = None,
+    temperature: Annotated[float, Knob(0, 100)] = 0.0,
+    top_k: Annotated[int, Knob(1, 2**31 - 1)] | None = None,
+    top_p: Annotated[float, Knob(0, 1)] | None = None,
+) -> Decoder:
+    """Fixed-point iteration on the target's own tokens; no drafter.
+
+    Guarantee: lossless; token for token plain decoding with the same seed (above
+    temperature 0 the noise is frozen at each position).
+    Cost: 1 + window query tokens a call.
+    """
+    sampling = Sampling(temperature, top_k, top_p, banned=speculative.banned(model))
+    return speculative.draft_verify(
+        model,
+        iterates.iterate(
+            model, window, sampling, start="repeat", block_length=block_length
+        ),
+        max_new_tokens=max_new_tokens,
+        sampling=sampling,
+    )

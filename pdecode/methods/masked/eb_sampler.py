@@ -1,0 +1,35 @@
+"""EB-Sampler: commit as many positions as a bound on their dependence allows.
+
+Ben-Hamu et al., 2025, arXiv:2505.24857. The error of filling a set at once is at most
+sum(H) - max(H); the longest prefix of the order under `gamma` nats is filled.
+"""
+
+from typing import Annotated, Literal
+
+from pdecode import commit, masked
+from pdecode.contracts import Decoder, Model, Sampling
+from pdecode.knobs import Knob, Size
+
+
+def eb_sampler(
+    model: Model,
+    *,
+    max_new_tokens: Annotated[int, Size()],
+    block_length: Annotated[int, Size()] | None = None,
+    gamma: Annotated[float, Knob(0, 1e6)] = 0.1,
+    order: Literal["low_confidence", "entropy", "margin", "max_prob"] = "entropy",
+    temperature: Annotated[float, Knob(0, 100)] = 0.0,
+) -> Decoder:
+    """Entropy-bounded unmasking.
+
+    Guarantee: lossy with a bound: each step adds at most `gamma` nats of divergence
+    from the model's own joint at temperature 1; exact at gamma=0 up to certain tokens.
+    Cost: as many calls of the whole canvas as the bound needs, at most one a token.
+    """
+    return masked.masked_diffusion(
+        model,
+        commit.entropy_bounded(gamma, commit.order(order)),
+        max_new_tokens=max_new_tokens,
+        sampling=Sampling(temperature),
+        block_length=block_length,
+    )

@@ -1,0 +1,37 @@
+"""Block verification: the draft is accepted or cut as a whole, not token by token.
+
+Sun et al., 2024, arXiv:2403.10444 (algorithm 2).
+"""
+
+from typing import Annotated
+
+from pdecode import accept, speculative, trees
+from pdecode.contracts import Decoder, Model, Sampling
+from pdecode.drafters import causal
+from pdecode.knobs import Knob, Size
+
+
+def block_verification(
+    model: Model,
+    drafter: Model,
+    *,
+    max_new_tokens: Annotated[int, Size()],
+    num_draft: Annotated[int, Size()] = 5,
+    temperature: Annotated[float, Knob(0, 100)] = 0.0,
+    top_k: Annotated[int, Knob(1, 2**31 - 1)] | None = None,
+    top_p: Annotated[float, Knob(0, 1)] | None = None,
+) -> Decoder:
+    """A draft model's chain, judged by the probability of the whole block.
+
+    Guarantee: lossless in distribution, greedy-identical at temperature 0; in
+    expectation never fewer tokens a call than speculative sampling.
+    Cost: 1 + num_draft query tokens a call; num_draft calls of the drafter.
+    """
+    sampling = Sampling(temperature, top_k, top_p, banned=speculative.banned(model))
+    return speculative.draft_verify(
+        model,
+        causal.draft_model(drafter, trees.chain(num_draft), sampling),
+        max_new_tokens=max_new_tokens,
+        sampling=sampling,
+        acceptance=accept.block_verification(),
+    )

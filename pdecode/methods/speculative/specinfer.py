@@ -1,0 +1,40 @@
+"""SpecInfer: a static token tree of sampled drafts, multi-round rejection at each node.
+
+Miao et al., 2023, arXiv:2305.09781 (multi-step speculative sampling). Drawing children
+without replacement and updating q to match is recursive rejection sampling (Jeon et
+al., 2024, arXiv:2402.14160).
+"""
+
+from typing import Annotated, Literal
+
+from pdecode import accept, speculative, trees
+from pdecode.contracts import Decoder, Model, Sampling
+from pdecode.drafters import causal
+from pdecode.knobs import Knob, Size
+
+
+def specinfer(
+    model: Model,
+    drafter: Model,
+    *,
+    max_new_tokens: Annotated[int, Size()],
+    branching: Annotated[tuple[int, ...], Size()] = (2, 2, 1),
+    draws: Literal["with_replacement", "without_replacement"] = "with_replacement",
+    temperature: Annotated[float, Knob(0, 100)] = 0.0,
+    top_k: Annotated[int, Knob(1, 2**31 - 1)] | None = None,
+    top_p: Annotated[float, Knob(0, 1)] | None = None,
+) -> Decoder:
+    """A draft model's token tree, `branching[d]` children for every node of depth d.
+
+    Guarantee: lossless in distribution, greedy-identical at temperature 0.
+    Cost: 1 + number of nodes query tokens a call; len(branching) drafter calls.
+    """
+    sampling = Sampling(temperature, top_k, top_p, banned=speculative.banned(model))
+    topology = trees.expand(branching)
+    return speculative.draft_verify(
+        model,
+        causal.draft_model(drafter, topology, sampling, draws=draws),
+        max_new_tokens=max_new_tokens,
+        sampling=sampling,
+        acceptance=accept.by_node(accept.rejection(topology.max_children)),
+    )

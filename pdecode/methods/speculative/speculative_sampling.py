@@ -1,0 +1,46 @@
+"""Speculative sampling: a small model drafts a chain, the target accepts or corrects.
+
+Leviathan et al., 2022, arXiv:2211.17192 (algorithm 1); Chen et al., 2023,
+arXiv:2302.01318 have the same rule. `acceptance="coupled"` is the drafter-invariant
+variant with shared Gumbel noise (Daliri et al., 2024, arXiv:2408.07978).
+"""
+
+from typing import Annotated, Literal
+
+from pdecode import accept, speculative, trees
+from pdecode.contracts import Decoder, Model, Sampling
+from pdecode.drafters import causal
+from pdecode.knobs import Knob, Size
+
+
+def speculative_sampling(
+    model: Model,
+    drafter: Model,
+    *,
+    max_new_tokens: Annotated[int, Size()],
+    num_draft: Annotated[int, Size()] = 5,
+    acceptance: Literal["rejection", "coupled"] = "rejection",
+    temperature: Annotated[float, Knob(0, 100)] = 0.0,
+    top_k: Annotated[int, Knob(1, 2**31 - 1)] | None = None,
+    top_p: Annotated[float, Knob(0, 1)] | None = None,
+) -> Decoder:
+    """A draft model's chain, kept by modified rejection sampling.
+
+    Guarantee: lossless in distribution, greedy-identical at temperature 0; "coupled"
+    gives token for token the output of plain sampling with the same seed.
+    Cost: 1 + num_draft query tokens a call; num_draft calls of the drafter.
+    """
+    sampling = Sampling(temperature, top_k, top_p, banned=speculative.banned(model))
+    is_coupled = acceptance == "coupled"
+    return speculative.draft_verify(
+        model,
+        causal.draft_model(
+            drafter,
+            trees.chain(num_draft),
+            sampling,
+            draws="coupled" if is_coupled else "with_replacement",
+        ),
+        max_new_tokens=max_new_tokens,
+        sampling=sampling,
+        acceptance=accept.match if is_coupled else accept.by_node(accept.rejection()),
+    )

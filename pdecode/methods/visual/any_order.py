@@ -1,0 +1,46 @@
+"""Any-order decoding by position queries, in raster or random order.
+
+The decoding of ARPG (Li et al., 2025, arXiv:2503.10568): fresh tokens are encoded with
+the next group's queries in one call, and group sizes grow with a cosine.
+"""
+
+from typing import Annotated, Literal
+
+from pdecode import frontier, orders
+from pdecode.contracts import Decoder, Model, Sampling
+from pdecode.knobs import Knob, Size
+
+
+def any_order(
+    model: Model,
+    *,
+    max_new_tokens: Annotated[int, Size()],
+    steps: Annotated[int, Size()] | None = None,
+    order: Literal["raster", "random"] = "random",
+    order_seed: Annotated[int, Size(0)] = 0,
+    temperature: Annotated[float, Knob(0, 100)] = 1.0,
+    top_k: Annotated[int, Knob(1, 2**31 - 1)] | None = None,
+    top_p: Annotated[float, Knob(0, 1)] | None = None,
+) -> Decoder:
+    """A fixed order, `steps` groups (default: one position a group; raster always).
+
+    Guarantee: exact at one position a group; lossy above it, by independence within a
+    group.
+    Cost: `steps` calls of twice the largest group.
+    """
+    if order == "raster":
+        if steps not in (None, max_new_tokens):
+            raise ValueError(
+                f"raster order takes one position a step, but steps={steps}: leave it "
+                "out or use order='random'"
+            )
+        rank = orders.raster(1, max_new_tokens)
+    else:
+        groups = max_new_tokens if steps is None else steps
+        rank = orders.shuffled(1, max_new_tokens, seed=order_seed, num_groups=groups)
+    return frontier.frontier(
+        model,
+        rank,
+        max_new_tokens=max_new_tokens,
+        sampling=Sampling(temperature, top_k, top_p),
+    )
