@@ -23,7 +23,7 @@ def rotary(rope: Rope, head_dim: int, positions: Array) -> tuple[Array, Array]:
 
     `positions` int32 [B, Q].
     """
-    freqs = jnp.asarray(rope.frequencies(head_dim), jnp.float32)
+    freqs = jnp.asarray(rope.frequencies(head_dim), jnp.float32)[None, None, None, :]
     angles = positions[:, :, None, None].astype(jnp.float32) * freqs
     return jnp.cos(angles), jnp.sin(angles)
 
