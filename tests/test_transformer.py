@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pdecode.contracts import Prompt, Query, Visibility
-from pdecode.models import transformer
+from pdecode.models import layers, transformer
 from pdecode.models.layers import moved, write
 
 TINY = transformer.Config(
@@ -45,6 +45,9 @@ VARIANTS = {
         attention_soft_cap=5.0,
         activation="gelu_tanh",
         tied=True,
+    ),
+    "moe": dataclasses.replace(
+        TINY, experts=transformer.Experts(num_experts=5, top_k=2, width=8)
     ),
     "masked": dataclasses.replace(
         TINY, attention="bidirectional", noise="absorbing", mask_id=18
@@ -105,7 +108,7 @@ def test_training_forward_equals_a_decoding_call(name):
     assert "scan" in str(scanned)
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma"])
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma", "moe"])
 def test_chunked_prefill_equals_one_call(name):
     model, params, tokens, cache = setup(VARIANTS[name])
     want, whole = apply(model, params, causal_query(tokens, 0), cache)
@@ -186,7 +189,7 @@ def test_unstored_lanes_change_nothing():
 @given(
     lengths=st.lists(st.integers(1, 7), min_size=3, max_size=3),
     width=st.sampled_from([7, 9]),
-    name=st.sampled_from(["gemma", "masked"]),
+    name=st.sampled_from(["gemma", "masked", "moe"]),
 )
 def test_a_row_does_not_depend_on_its_batch_or_padding(lengths, width, name):
     config = VARIANTS[name]
@@ -297,7 +300,7 @@ def test_equal_configurations_make_one_model():
 
 
 def test_gradients_reach_every_parameter():
-    for name in ("qwen", "gpt2", "gemma"):
+    for name in ("qwen", "gpt2", "gemma", "moe"):
         config = VARIANTS[name]
         params = init(config)
         tokens = tokens_of((2, 6))
@@ -313,6 +316,23 @@ def test_gradients_reach_every_parameter():
             # A key bias moves all scores of a query alike, without rotation.
             dead = name == "gpt2" and "'key'" in str(path) and "bias" in str(path)
             assert dead or np.any(leaf), (name, path)
+
+
+def test_a_mixture_of_experts_against_one_expert_at_a_time():
+    config = VARIANTS["moe"]
+    block = init(config)["layer_0"]["mlp"]
+    x = jax.random.normal(jax.random.key(2), (2, 7, 16))
+    got = layers.Moe(config).apply({"params": block}, x)
+    probs = jax.nn.softmax(x @ block["router"]["kernel"])
+    for row, lane in np.ndindex(2, 7):
+        top = np.argsort(-probs[row, lane])[:2]
+        want = np.zeros(16)
+        for expert in top:
+            gate = jax.nn.silu(x[row, lane] @ block["gate"][expert])
+            inner = gate * (x[row, lane] @ block["up"][expert])
+            share = probs[row, lane, expert] / probs[row, lane, top].sum()
+            want += share * (inner @ block["down"][expert])
+        np.testing.assert_allclose(got[row, lane], want, atol=1e-5)
 
 
 def test_configuration_errors():

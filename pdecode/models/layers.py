@@ -175,6 +175,58 @@ class Mlp(nn.Module):
         return dense(config, config.width, config.mlp_bias, "down")(up)
 
 
+class Moe(nn.Module):
+    """Mixture of gated MLPs (Shazeer et al., 2017, arXiv:1701.06538), dropless.
+
+    Lanes are sorted by expert and each expert multiplies its own run of them, so there
+    is no capacity and no lane is dropped whatever the others choose.
+    """
+
+    config: Config
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        config, experts = self.config, self.config.experts
+        lanes = x.reshape(-1, config.width)
+        router = dense(config, experts.num_experts, False, "router")(lanes)
+        probs = jax.nn.softmax(router.astype(jnp.float32))
+        weights, chosen = jax.lax.top_k(probs, experts.top_k)
+        if experts.normalized:
+            weights = weights / weights.sum(-1, keepdims=True)
+        opening = (experts.num_experts, config.width, experts.width)
+        start = nn.initializers.variance_scaling(1.0, "fan_in", "normal", 1, 2, 0)
+        kernels = [
+            self.param(name, start, shape, jnp.float32)
+            for name, shape in (
+                ("gate", opening),
+                ("up", opening),
+                ("down", (opening[0], opening[2], opening[1])),
+            )
+        ]
+        act = ACTIVATIONS[config.activation]
+        return mixture(lanes, weights, chosen, kernels, act).reshape(x.shape)
+
+
+def mixture(lanes, weights, chosen, kernels, act) -> Array:
+    """Weighted sum of chosen experts, [T, E] in the dtype of `lanes` [T, E].
+
+    `weights` float32 [T, K] and `chosen` int32 [T, K] name each lane's experts;
+    `kernels` are gate and up [N, E, F] and down [N, F, E].
+    """
+    num_lanes, top_k = chosen.shape
+    flat = chosen.reshape(-1)
+    order = jnp.argsort(flat, stable=True)
+    gate, up, down = (kernel.astype(lanes.dtype) for kernel in kernels)
+    sizes = jnp.bincount(flat, length=gate.shape[0]).astype(jnp.int32)
+    inputs = lanes[order // top_k]
+    inner = act(jax.lax.ragged_dot(inputs, gate, sizes))
+    inner = inner * jax.lax.ragged_dot(inputs, up, sizes)
+    outputs = jax.lax.ragged_dot(inner, down, sizes).astype(jnp.float32)
+    # Undo the sort: lane t's k-th output is row t * K + k again.
+    outputs = outputs[jnp.argsort(order)].reshape(num_lanes, top_k, -1)
+    return (outputs * weights[:, :, None]).sum(1).astype(lanes.dtype)
+
+
 class Block(nn.Module):
     """One layer: attention and an MLP, each on a normed copy of the stream."""
 
@@ -189,7 +241,8 @@ class Block(nn.Module):
         if config.post_norms:
             branch = norm(config, "attention_post_norm")(branch)
         x = x + branch
-        branch = Mlp(config, name="mlp")(norm(config, "mlp_norm")(x))
+        inner = Mlp if config.experts is None else Moe
+        branch = inner(config, name="mlp")(norm(config, "mlp_norm")(x))
         if config.post_norms:
             branch = norm(config, "mlp_post_norm")(branch)
         return x + branch, cache

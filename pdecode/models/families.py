@@ -1,0 +1,435 @@
+"""Checkpoint families: what a config.json means, and which tensor is which parameter.
+
+A family is two pure functions: `config(fields)` reads the published configuration into
+ours, and `names(config)` maps each parameter path to the tensors it is made of. Adding
+a family is adding both and a line to FAMILIES.
+"""
+
+import math
+import warnings
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any, NamedTuple
+
+from pdecode.models import names, transformer
+from pdecode.models.config import Config, Experts, Rope
+
+
+class Family(NamedTuple):
+    """How a published architecture is read. `module` has its `init`, `make_model`."""
+
+    config: Callable[["Fields"], Any]
+    names: Callable[[Any], dict[str, names.Source]]
+    module: ModuleType = transformer
+    ignored: tuple[str, ...] = ()  # prefixes of tensors that text has no use for
+
+
+class Fields:
+    """A config.json as it is being read; knows what nobody asked for."""
+
+    def __init__(self, raw: dict):
+        self.raw = raw
+        self.seen = set(_HARMLESS)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        self.seen.add(name)
+        value = self.raw.get(name)
+        return default if value is None else value
+
+    def need(self, name: str) -> Any:
+        value = self.get(name)
+        if value is None:
+            raise ValueError(f"config.json lacks {name}")
+        return value
+
+    def expect(self, name: str, *allowed: Any) -> None:
+        """Raise unless the field is absent, null, or one of `allowed`."""
+        value = self.get(name)
+        if value is not None and value not in allowed:
+            raise ValueError(
+                f"config.json has {name}={value!r}, which is not supported; "
+                f"supported: {', '.join(map(repr, allowed))}"
+            )
+
+    def warn_unread(self) -> None:
+        unread = sorted(
+            name
+            for name, value in self.raw.items()
+            if name not in self.seen and value not in (None, False, 0, "", [], {})
+        )
+        if unread:
+            warnings.warn(
+                f"config.json fields that were not understood and are ignored: "
+                f"{', '.join(unread)}",
+                stacklevel=3,
+            )
+
+
+# Fields that say nothing about what the network computes.
+_HARMLESS = frozenset(
+    """architectures auto_map transformers_version torch_dtype dtype use_cache
+    initializer_range attention_dropout bos_token_id pad_token_id model_type name_or_path
+    _name_or_path hidden_dropout embd_pdrop attn_pdrop resid_pdrop summary_type
+    summary_use_proj summary_activation summary_first_dropout summary_proj_to_labels
+    pretraining_tp _attn_implementation attn_implementation is_encoder_decoder
+    task_specific_params output_router_logits router_aux_loss_coef cache_implementation
+    layer_types tokenizer_class n_ctx embedding_dropout residual_dropout flash_attention
+    flash_attn_varlen init_device init_fn init_std init_cutoff_factor precision
+    sep_token_id alibi_bias_max attention_layer_norm_with_affine rope_full_precision
+    max_window_layers return_dict output_hidden_states output_attentions id2label
+    label2id problem_type chunk_size_feed_forward add_cross_attention debug ep_size
+    fuse_cross_entropy micro_forward skip_checkpoint use_deepep text_config
+    mlp_ratio boi_token_id eoi_token_id image_token_id vision_config""".split()
+)
+
+_ACTIVATIONS = {
+    "silu": "silu",
+    "swish": "silu",
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+}
+
+
+def activation(fields: Fields, name: str, default: str) -> str:
+    value = fields.get(name, default)
+    if value not in _ACTIVATIONS:
+        raise ValueError(
+            f"config.json has {name}={value!r}, which is not supported; supported: "
+            f"{', '.join(_ACTIVATIONS)}"
+        )
+    return _ACTIVATIONS[value]
+
+
+def rope(fields: Fields, layer_type: str | None = None) -> Rope:
+    """Rotary settings from `rope_parameters`, or `rope_theta` and `rope_scaling`."""
+    theta = fields.get("rope_theta", 10_000.0)
+    scaling = fields.get("rope_scaling") or {}
+    both = fields.get("rope_parameters")
+    if both:
+        scaling = both.get(layer_type, both) if layer_type else both
+        theta = scaling.get("rope_theta", theta)
+    kind = scaling.get("rope_type", scaling.get("type", "default"))
+    if scaling.get("partial_rotary_factor", 1.0) != 1.0:
+        raise ValueError(
+            "config.json has a partial_rotary_factor, which is not supported here"
+        )
+    if kind == "default":
+        return Rope(theta=float(theta))
+    if kind == "linear":
+        return Rope(theta=float(theta), scaling=kind, factor=float(scaling["factor"]))
+    if kind == "llama3":
+        return Rope(
+            theta=float(theta),
+            scaling=kind,
+            factor=float(scaling["factor"]),
+            low_freq_factor=float(scaling["low_freq_factor"]),
+            high_freq_factor=float(scaling["high_freq_factor"]),
+            original_max_positions=int(scaling["original_max_position_embeddings"]),
+        )
+    raise ValueError(
+        f"config.json has rope type {kind!r}, which is not supported; supported: "
+        "default, linear, llama3"
+    )
+
+
+def eos_ids(fields: Fields) -> tuple[int, ...]:
+    value = fields.get("eos_token_id", ())
+    return (value,) if isinstance(value, int) else tuple(value)
+
+
+def _sizes(fields: Fields) -> dict[str, Any]:
+    """What every Llama-shaped configuration says in the same words."""
+    fields.expect("quantization_config", {})
+    fields.expect("attention_dropout", 0.0, 0)
+    return dict(
+        vocab_size=fields.need("vocab_size"),
+        width=fields.need("hidden_size"),
+        num_layers=fields.need("num_hidden_layers"),
+        num_heads=fields.need("num_attention_heads"),
+        num_kv_heads=fields.get("num_key_value_heads"),
+        head_dim=fields.get("head_dim"),
+        mlp_width=fields.get("intermediate_size"),
+        max_positions=fields.get("max_position_embeddings"),
+        norm_eps=fields.get("rms_norm_eps", 1e-6),
+        tied=fields.get("tie_word_embeddings", False),
+        eos_ids=eos_ids(fields),
+    )
+
+
+def _llama(fields: Fields) -> Config:
+    bias = fields.get("attention_bias", False)
+    return Config(
+        **_sizes(fields),
+        rope=rope(fields),
+        activation=activation(fields, "hidden_act", "silu"),
+        qkv_bias=bias,
+        out_bias=bias,
+        mlp_bias=fields.get("mlp_bias", False),
+        name="llama",
+    )
+
+
+def _mistral(fields: Fields) -> Config:
+    return Config(
+        **_sizes(fields),
+        rope=rope(fields),
+        activation=activation(fields, "hidden_act", "silu"),
+        window=fields.get("sliding_window"),
+        name="mistral",
+    )
+
+
+def _sliding(fields: Fields, num_layers: int) -> dict[str, Any]:
+    """Qwen: sliding layers only if switched on, from max_window_layers up."""
+    window = fields.get("sliding_window")
+    if not fields.get("use_sliding_window", False) or window is None:
+        return {}
+    first = fields.get("max_window_layers", num_layers)
+    kinds = fields.get("layer_types")
+    sliding = (
+        tuple(kind == "sliding_attention" for kind in kinds)
+        if kinds
+        else tuple(layer >= first for layer in range(num_layers))
+    )
+    return dict(window=window, sliding=sliding)
+
+
+def _qwen(fields: Fields, *, name: str, norm: bool, bias: bool, **facts) -> Config:
+    sizes = _sizes(fields)
+    return Config(
+        **sizes,
+        **_sliding(fields, sizes["num_layers"]),
+        rope=rope(fields),
+        activation=activation(fields, "hidden_act", "silu"),
+        qkv_bias=bias,
+        out_bias=bias and norm,
+        qk_norm=norm,
+        name=name,
+        **facts,
+    )
+
+
+def _qwen2(fields: Fields) -> Config:
+    return _qwen(fields, name="qwen2", norm=False, bias=True)
+
+
+def _qwen3(fields: Fields, name: str = "qwen3", **facts) -> Config:
+    bias = fields.get("attention_bias", False)
+    return _qwen(fields, name=name, norm=True, bias=bias, **facts)
+
+
+def _experts(fields: Fields, width: str) -> Experts:
+    return Experts(
+        num_experts=fields.need("num_experts"),
+        top_k=fields.need("num_experts_per_tok"),
+        width=fields.need(width),
+        normalized=fields.get("norm_topk_prob", False),
+    )
+
+
+def _qwen3_moe(fields: Fields, name: str = "qwen3_moe", **facts) -> Config:
+    fields.expect("decoder_sparse_step", 1)
+    fields.expect("mlp_only_layers", [])
+    experts = _experts(fields, "moe_intermediate_size")
+    return _qwen3(fields, name, experts=experts, **facts)
+
+
+def _absorbing(fields: Fields, **facts) -> dict[str, Any]:
+    return dict(noise="absorbing", mask_id=fields.need("mask_token_id"), **facts)
+
+
+def _dream(fields: Fields) -> Config:
+    """Dream: a Qwen2 that sees both ways and kept the autoregressive shift."""
+    facts = _absorbing(fields, attention="bidirectional", shift=True)
+    return _qwen(fields, name="dream", norm=False, bias=True, **facts)
+
+
+def _sdar(fields: Fields) -> Config:
+    """SDAR (Cheng et al., 2025, arXiv:2510.06303): Qwen3 with block-causal attention."""
+    block_len = fields.get("block_size", fields.get("block_length", 4))
+    facts = _absorbing(fields, attention="block_causal", block_len=block_len)
+    if fields.get("num_experts"):
+        return _qwen3_moe(fields, "sdar_moe", **facts)
+    return _qwen3(fields, "sdar", **facts)
+
+
+def _llada(fields: Fields) -> Config:
+    """LLaDA (Nie et al., 2025, arXiv:2502.09992), its block type "llama"."""
+    fields.expect("block_type", "llama")
+    fields.expect("layer_norm_type", "rms")
+    fields.expect("rope", True)
+    fields.expect("layer_norm_with_affine", True)
+    fields.expect("block_group_size", 1)
+    for name in (
+        "alibi",
+        "attention_layer_norm",
+        "bias_for_layer_norm",
+        "include_bias",
+        "input_emb_norm",
+        "scale_logits",
+    ):
+        fields.expect(name, False)
+    heads = fields.need("n_heads")
+    kv_heads = fields.get(
+        "n_kv_heads", 1 if fields.get("multi_query_attention") else heads
+    )
+    width = fields.need("d_model")
+    return Config(
+        # The embedding may have more rows than the vocabulary has words.
+        vocab_size=fields.get("embedding_size", fields.need("vocab_size")),
+        width=width,
+        num_layers=fields.need("n_layers"),
+        num_heads=heads,
+        num_kv_heads=kv_heads,
+        mlp_width=fields.get(
+            "mlp_hidden_size", int(fields.get("mlp_ratio", 4) * width)
+        ),
+        rope=Rope(theta=float(fields.get("rope_theta", 10_000.0))),
+        activation=activation(fields, "activation_type", "silu"),
+        qkv_bias=fields.get("include_qkv_bias", False),
+        max_positions=fields.get("max_sequence_length"),
+        norm_eps=fields.get("rms_norm_eps", 1e-5),
+        tied=fields.get("weight_tying", False),
+        eos_ids=eos_ids(fields),
+        name="llada",
+        **_absorbing(fields, attention="bidirectional"),
+    )
+
+
+def _llada_moe(fields: Fields) -> Config:
+    """LLaDA-MoE (Zhu et al., 2025, arXiv:2509.24389)."""
+    fields.expect("shared_expert_intermediate_size", 0)
+    fields.expect("expert_bias", False)
+    fields.expect("moe_router_score_function", "softmax")
+    fields.expect("score_func", "softmax")
+    fields.expect("partial_rotary_factor", 1, 1.0)
+    frequency = fields.get("moe_layer_freq", 1)
+    if set(frequency if isinstance(frequency, list) else [frequency]) != {1}:
+        raise ValueError(f"config.json has moe_layer_freq={frequency}: only all ones")
+    fields.get("dense_intermediate_size")
+    bias = fields.get("attention_bias", False)
+    return Config(
+        **_sizes(fields),
+        rope=rope(fields),
+        activation=activation(fields, "hidden_act", "silu"),
+        qkv_bias=bias,
+        qk_norm=fields.get("qk_layernorm", True),
+        experts=_experts(fields, "expert_intermediate_size"),
+        name="llada_moe",
+        **_absorbing(fields, attention="bidirectional"),
+    )
+
+
+def _gpt2(fields: Fields) -> Config:
+    fields.expect("scale_attn_by_inverse_layer_idx", False)
+    fields.expect("scale_attn_weights", True)
+    fields.expect("reorder_and_upcast_attn", False)
+    width = fields.need("n_embd")
+    return Config(
+        vocab_size=fields.need("vocab_size"),
+        width=width,
+        num_layers=fields.need("n_layer"),
+        num_heads=fields.need("n_head"),
+        mlp_width=fields.get("n_inner", 4 * width),
+        rope=None,
+        max_positions=fields.get("n_positions", 1024),
+        norm="layer",
+        norm_eps=fields.get("layer_norm_epsilon", 1e-5),
+        activation=activation(fields, "activation_function", "gelu_new"),
+        gated=False,
+        mlp_bias=True,
+        qkv_bias=True,
+        out_bias=True,
+        tied=fields.get("tie_word_embeddings", True),
+        eos_ids=eos_ids(fields),
+        name="gpt2",
+    )
+
+
+def _gemma(fields: Fields, *, every: int, **facts) -> Config:
+    """Gemma: scaled embedding, norms by 1 + w on both sides, sliding layers."""
+    fields.expect("use_bidirectional_attention", False)
+    fields.expect("attention_bias", False)
+    sizes = _sizes(fields)
+    layers = range(sizes["num_layers"])
+    kinds = fields.get("layer_types")
+    return Config(
+        **{**sizes, "tied": fields.get("tie_word_embeddings", True)},
+        sliding=tuple(kind == "sliding_attention" for kind in kinds)
+        if kinds
+        else tuple((layer + 1) % every != 0 for layer in layers),
+        window=fields.get("sliding_window", 4096),
+        activation=activation(
+            fields,
+            "hidden_activation" if fields.get("hidden_activation") else "hidden_act",
+            "gelu_pytorch_tanh",
+        ),
+        embed_scale=math.sqrt(sizes["width"]),
+        norm_offset=1.0,
+        post_norms=True,
+        query_scale=float(fields.get("query_pre_attn_scalar", 256)) ** -0.5,
+        attention_soft_cap=fields.get("attn_logit_softcapping"),
+        logit_soft_cap=fields.get("final_logit_softcapping"),
+        **facts,
+    )
+
+
+def _gemma2(fields: Fields) -> Config:
+    return _gemma(fields, every=2, rope=rope(fields), name="gemma2")
+
+
+def _gemma3(fields: Fields) -> Config:
+    every = fields.get(
+        "sliding_window_pattern", fields.get("_sliding_window_pattern", 6)
+    )
+    local = fields.get("rope_local_base_freq", 10_000.0)
+    both = fields.get("rope_parameters") or {}
+    sliding = (
+        rope(fields, "sliding_attention")
+        if "sliding_attention" in both
+        else Rope(theta=float(local))
+    )
+    full = rope(fields, "full_attention")
+    if not both and fields.get("rope_theta") is None:
+        full = Rope(theta=1_000_000.0)
+    return _gemma(
+        fields,
+        every=every,
+        rope=full,
+        rope_sliding=sliding,
+        qk_norm=True,
+        name="gemma3",
+    )
+
+
+FAMILIES: dict[str, Family] = {
+    "llama": Family(_llama, names.llama),
+    "mistral": Family(_mistral, names.llama),
+    "qwen2": Family(_qwen2, names.llama),
+    "qwen3": Family(_qwen3, names.llama),
+    "qwen3_moe": Family(_qwen3_moe, names.llama),
+    "gpt2": Family(_gpt2, names.gpt2),
+    "gemma2": Family(_gemma2, names.llama),
+    "gemma3_text": Family(_gemma3, names.llama),
+    "llada": Family(_llada, names.llada),
+    "lladamoe": Family(_llada_moe, names.llama),
+    "llada_moe": Family(_llada_moe, names.llama),
+    "dream": Family(_dream, names.llama),
+    "sdar": Family(_sdar, names.llama),
+    "sdar_moe": Family(_sdar, names.llama),
+}
+
+
+def of(raw: dict) -> Family:
+    """The family of a config.json; an unknown architecture names the known ones."""
+    kind = str(raw.get("model_type", "")).lower()
+    if kind == "llada" and "num_experts" in raw:
+        kind = "lladamoe"  # published under the dense model's type
+    family = FAMILIES.get(kind)
+    if family is None:
+        raise ValueError(
+            f"unknown architecture {raw.get('model_type')!r}; known: "
+            f"{', '.join(FAMILIES)}"
+        )
+    return family

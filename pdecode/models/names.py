@@ -1,0 +1,128 @@
+"""Which tensors of a published checkpoint each of our parameters is made of.
+
+Paths are ours, "layer_0/attention/query/kernel"; in the tables below "layer/" and {}
+stand for every layer. A table reads both ways, so it also writes checkpoints.
+"""
+
+from typing import NamedTuple
+
+from pdecode.models.config import Config
+
+
+class Source(NamedTuple):
+    """The tensors a parameter is made of.
+
+    `how` "plain" takes one as it is; "linear" transposes [out, in] to [in, out];
+    "part" takes third `part` of the last axis; "stack" transposes each and stacks them.
+    """
+
+    names: tuple[str, ...]
+    how: str = "plain"
+    part: int = 0
+
+
+def _layers(config: Config, table: dict[str, str]) -> dict[str, Source]:
+    """`table` with {} filled in for every layer; kernels are transposed."""
+    names = {}
+    for path, name in table.items():
+        how = "linear" if path.endswith("/kernel") else "plain"
+        if path.startswith("layer/"):
+            for layer in range(config.num_layers):
+                full = path.replace("layer/", f"layer_{layer}/", 1)
+                names[full] = Source((name.format(layer),), how)
+        else:
+            names[path] = Source((name,), how)
+    return names
+
+
+def llama(config: Config, prefix: str = "model.") -> dict[str, Source]:
+    block = prefix + "layers.{}."
+    table = {
+        "embed": prefix + "embed_tokens.weight",
+        "norm/weight": prefix + "norm.weight",
+        "layer/attention_norm/weight": block + "input_layernorm.weight",
+        "layer/mlp_norm/weight": block + "post_attention_layernorm.weight",
+    }
+    if config.post_norms:
+        table |= {
+            "layer/attention_post_norm/weight": block
+            + "post_attention_layernorm.weight",
+            "layer/mlp_norm/weight": block + "pre_feedforward_layernorm.weight",
+            "layer/mlp_post_norm/weight": block + "post_feedforward_layernorm.weight",
+        }
+    if not config.tied:
+        table["head"] = "lm_head.weight"
+    for ours, theirs in (("query", "q"), ("key", "k"), ("value", "v"), ("out", "o")):
+        stem = f"{block}self_attn.{theirs}_proj."
+        table[f"layer/attention/{ours}/kernel"] = stem + "weight"
+        if config.out_bias if ours == "out" else config.qkv_bias:
+            table[f"layer/attention/{ours}/bias"] = stem + "bias"
+    if config.qk_norm:
+        table["layer/attention/query_norm/weight"] = block + "self_attn.q_norm.weight"
+        table["layer/attention/key_norm/weight"] = block + "self_attn.k_norm.weight"
+    if config.experts is None:
+        for name in ("gate", "up", "down"):
+            table[f"layer/mlp/{name}/kernel"] = f"{block}mlp.{name}_proj.weight"
+            if config.mlp_bias:
+                table[f"layer/mlp/{name}/bias"] = f"{block}mlp.{name}_proj.bias"
+        return _layers(config, table)
+    table["layer/mlp/router/kernel"] = block + "mlp.gate.weight"
+    names = _layers(config, table)
+    for layer in range(config.num_layers):
+        for name in ("gate", "up", "down"):
+            stem = f"{block.format(layer)}mlp.experts."
+            each = range(config.experts.num_experts)
+            names[f"layer_{layer}/mlp/{name}"] = Source(
+                tuple(f"{stem}{expert}.{name}_proj.weight" for expert in each), "stack"
+            )
+    return names
+
+
+def llada(config: Config) -> dict[str, Source]:
+    block = "model.transformer.blocks.{}."
+    table = {
+        "embed": "model.transformer.wte.weight",
+        "norm/weight": "model.transformer.ln_f.weight",
+        "layer/attention_norm/weight": block + "attn_norm.weight",
+        "layer/mlp_norm/weight": block + "ff_norm.weight",
+        "layer/attention/out/kernel": block + "attn_out.weight",
+        "layer/mlp/gate/kernel": block + "ff_proj.weight",
+        "layer/mlp/up/kernel": block + "up_proj.weight",
+        "layer/mlp/down/kernel": block + "ff_out.weight",
+    }
+    if not config.tied:
+        table["head"] = "model.transformer.ff_out.weight"
+    for ours, theirs in (("query", "q"), ("key", "k"), ("value", "v")):
+        table[f"layer/attention/{ours}/kernel"] = f"{block}{theirs}_proj.weight"
+        if config.qkv_bias:
+            table[f"layer/attention/{ours}/bias"] = f"{block}{theirs}_proj.bias"
+    return _layers(config, table)
+
+
+def gpt2(config: Config) -> dict[str, Source]:
+    names = {
+        "embed": Source(("transformer.wte.weight",)),
+        "positions": Source(("transformer.wpe.weight",)),
+        "norm/weight": Source(("transformer.ln_f.weight",)),
+        "norm/bias": Source(("transformer.ln_f.bias",)),
+    }
+    if not config.tied:
+        names["head"] = Source(("lm_head.weight",))
+    # Its linear layers are stored [in, out] already.
+    for layer in range(config.num_layers):
+        ours, theirs = f"layer_{layer}/", f"transformer.h.{layer}."
+        for kind, suffix in (("weight", "weight"), ("bias", "bias")):
+            leaf = "kernel" if kind == "weight" else "bias"
+            names[f"{ours}attention_norm/{kind}"] = Source((f"{theirs}ln_1.{suffix}",))
+            names[f"{ours}mlp_norm/{kind}"] = Source((f"{theirs}ln_2.{suffix}",))
+            for part, name in enumerate(("query", "key", "value")):
+                names[f"{ours}attention/{name}/{leaf}"] = Source(
+                    (f"{theirs}attn.c_attn.{suffix}",), "part", part
+                )
+            for path, name in (
+                ("attention/out", "attn.c_proj"),
+                ("mlp/up", "mlp.c_fc"),
+                ("mlp/down", "mlp.c_proj"),
+            ):
+                names[f"{ours}{path}/{leaf}"] = Source((f"{theirs}{name}.{suffix}",))
+    return names
