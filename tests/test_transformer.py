@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pdecode import cache as caches
 from pdecode.contracts import Prompt, Query, Visibility
 from pdecode.models import layers, transformer
-from pdecode.models.layers import moved, write
 
 TINY = transformer.Config(
     vocab_size=19, width=16, num_layers=3, num_heads=4, num_kv_heads=2, mlp_width=24
@@ -166,7 +166,7 @@ def test_move_reads_all_sources_first_and_drops():
     leaf = jnp.arange(2 * 1 * 6 * 1, dtype=jnp.float32).reshape(2, 1, 6, 1)
     source = jnp.array([[0, 1, 2, 3], [5, 4, 0, 0]], jnp.int32)
     target = jnp.array([[1, 2, 3, 6], [0, 5, 99, 6]], jnp.int32)
-    got = moved(leaf, source, target)[:, 0, :, 0]
+    got = caches.move(leaf, source, target)[:, 0, :, 0]
     np.testing.assert_array_equal(got, [[0, 0, 1, 2, 4, 5], [11, 7, 8, 9, 10, 10]])
 
 
@@ -409,6 +409,6 @@ def cache_sized_moves(text, batch, slots):
 def test_write_drops_what_is_past_the_end():
     cache = jnp.zeros((1, 2, 4, 3))
     new = jnp.arange(12.0).reshape(1, 2, 2, 3) + 1
-    got = write(cache, jnp.array([[3, 4]], jnp.int32), new)
+    got = caches.write(cache, jnp.array([[3, 4]], jnp.int32), new)
     np.testing.assert_array_equal(got[0, :, 3], new[0, :, 0])
     np.testing.assert_array_equal(got[0, :, :3], 0)

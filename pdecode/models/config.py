@@ -19,10 +19,11 @@ class Rope:
     `scaling` None leaves the frequencies alone; "linear" divides them by `factor`
     (Chen et al., 2023, arXiv:2306.15595); "llama3" divides the low ones only, with a
     ramp between the two wavelengths original_max / low and original_max / high
-    (Llama 3, arXiv:2407.21783).
+    (Llama 3, arXiv:2407.21783). Only the first `fraction` of the pairs turns.
     """
 
     theta: float = 10_000.0
+    fraction: float = 1.0
     scaling: str | None = None
     factor: float = 1.0
     low_freq_factor: float = 1.0
@@ -32,6 +33,7 @@ class Rope:
     def frequencies(self, head_dim: int) -> np.ndarray:
         """Radians a position turns each pair, float64 [head_dim / 2]."""
         freqs = self.theta ** (-np.arange(0, head_dim, 2) / head_dim)
+        freqs[int(self.fraction * head_dim // 2) :] = 0.0
         if self.scaling == "linear":
             return freqs / self.factor
         if self.scaling == "llama3":

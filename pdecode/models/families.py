@@ -6,136 +6,23 @@ a family is adding both and a line to FAMILIES.
 """
 
 import math
-import warnings
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from pdecode.models import names, transformer
+from pdecode.models import diffusion_gemma, names, transformer
 from pdecode.models.config import Config, Experts, Rope
+from pdecode.models.fields import Fields, activation, eos_ids, rope
 
 
 class Family(NamedTuple):
     """How a published architecture is read. `module` has its `init`, `make_model`."""
 
-    config: Callable[["Fields"], Any]
+    config: Callable[[Fields], Any]
     names: Callable[[Any], dict[str, names.Source]]
     module: ModuleType = transformer
     ignored: tuple[str, ...] = ()  # prefixes of tensors that text has no use for
-
-
-class Fields:
-    """A config.json as it is being read; knows what nobody asked for."""
-
-    def __init__(self, raw: dict):
-        self.raw = raw
-        self.seen = set(_HARMLESS)
-
-    def get(self, name: str, default: Any = None) -> Any:
-        self.seen.add(name)
-        value = self.raw.get(name)
-        return default if value is None else value
-
-    def need(self, name: str) -> Any:
-        value = self.get(name)
-        if value is None:
-            raise ValueError(f"config.json lacks {name}")
-        return value
-
-    def expect(self, name: str, *allowed: Any) -> None:
-        """Raise unless the field is absent, null, or one of `allowed`."""
-        value = self.get(name)
-        if value is not None and value not in allowed:
-            raise ValueError(
-                f"config.json has {name}={value!r}, which is not supported; "
-                f"supported: {', '.join(map(repr, allowed))}"
-            )
-
-    def warn_unread(self) -> None:
-        unread = sorted(
-            name
-            for name, value in self.raw.items()
-            if name not in self.seen and value not in (None, False, 0, "", [], {})
-        )
-        if unread:
-            warnings.warn(
-                f"config.json fields that were not understood and are ignored: "
-                f"{', '.join(unread)}",
-                stacklevel=3,
-            )
-
-
-# Fields that say nothing about what the network computes.
-_HARMLESS = frozenset(
-    """architectures auto_map transformers_version torch_dtype dtype use_cache
-    initializer_range attention_dropout bos_token_id pad_token_id model_type name_or_path
-    _name_or_path hidden_dropout embd_pdrop attn_pdrop resid_pdrop summary_type
-    summary_use_proj summary_activation summary_first_dropout summary_proj_to_labels
-    pretraining_tp _attn_implementation attn_implementation is_encoder_decoder
-    task_specific_params output_router_logits router_aux_loss_coef cache_implementation
-    layer_types tokenizer_class n_ctx embedding_dropout residual_dropout flash_attention
-    flash_attn_varlen init_device init_fn init_std init_cutoff_factor precision
-    sep_token_id alibi_bias_max attention_layer_norm_with_affine rope_full_precision
-    max_window_layers return_dict output_hidden_states output_attentions id2label
-    label2id problem_type chunk_size_feed_forward add_cross_attention debug ep_size
-    fuse_cross_entropy micro_forward skip_checkpoint use_deepep text_config
-    mlp_ratio boi_token_id eoi_token_id image_token_id vision_config""".split()
-)
-
-_ACTIVATIONS = {
-    "silu": "silu",
-    "swish": "silu",
-    "gelu": "gelu",
-    "gelu_new": "gelu_tanh",
-    "gelu_pytorch_tanh": "gelu_tanh",
-}
-
-
-def activation(fields: Fields, name: str, default: str) -> str:
-    value = fields.get(name, default)
-    if value not in _ACTIVATIONS:
-        raise ValueError(
-            f"config.json has {name}={value!r}, which is not supported; supported: "
-            f"{', '.join(_ACTIVATIONS)}"
-        )
-    return _ACTIVATIONS[value]
-
-
-def rope(fields: Fields, layer_type: str | None = None) -> Rope:
-    """Rotary settings from `rope_parameters`, or `rope_theta` and `rope_scaling`."""
-    theta = fields.get("rope_theta", 10_000.0)
-    scaling = fields.get("rope_scaling") or {}
-    both = fields.get("rope_parameters")
-    if both:
-        scaling = both.get(layer_type, both) if layer_type else both
-        theta = scaling.get("rope_theta", theta)
-    kind = scaling.get("rope_type", scaling.get("type", "default"))
-    if scaling.get("partial_rotary_factor", 1.0) != 1.0:
-        raise ValueError(
-            "config.json has a partial_rotary_factor, which is not supported here"
-        )
-    if kind == "default":
-        return Rope(theta=float(theta))
-    if kind == "linear":
-        return Rope(theta=float(theta), scaling=kind, factor=float(scaling["factor"]))
-    if kind == "llama3":
-        return Rope(
-            theta=float(theta),
-            scaling=kind,
-            factor=float(scaling["factor"]),
-            low_freq_factor=float(scaling["low_freq_factor"]),
-            high_freq_factor=float(scaling["high_freq_factor"]),
-            original_max_positions=int(scaling["original_max_position_embeddings"]),
-        )
-    raise ValueError(
-        f"config.json has rope type {kind!r}, which is not supported; supported: "
-        "default, linear, llama3"
-    )
-
-
-def eos_ids(fields: Fields) -> tuple[int, ...]:
-    value = fields.get("eos_token_id", ())
-    return (value,) if isinstance(value, int) else tuple(value)
+    alias: tuple[str, str] | None = None  # a prefix, and one that may stand for it
 
 
 def _sizes(fields: Fields) -> dict[str, Any]:
@@ -246,7 +133,7 @@ def _dream(fields: Fields) -> Config:
 
 
 def _sdar(fields: Fields) -> Config:
-    """SDAR (Cheng et al., 2025, arXiv:2510.06303): Qwen3 with block-causal attention."""
+    """SDAR (Cheng et al., 2025, arXiv:2510.06303): a Qwen3, causal between blocks."""
     block_len = fields.get("block_size", fields.get("block_length", 4))
     facts = _absorbing(fields, attention="block_causal", block_len=block_len)
     if fields.get("num_experts"):
@@ -403,6 +290,56 @@ def _gemma3(fields: Fields) -> Config:
     )
 
 
+def _diffusion_gemma(fields: Fields) -> diffusion_gemma.Config:
+    canvas_len = fields.need("canvas_length")
+    fields.expect("tie_word_embeddings", True)
+    eos = eos_ids(fields)
+    text = Fields(fields.need("text_config"))
+    text.expect("attention_bias", False)
+    text.expect("tie_word_embeddings", True)
+    text.expect("use_bidirectional_attention", "vision", False)
+    kinds = text.need("layer_types")
+    unknown = set(kinds) - {"sliding_attention", "full_attention"}
+    if unknown or kinds[-1] != "full_attention":
+        raise ValueError(f"config.json has layer_types={kinds}: the last must be full")
+    heads, head_dim = text.need("num_key_value_heads"), text.need("head_dim")
+    # Full layers differ; the sizes stand under the index of any of them, or as global.
+    own = text.get("per_layer_config", {}).get(str(kinds.index("full_attention")), {})
+    turning = text.get("rope_parameters", {})
+    sliding = turning.get("sliding_attention", {})
+    full = turning.get("full_attention", {})
+    return diffusion_gemma.Config(
+        vocab_size=text.need("vocab_size"),
+        width=text.need("hidden_size"),
+        num_heads=text.need("num_attention_heads"),
+        num_kv_heads=heads,
+        head_dim=head_dim,
+        full_num_kv_heads=own.get(
+            "num_key_value_heads", text.get("num_global_key_value_heads", heads)
+        ),
+        full_head_dim=own.get("head_dim", text.get("global_head_dim", 512)),
+        mlp_width=text.need("intermediate_size"),
+        experts=Experts(
+            text.need("num_experts"),
+            text.need("top_k_experts"),
+            text.need("moe_intermediate_size"),
+        ),
+        sliding=tuple(kind == "sliding_attention" for kind in kinds),
+        window=text.need("sliding_window"),
+        canvas_len=canvas_len,
+        rope_sliding=Rope(theta=float(sliding.get("rope_theta", 10_000.0))),
+        rope_full=Rope(
+            theta=float(full.get("rope_theta", 1_000_000.0)),
+            fraction=float(full.get("partial_rotary_factor", 0.25)),
+        ),
+        norm_eps=text.get("rms_norm_eps", 1e-6),
+        logit_soft_cap=text.get("final_logit_softcapping", 30.0),
+        max_positions=text.get("max_position_embeddings"),
+        eos_ids=eos or eos_ids(text),
+        activation=activation(text, "hidden_activation", "gelu_pytorch_tanh"),
+    )
+
+
 FAMILIES: dict[str, Family] = {
     "llama": Family(_llama, names.llama),
     "mistral": Family(_mistral, names.llama),
@@ -418,6 +355,17 @@ FAMILIES: dict[str, Family] = {
     "dream": Family(_dream, names.llama),
     "sdar": Family(_sdar, names.llama),
     "sdar_moe": Family(_sdar, names.llama),
+    "diffusion_gemma": Family(
+        _diffusion_gemma,
+        names.diffusion_gemma,
+        diffusion_gemma,
+        ignored=(
+            "model.encoder.vision_tower.",
+            "model.encoder.embed_vision.",
+            "lm_head.",
+        ),
+        alias=("model.decoder.", "model.encoder.language_model."),
+    ),
 }
 
 

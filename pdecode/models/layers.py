@@ -1,15 +1,17 @@
 """The parts of a transformer layer: norms, rotary positions, attention, MLP."""
 
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import Array
 
+from pdecode import cache as caches
 from pdecode.contracts import Visibility
 from pdecode.kernels import attention as attention_kernel
-from pdecode.models.config import Config, Rope
+from pdecode.models.config import Config, Experts, Rope
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "silu": jax.nn.silu,
@@ -36,24 +38,11 @@ def rotate(x: Array, angles: tuple[Array, Array]) -> Array:
     return jnp.concatenate(turned, axis=-1).astype(x.dtype)
 
 
-def write(cache: Array, slots: Array, new: Array) -> Array:
-    """`cache` [B, H, S, D] with `new` [B, H, Q, D] at `slots` [B, Q]; >= S is dropped.
-
-    The batched form keeps the scatter in place: an index array for the batch axis would
-    move the slot axis to the front and cost a transposed copy of the cache.
-    """
-    return jax.vmap(lambda row, slot, value: row.at[:, slot].set(value, mode="drop"))(
-        cache, slots, new.astype(cache.dtype)
-    )
-
-
-def moved(cache: Array, source: Array, target: Array) -> Array:
-    """`cache` [B, H, S, D] with slots `source` [B, K] copied to `target` [B, K].
-
-    All sources are read before any target is written; a target >= S is dropped.
-    """
-    read = jax.vmap(lambda row, slot: row.at[:, slot].get(mode="clip"))
-    return write(cache, target, read(cache, source))
+def rms(x: Array, eps: float) -> Array:
+    """`x` divided by the root mean square of its last axis, in float32, no scale."""
+    value = x.astype(jnp.float32)
+    square = jnp.mean(jnp.square(value), axis=-1, keepdims=True)
+    return (value * jax.lax.rsqrt(square + eps)).astype(x.dtype)
 
 
 class Norm(nn.Module):
@@ -88,7 +77,7 @@ def norm(config: Config, name: str) -> Norm:
     return Norm(config.norm, config.norm_eps, config.norm_offset, name=name)
 
 
-def dense(config: Config, features: int, bias: bool, name: str) -> nn.Dense:
+def dense(config: Any, features: int, bias: bool, name: str) -> nn.Dense:
     return nn.Dense(
         features,
         use_bias=bias,
@@ -134,8 +123,8 @@ class Attention(nn.Module):
         if cache is not None:
             # Writes happen before reads: a lane may see what this call stores.
             cache = {
-                "k": write(cache["k"], slots, key),
-                "v": write(cache["v"], slots, value),
+                "k": caches.write(cache["k"], slots, key.astype(cache["k"].dtype)),
+                "v": caches.write(cache["v"], slots, value.astype(cache["v"].dtype)),
             }
         elif visible.among is not None:
             # Every key is seen through `among`; the interval has nothing to show.
@@ -193,18 +182,22 @@ class Moe(nn.Module):
         weights, chosen = jax.lax.top_k(probs, experts.top_k)
         if experts.normalized:
             weights = weights / weights.sum(-1, keepdims=True)
-        opening = (experts.num_experts, config.width, experts.width)
-        start = nn.initializers.variance_scaling(1.0, "fan_in", "normal", 1, 2, 0)
-        kernels = [
-            self.param(name, start, shape, jnp.float32)
-            for name, shape in (
-                ("gate", opening),
-                ("up", opening),
-                ("down", (opening[0], opening[2], opening[1])),
-            )
-        ]
+        kernels = expert_kernels(self, experts, config.width)
         act = ACTIVATIONS[config.activation]
         return mixture(lanes, weights, chosen, kernels, act).reshape(x.shape)
+
+
+def expert_kernels(module: nn.Module, experts: Experts, width: int) -> list[Array]:
+    """Parameters gate and up [N, E, F] and down [N, F, E] of `module`."""
+    opening = (experts.num_experts, width, experts.width)
+    closing = (experts.num_experts, experts.width, width)
+    start = nn.initializers.variance_scaling(
+        1.0, "fan_in", "normal", in_axis=1, out_axis=2, batch_axis=0
+    )
+    shapes = {"gate": opening, "up": opening, "down": closing}
+    return [
+        module.param(name, start, shape, jnp.float32) for name, shape in shapes.items()
+    ]
 
 
 def mixture(lanes, weights, chosen, kernels, act) -> Array:

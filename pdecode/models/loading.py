@@ -82,7 +82,7 @@ def open_folder(path: str | os.PathLike, *, dtype: str | None = None) -> Checkpo
     config = family.config(fields)
     fields.warn_unread()
     index = tensors.index(folder)
-    sources = _resolved(family.names(config), index)
+    sources = _resolved(family.names(config), index, family.alias)
     if dtype is None:
         dtype = _own_dtype(index, sources)
     config = dataclasses.replace(config, dtype=jnp.dtype(dtype).name)
@@ -128,9 +128,17 @@ def read_source(
         entry = index[source.names[0]]
         rows = tensors.read(entry, part[0]) if part else tensors.read(entry)
         return rows[(slice(None), *part[1:])] if part else rows
-    if source.how == "linear":
+    if source.how == "linear" and len(shape) == 2:
         rows = tensors.read(index[source.names[0]], part[1])
         return np.ascontiguousarray(rows[:, part[0]].T)
+    if source.how == "linear":
+        rows = tensors.read(index[source.names[0]], part[0])
+        return np.ascontiguousarray(rows.swapaxes(1, 2)[:, part[1], part[2]])
+    if source.how == "half":
+        rows = tensors.read(index[source.names[0]], part[0])
+        width = shape[-1]
+        half = rows[:, source.part * width : (source.part + 1) * width]
+        return np.ascontiguousarray(half.swapaxes(1, 2)[:, part[1], part[2]])
     if source.how == "part":
         whole = tensors.read(index[source.names[0]])
         width = shape[-1]
@@ -146,7 +154,9 @@ def read_source(
 def source_shape(source: Source, shape: tuple[int, ...]) -> tuple[int, ...]:
     """The shape each of a source's tensors must have for a parameter of `shape`."""
     if source.how == "linear":
-        return shape[::-1]
+        return (*shape[:-2], shape[-1], shape[-2])
+    if source.how == "half":
+        return (shape[0], 2 * shape[2], shape[1])
     if source.how == "part":
         return (*shape[:-1], 3 * shape[-1])
     if source.how == "stack":
@@ -193,13 +203,18 @@ def _check(checkpoint: Checkpoint) -> None:
 
 
 def _resolved(
-    sources: dict[str, Source], index: Mapping[str, Any]
+    sources: dict[str, Source],
+    index: Mapping[str, Any],
+    alias: tuple[str, str] | None,
 ) -> dict[str, Source]:
-    """Sources by the names the files use: some are saved without the outer prefix."""
+    """Sources by the names the files use: prefixes come and go between versions."""
 
     def resolve(name: str) -> str:
-        inner = name.partition(".")[2]
-        return inner if name not in index and inner in index else name
+        spellings = [name, name.partition(".")[2]]
+        if alias is not None:
+            spellings.append(name.replace(*alias))
+            spellings.append(name.replace(*alias[::-1]))
+        return next((each for each in spellings if each in index), name)
 
     return {
         path: source._replace(names=tuple(map(resolve, source.names)))

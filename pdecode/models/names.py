@@ -4,7 +4,7 @@ Paths are ours, "layer_0/attention/query/kernel"; in the tables below "layer/" a
 stand for every layer. A table reads both ways, so it also writes checkpoints.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pdecode.models.config import Config
 
@@ -12,8 +12,9 @@ from pdecode.models.config import Config
 class Source(NamedTuple):
     """The tensors a parameter is made of.
 
-    `how` "plain" takes one as it is; "linear" transposes [out, in] to [in, out];
-    "part" takes third `part` of the last axis; "stack" transposes each and stacks them.
+    `how` "plain" takes one as it is; "linear" swaps its last two axes, [out, in] to
+    [in, out]; "part" takes third `part` of the last axis; "half" takes half `part` of
+    the rows of each [out, in] and swaps; "stack" swaps each and stacks them.
     """
 
     names: tuple[str, ...]
@@ -21,7 +22,7 @@ class Source(NamedTuple):
     part: int = 0
 
 
-def _layers(config: Config, table: dict[str, str]) -> dict[str, Source]:
+def _layers(config: Any, table: dict[str, str]) -> dict[str, Source]:
     """`table` with {} filled in for every layer; kernels are transposed."""
     names = {}
     for path, name in table.items():
@@ -125,4 +126,49 @@ def gpt2(config: Config) -> dict[str, Source]:
                 ("mlp/down", "mlp.c_proj"),
             ):
                 names[f"{ours}{path}/{leaf}"] = Source((f"{theirs}{name}.{suffix}",))
+    return names
+
+
+def diffusion_gemma(config: Any) -> dict[str, Source]:
+    block = "model.decoder.layers.{}."
+    table = {
+        "embed": "model.decoder.embed_tokens.weight",
+        "norm/weight": "model.decoder.norm.weight",
+        "self_conditioning/pre_norm/weight": (
+            "model.decoder.self_conditioning.pre_norm.weight"
+        ),
+        "layer/attention_norm/weight": block + "input_layernorm.weight",
+        "layer/attention_post_norm/weight": block + "post_attention_layernorm.weight",
+        "layer/mlp_norm/weight": block + "pre_feedforward_layernorm.weight",
+        "layer/mlp_post_norm/weight": block + "post_feedforward_layernorm_1.weight",
+        "layer/experts_norm/weight": block + "pre_feedforward_layernorm_2.weight",
+        "layer/experts_post_norm/weight": block + "post_feedforward_layernorm_2.weight",
+        "layer/mlp_joint_norm/weight": block + "post_feedforward_layernorm.weight",
+        "layer/query/kernel": block + "self_attn.q_proj.weight",
+        "layer/key/kernel": block + "self_attn.k_proj.weight",
+        "layer/out/kernel": block + "self_attn.o_proj.weight",
+        "layer/query_norm/weight": block + "self_attn.q_norm.weight",
+        "layer/key_norm/weight": block + "self_attn.k_norm.weight",
+        "layer/experts/router/kernel": block + "router.proj.weight",
+        "layer/experts/router_scale": block + "router.scale",
+        "layer/experts/expert_scale": block + "router.per_expert_scale",
+        "layer/denoise_scale": block + "layer_scalar",
+        "layer/encode_scale": "model.encoder.language_model.layers.{}.layer_scalar",
+    }
+    for name in ("gate", "up", "down"):
+        table[f"layer/mlp/{name}/kernel"] = f"{block}mlp.{name}_proj.weight"
+        table[f"self_conditioning/{name}/kernel"] = (
+            f"model.decoder.self_conditioning.{name}_proj.weight"
+        )
+    names = _layers(config, table)
+    for layer in range(config.num_layers):
+        ours, theirs = f"layer_{layer}/experts/", f"{block.format(layer)}experts."
+        both = (theirs + "gate_up_proj",)
+        names[ours + "gate"] = Source(both, "half", 0)
+        names[ours + "up"] = Source(both, "half", 1)
+        names[ours + "down"] = Source((theirs + "down_proj",), "linear")
+        if config.sliding[layer]:
+            names[f"layer_{layer}/value/kernel"] = Source(
+                (f"{block.format(layer)}self_attn.v_proj.weight",), "linear"
+            )
     return names

@@ -30,7 +30,7 @@ class Tokenizer(NamedTuple):
     def encode(self, text: str, *, bos: bool = True, eos: bool = False) -> list[int]:
         """Ids of `text`; `bos` adds what the tokenizer itself puts around a text.
 
-        Raises ValueError for a special token, <|like this|>, that the tokenizer has not.
+        Raises ValueError for a special token, <|like this|>, that it does not know.
         """
         unknown = sorted(
             token

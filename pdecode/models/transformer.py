@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from pdecode import cache as caches
 from pdecode.contracts import (
     Cache,
     Head,
@@ -76,7 +77,7 @@ def make_model(config: Config) -> Model:
         apply=functools.partial(_apply, config),
         encode=functools.partial(_apply, config),
         head=functools.partial(_head, config),
-        move=_move,
+        move=caches.move,
         vocab_size=config.vocab_size,
         mask_id=config.mask_id,
         eos_ids=config.eos_ids,
@@ -193,7 +194,7 @@ def shifted(model: Model, width: int, dtype: str = "float32") -> Model:
 
     def shift(call, params, query: Query, cache: Cache, *, layers=None):
         output, inner = call(params, query, cache["model"], layers=layers)
-        hidden = parts.write(cache["hidden"], query.slots, output.hidden[:, None])
+        hidden = caches.write(cache["hidden"], query.slots, output.hidden[:, None])
         left = jnp.maximum(query.positions - 1, 0)
         read = jax.vmap(lambda row, slot: row[0].at[slot].get(mode="clip"))
         output = output._replace(hidden=read(hidden, left))
@@ -202,7 +203,7 @@ def shifted(model: Model, width: int, dtype: str = "float32") -> Model:
     def move(cache: Cache, source: Array, target: Array) -> Cache:
         return {
             "model": model.move(cache["model"], source, target),
-            "hidden": parts.moved(cache["hidden"], source, target),
+            "hidden": caches.move(cache["hidden"], source, target),
         }
 
     return model._replace(
@@ -298,10 +299,6 @@ def _final_norm(config: Config, params: Params, stream: Array) -> Array:
 def _head(config: Config, params: Params) -> Head:
     weight = params["embed"] if config.tied else params["head"]
     return Head(weight, None, config.logit_scale, config.logit_soft_cap)
-
-
-def _move(cache: Cache, source: Array, target: Array) -> Cache:
-    return jax.tree.map(lambda leaf: parts.moved(leaf, source, target), cache)
 
 
 def _period(config: Config) -> int:
