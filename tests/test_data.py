@@ -1,0 +1,152 @@
+"""The byte tokenizer, the corpus and its split, packing, and the held-out snippets."""
+
+import sys
+
+import numpy as np
+import pytest
+
+from pdecode import text
+from pdecode.data import corpus, packing, snippets
+
+
+@pytest.mark.parametrize(
+    "string", ["", "def f(x):\n    return x\n", "naïve ☃ 🙂", "\0"]
+)
+def test_tokenizer_inverts_itself(string):
+    ids = text.tokenizer.encode(string, eos=True)
+    assert ids[0] == text.BOS_ID and ids[-1] == text.EOS_ID
+    assert max(ids) < text.VOCAB_SIZE
+    assert text.tokenizer.decode(ids) == string
+
+
+def test_tokenizer_is_total():
+    assert text.tokenizer.decode([0xFF, 0x61, text.MASK_ID]) == "\ufffda"
+    assert text.tokenizer.decode(np.array([104, 105])) == "hi"
+    assert text.tokenizer.encode("\ud800", bos=False) == [ord("?")]
+    with pytest.raises(ValueError, match="-1"):
+        text.tokenizer.decode([-1])
+
+
+def test_documents_are_top_level_definitions():
+    source = (
+        '"""Doc."""\nimport os\n\nX = """\ndef no():\n"""\n\n\n# why\n@cache\n'
+        "def f():\n    def g():\n        pass\n\n\nclass A:\n    pass\nY = 1; Z = 2\n"
+        "W = 3\n# end\n"
+    )
+    found = corpus.documents(source)
+    assert [chunk.split("\n")[0] for chunk in found] == [
+        '"""Doc."""',
+        "# why",
+        "class A:",
+        "Y = 1; Z = 2",
+    ]
+    assert found[-1].endswith("# end\n")
+    assert all(chunk.endswith("\n") for chunk in found)
+    assert corpus.documents("def broken(:\n") == ["def broken(:\n"]
+    assert corpus.documents("\n") == []
+
+
+def test_split_is_by_path_and_leaves_the_heldout_files_out(tmp_path):
+    names = [f"pkg/m{i}.py" for i in range(200)]
+    skipped = ["test/a.py", "pkg/tests/b.py", "site-packages/c.py", "textwrap.py"]
+    for name in names + skipped:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(f"x = {name!r}\n")
+    (tmp_path / "latin.py").write_bytes(b"# \xe9\n")
+    found = {s: dict(corpus.sources(s, tmp_path)) for s in ("train", "validation")}
+    assert set(found["train"]) | set(found["validation"]) == set(names)
+    assert not set(found["train"]) & set(found["validation"])
+    assert 0 < len(found["validation"]) < 30
+    with pytest.raises(ValueError, match="train, validation"):
+        next(corpus.sources("heldout"))
+
+
+def test_heldout_text_is_small_licensed_and_not_trained_on():
+    folder = corpus.pathlib.Path(snippets.__file__).parent / "heldout"
+    assert (folder / "LICENSE.txt").exists()
+    assert sum(path.stat().st_size for path in folder.iterdir()) <= 150_000
+    assert set(snippets.documents()) == set(corpus.HELDOUT_PATHS)
+    assert all(corpus.split_of(name) == "heldout" for name in corpus.HELDOUT_PATHS)
+
+
+def test_prompts_end_at_line_boundaries_and_continue():
+    prompts = snippets.prompts(40)
+    whole = {
+        f"{name}:{i}": chunk
+        for name, chunks in snippets.documents().items()
+        for i, chunk in enumerate(chunks)
+    }
+    for snippet in prompts:
+        assert snippet.prompt.endswith("\n")
+        assert 96 <= len(snippet.prompt.encode()) <= 256
+        assert len(snippet.reference.encode()) >= 96
+        assert whole[snippet.name] == snippet.prompt + snippet.reference
+    assert len({s.name for s in prompts}) == 40
+    assert snippets.prompts(3) == prompts[:3]
+    with pytest.raises(ValueError, match="there are"):
+        snippets.prompts(10_000)
+
+
+def test_sampler_depends_on_seed_and_step_only_and_repeats_no_token():
+    tokens = np.arange(1000, dtype=np.uint16)
+    sampler = packing.sampler(tokens, row_len=16, batch_size=4, seed=3)
+    again = packing.sampler(tokens, row_len=16, batch_size=4, seed=3)
+    np.testing.assert_array_equal(sampler.batch(37), again.batch(37))
+    epoch = [sampler.batch(step) for step in range(sampler.batches_per_epoch)]
+    seen = np.concatenate(epoch).ravel()
+    assert len(set(seen.tolist())) == len(seen) >= 0.9 * len(tokens)
+    other = sampler.batch(sampler.batches_per_epoch)
+    assert not np.array_equal(epoch[0], other)
+    with pytest.raises(ValueError, match="lower batch_size"):
+        packing.sampler(tokens[:60], row_len=16, batch_size=4, seed=0)
+
+
+@pytest.mark.parametrize("length", [5, 16, 17, 100, 128])
+@pytest.mark.parametrize("stride", [8, 15])
+def test_windows_score_every_token_but_the_first_once(length, stride):
+    tokens = np.arange(length, dtype=np.uint16)
+    rows, scored = packing.windows(tokens, 16, stride)
+    assert sorted(rows[scored].tolist()) == list(range(1, length))
+    assert not scored[1:, 0].any()  # the first of a row has nothing before it
+
+
+def test_fill_after_eos_keeps_the_text_before():
+    draw = np.random.default_rng(0)
+    rows = draw.integers(0, 255, (64, 32)).astype(np.int32)
+    rows[:, 20] = text.EOS_ID
+    filled = packing.fill_after_eos(rows, 1.0, 0, 0)
+    np.testing.assert_array_equal(filled[:, :21], rows[:, :21])
+    tails = (filled[:, 21:] == text.EOS_ID).all(axis=1)
+    assert 0 < tails.sum() < 64
+    same = filled[~tails] == rows[~tails]
+    assert same.all()
+    np.testing.assert_array_equal(packing.fill_after_eos(rows, 0.0, 0, 0), rows)
+
+
+def test_stream_round_trip(tmp_path):
+    tokens = packing.stream([b"ab", b""])
+    bos, eos = text.BOS_ID, text.EOS_ID
+    assert tokens.tolist() == [bos, 97, 98, eos, bos, eos]
+    assert packing.num_bytes(tokens) == 2
+    packing.save(tmp_path / "train.npy", tokens)
+    loaded = packing.load_split("train", str(tmp_path))
+    assert packing.fingerprint(loaded) == packing.fingerprint(tokens)
+
+
+def test_builder_serves_the_corpus_without_tensorflow(tmp_path, monkeypatch):
+    """The builder's examples are the corpus's documents, in order."""
+    library = tmp_path / "lib"
+    library.mkdir()
+    for i in range(40):
+        (library / f"m{i}.py").write_text(f"x = {i}\n\n\ndef f():\n    return {i}\n")
+    monkeypatch.setattr(corpus, "library_root", lambda: library)
+    from pdecode.data import stdlib_code
+
+    expected = [
+        chunk.encode()
+        for _, source in corpus.sources("train", library)
+        for chunk in corpus.documents(source)
+    ]
+    found = list(stdlib_code.documents("train", str(tmp_path / "tfds")))
+    assert found == expected
+    assert "tensorflow" not in sys.modules
