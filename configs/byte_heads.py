@@ -1,0 +1,48 @@
+"""The embedded blockwise heads: six tokens more from each call of the frozen target.
+
+    pdecode train --config configs/byte_heads.py
+
+The target is the embedded one; --set init_from=FOLDER takes another run's. Data and
+hardware as in byte_target.py. Expected: bits a token by head, see
+pdecode/models/weights/heads.json.
+"""
+
+from pdecode.models.config import Config
+from pdecode.text import EOS_ID, MASK_ID, VOCAB_SIZE
+from pdecode.train import TrainConfig
+
+
+def get_config() -> TrainConfig:
+    return TrainConfig(
+        name="byte_heads",
+        objective="blockwise_heads",
+        init_from="target",
+        model=Config(
+            vocab_size=VOCAB_SIZE,
+            width=192,
+            num_layers=4,
+            num_heads=3,
+            num_kv_heads=1,
+            mlp_width=384,
+            tied=True,
+            max_positions=512,
+            mask_id=MASK_ID,
+            eos_ids=(EOS_ID,),
+            name="target",
+        ),
+        num_heads=6,
+        heads_width=128,
+        steps=1000,
+        row_len=512,
+        batch_size=8,
+        short_len=256,
+        optimizer="adamw",
+        learning_rate=3e-3,
+        schedule="cosine",
+        warmup_steps=50,
+        forward="plain",
+        matmul_dtype="bfloat16",
+        checkpoint_every=100,
+        eval_every=250,
+        eval_rows=16,
+    )

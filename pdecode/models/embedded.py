@@ -1,0 +1,116 @@
+"""The small trained models that come with the package, by name.
+
+`target` autoregressive, `drafter` the same task much cheaper, `heads` blockwise heads
+on `target`, `diffusion` masked diffusion of the target's size. Each is a safetensors
+file (bfloat16) in pdecode/models/weights with a JSON record of what made it and what it
+reaches; configs/byte_NAME.py retrains it.
+"""
+
+import hashlib
+import json
+import os
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes  # noqa: F401  numpy knows bfloat16 from here on
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from pdecode.contracts import Model, Params
+from pdecode.models import config as config_module
+from pdecode.models import heads as heads_module
+from pdecode.models import transformer
+from pdecode.text import ByteTokenizer, tokenizer
+
+NAMES = ("target", "drafter", "heads", "diffusion")
+FOLDER = pathlib.Path(__file__).parent / "weights"
+
+
+def load(
+    name: str, folder: pathlib.Path = FOLDER
+) -> tuple[Model | heads_module.Heads, Params, ByteTokenizer]:
+    """(model, float32 params, tokenizer); for "heads" the model is a `heads.Heads`.
+
+    Equal names give the same (hashable) model object. Raises ValueError, in one line:
+    an unknown name (lists the known ones), or weights that are missing, truncated or
+    not the record's.
+    """
+    params, record = read(name, folder)
+    params = jax.tree.map(jnp.asarray, params)
+    if record["objective"] == "blockwise_heads":
+        model = heads_module.make_heads(record["config"]["num_heads"])
+    else:
+        model = transformer.make_model(transformer_config(record))
+    return model, params, tokenizer
+
+
+def read(name: str, folder: pathlib.Path = FOLDER) -> tuple[dict, dict]:
+    """(params with float32 numpy leaves, record) of an embedded model.
+
+    Errors as in `load`.
+    """
+    if name not in NAMES:
+        raise ValueError(f"unknown embedded model {name!r}; known: {', '.join(NAMES)}")
+    try:
+        return read_pair(folder, name)
+    except ValueError as error:
+        raise ValueError(
+            f"embedded model {name!r}: {error}; install pdecode again, or retrain with "
+            f"pdecode train --config configs/byte_{name}.py"
+        ) from None
+
+
+def read_from(source: str | os.PathLike) -> tuple[dict, dict]:
+    """`read` of an embedded model's name, or of a folder that a training run wrote."""
+    folder = pathlib.Path(source)
+    return read_pair(folder, "weights") if folder.is_dir() else read(str(source))
+
+
+def read_pair(folder: pathlib.Path, name: str) -> tuple[dict, dict]:
+    """(params, record) of NAME.safetensors and NAME.json as `train.export` writes them.
+
+    Raises ValueError, in one line, if a file is missing, truncated or not its record's.
+    """
+    weights, described = folder / f"{name}.safetensors", folder / f"{name}.json"
+    for path in (weights, described):
+        if not path.is_file():
+            raise ValueError(f"{path.name} is missing from {folder}")
+    try:
+        record = json.loads(described.read_text(encoding="utf-8"))
+        expected = record["sha256"]
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f"{described} is damaged") from None
+    blob = weights.read_bytes()
+    if hashlib.sha256(blob).hexdigest() != expected:
+        raise ValueError(
+            f"{weights} is damaged: its {len(blob)} bytes do not match the hash in "
+            f"{described.name}"
+        )
+    return unflatten(safetensors.numpy.load(blob)), record
+
+
+def unflatten(flat: dict[str, np.ndarray]) -> dict:
+    """{"layer_0/mlp/up/kernel": array, ...} as a tree of dicts with float32 leaves."""
+    tree: dict = {}
+    for name, leaf in flat.items():
+        *folders, last = name.split("/")
+        place = tree
+        for folder in folders:
+            place = place.setdefault(folder, {})
+        place[last] = np.asarray(leaf, np.float32)
+    return tree
+
+
+def transformer_config(record: dict) -> transformer.Config:
+    """The transformer's configuration out of a record."""
+    fields = dict(record["config"]["model"])
+    for name, kind in (
+        ("rope", config_module.Rope),
+        ("rope_sliding", config_module.Rope),
+        ("experts", config_module.Experts),
+    ):
+        if fields.get(name) is not None:
+            fields[name] = kind(**fields[name])
+    return config_module.Config(**fields)

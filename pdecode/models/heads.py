@@ -1,0 +1,58 @@
+"""Blockwise heads: one call of a frozen target predicts several tokens ahead.
+
+Stern, Shazeer, Uszkoreit, 2018, arXiv:1811.03115, with one small residual MLP a head
+instead of one wide layer for all, the target's own unembedding, and a frozen target.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from pdecode.contracts import Params
+
+_EPS = 1e-6
+
+
+class Heads(NamedTuple):
+    """Heads on a target's hidden state; logits of all come from the target's head.
+
+    At the hidden state that predicts position t + 1, head k (counted from one, index
+    k - 1) predicts position t + 1 + k.
+    """
+
+    num_heads: int
+    # (params, hidden [..., E]) -> hidden [..., K, E], in the dtype of `hidden`
+    apply: Callable[[Params, Array], Array]
+
+
+def init(num_heads: int, width: int, inner_width: int, key: Array) -> Params:
+    """Float32 parameters; every head starts as the target's own prediction."""
+    up = jax.random.normal(key, (num_heads, width, inner_width), jnp.float32)
+    return {
+        "up": up * width**-0.5,
+        "down": jnp.zeros((num_heads, inner_width, width), jnp.float32),
+        "norm": jnp.ones((num_heads, width), jnp.float32),
+    }
+
+
+def _apply(params: Params, hidden: Array) -> Array:
+    inner = jnp.einsum("...e,kef->...kf", hidden, params["up"])
+    value = hidden[..., None, :] + jnp.einsum(
+        "...kf,kfe->...ke", jax.nn.silu(inner), params["down"]
+    )
+    value = value.astype(jnp.float32)
+    square = jnp.mean(jnp.square(value), axis=-1, keepdims=True)
+    norm = params["norm"].reshape((1,) * (hidden.ndim - 1) + params["norm"].shape)
+    return (value * jax.lax.rsqrt(square + _EPS) * norm).astype(hidden.dtype)
+
+
+@functools.cache
+def make_heads(num_heads: int) -> Heads:
+    """The record of `num_heads` heads; equal numbers give the same object."""
+    if num_heads < 1:
+        raise ValueError(f"num_heads={num_heads} must be at least 1")
+    return Heads(num_heads, _apply)
