@@ -1,0 +1,69 @@
+"""Parallel decoding in JAX: methods behind one interface, counted honestly.
+
+Names are imported when they are first used, so that `import pdecode` is quick.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from pdecode.version import __version__ as __version__
+
+if TYPE_CHECKING:
+    from pdecode.configurations import resolve as resolve
+    from pdecode.contracts import Decoder as Decoder
+    from pdecode.contracts import Drafter as Drafter
+    from pdecode.contracts import Generation as Generation
+    from pdecode.contracts import Model as Model
+    from pdecode.contracts import Prompt as Prompt
+    from pdecode.contracts import Rule as Rule
+    from pdecode.contracts import Sampling as Sampling
+    from pdecode.decode import Stats as Stats
+    from pdecode.decode import run as run
+    from pdecode.decode import stream as stream
+    from pdecode.decode import with_trace as with_trace
+    from pdecode.generation import generate as generate
+    from pdecode.generation import load as load
+    from pdecode.generation import texts as texts
+    from pdecode.prompts import from_rows as from_rows
+
+# Where each public name lives; a module of the package is reached by its own name.
+_HOMES = {
+    "Decoder": "contracts",
+    "Drafter": "contracts",
+    "Generation": "contracts",
+    "Model": "contracts",
+    "Prompt": "contracts",
+    "Rule": "contracts",
+    "Sampling": "contracts",
+    "Stats": "decode",
+    "from_rows": "prompts",
+    "generate": "generation",
+    "load": "generation",
+    "resolve": "configurations",
+    "run": "decode",
+    "stream": "decode",
+    "texts": "generation",
+    "with_trace": "decode",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name.startswith("_"):
+        raise AttributeError(f"module 'pdecode' has no attribute {name!r}")
+    if name in _HOMES:
+        found = getattr(importlib.import_module(f"pdecode.{_HOMES[name]}"), name)
+    else:
+        try:
+            found = importlib.import_module(f"pdecode.{name}")
+        except ModuleNotFoundError as error:
+            if error.name != f"pdecode.{name}":
+                raise
+            raise AttributeError(
+                f"module 'pdecode' has no attribute {name!r}"
+            ) from None
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

@@ -1,0 +1,5 @@
+import sys
+
+from pdecode.cli import main
+
+sys.exit(main())

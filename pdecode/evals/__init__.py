@@ -1,0 +1,1 @@
+"""Measuring: what a method costs here, and what its text is worth."""

@@ -1,0 +1,161 @@
+"""A decode as two programs, so that compile, prefill and decode are told apart.
+
+`pdecode.decode.run` is one program. Here the decoder's `init` (which holds the prefill)
+and its loop are two, with the same results, and the loop also notes at which step each
+position was committed.
+"""
+
+import functools
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from pdecode import decode, rng
+from pdecode import knobs as knob_rules
+from pdecode.contracts import Generation, Model, Params, Prompt
+from pdecode.decode import Stats
+
+MAX_KEPT = 64  # programs kept in memory, so that a second call compiles nothing
+
+
+class Programs(NamedTuple):
+    """A method, compiled for models, sizes and the shapes of one batch."""
+
+    start: Callable  # (params, prompt, key, knobs) -> (keys, state, stats)
+    loop: Callable  # (params, keys, state, stats, knobs) -> (generation, stats, steps)
+    knobs: dict[str, Array]
+    compile_s: float  # tracing, lowering and compiling; 0 if kept from before
+    num_cached: int  # of the two, read from the persistent compilation cache
+
+
+class Decoded(NamedTuple):
+    """One decode of one batch, as numpy arrays, and its wall time."""
+
+    generation: Generation
+    stats: Stats
+    commit_step: np.ndarray  # int32 [B, L]  -1: prompt, or never committed
+    prefill_s: float
+    decode_s: float
+
+
+def compiled(
+    method: Callable,
+    model: Model | tuple,
+    params: Params,
+    prompt: Prompt,
+    **settings: Any,
+) -> Programs:
+    """Checks `settings` (knobs and sizes) and compiles `method` for them.
+
+    Models, parameters and prompt as for `pdecode.decode.run`; only the shapes of the
+    arrays matter. Raises what `knobs.split` and the method raise.
+    """
+    models = (model,) if isinstance(model, Model) else tuple(model)
+    traced, sizes = knob_rules.split(method, settings)
+    static = {"method": method, "models": models, "sizes": tuple(sorted(sizes.items()))}
+    leaves, tree = jax.tree.flatten((params, prompt, traced))
+    shapes = tuple((jnp.shape(x), jnp.result_type(x)) for x in leaves)
+    name = (*static.values(), tree, shapes)
+    if name in _kept:
+        return _kept[name]._replace(knobs=traced, compile_s=0.0, num_cached=0)
+
+    began, hits = time.perf_counter(), _cache_hits()
+    key = jax.random.key(0)
+    start = _start.lower(params, prompt, key, traced, **static)
+    carry = _start.eval_shape(params, prompt, key, traced, **static)
+    loop = _loop.lower(params, *carry, traced, **static)
+    programs = Programs(
+        start.compile(),
+        loop.compile(),
+        traced,
+        time.perf_counter() - began,
+        _cache_hits() - hits,
+    )
+    if len(_kept) >= MAX_KEPT:
+        del _kept[next(iter(_kept))]
+    _kept[name] = programs
+    return programs
+
+
+def timed(programs: Programs, params: Params, prompt: Prompt, key: Array) -> Decoded:
+    """Decodes once, waiting for the device before and after each program."""
+    jax.block_until_ready((params, prompt, key, programs.knobs))
+    began = time.perf_counter()
+    carry = jax.block_until_ready(programs.start(params, prompt, key, programs.knobs))
+    filled = time.perf_counter()
+    result = jax.block_until_ready(programs.loop(params, *carry, programs.knobs))
+    ended = time.perf_counter()
+    result = jax.tree.map(np.asarray, result)
+    return Decoded(*result, prefill_s=filled - began, decode_s=ended - filled)
+
+
+def committed(state: Any) -> Array:
+    """bool [B, L]: positions that a decoder's state holds as generated and committed.
+
+    Knows the states of the families by their fields. Any other state must keep
+    `log_probs`, zero where nothing was committed.
+    """
+    place = jnp.arange(state.tokens.shape[1])[None]
+    if hasattr(state, "masked"):
+        return state.generated & ~state.masked
+    if hasattr(state, "decided"):
+        return state.decided & (place >= state.prompt_end[:, None])
+    if hasattr(state, "length"):
+        return (place >= state.prompt_end[:, None]) & (place < state.length[:, None])
+    return state.log_probs != 0
+
+
+def _decoder(method, models, sizes, traced):
+    return method(*models, **dict(sizes), **traced)
+
+
+@functools.partial(jax.jit, static_argnames=("method", "models", "sizes"))
+def _start(params, prompt, key, traced, *, method, models, sizes):
+    decoder = _decoder(method, models, sizes, traced)
+    keys = rng.row_keys(key, prompt.row_ids)
+    state, prefill = decoder.init(params, keys, prompt)
+    return keys, state, decode.new_stats(prefill)
+
+
+@functools.partial(jax.jit, static_argnames=("method", "models", "sizes"))
+def _loop(params, keys, state, stats, traced, *, method, models, sizes):
+    decoder = _decoder(method, models, sizes, traced)
+
+    def unfinished(carry):
+        state, stats, _ = carry
+        return (stats.num_steps < decoder.max_steps) & ~decoder.done(state).all()
+
+    def turn(carry):
+        state, stats, steps = carry
+        state, info = decoder.step(params, keys, state)
+        is_committed = committed(state)
+        # A position that was reopened is dated anew.
+        now = jnp.where(is_committed & (steps < 0), stats.num_steps, steps)
+        return state, decode.count(stats, info), jnp.where(is_committed, now, -1)
+
+    steps = jnp.full(state.tokens.shape, -1, jnp.int32)
+    state, stats, steps = jax.lax.while_loop(unfinished, turn, (state, stats, steps))
+    return decode.finish(decoder, state), stats, steps
+
+
+_kept: dict[tuple, Programs] = {}
+_hits = threading.local()
+
+
+def _count_hit(event: str, **_) -> None:
+    if event == "/jax/compilation_cache/cache_hits":
+        _hits.count = getattr(_hits, "count", 0) + 1
+
+
+def _cache_hits() -> int:
+    """How many programs this thread read from the persistent cache so far."""
+    return getattr(_hits, "count", 0)
+
+
+jax.monitoring.register_event_listener(_count_hit)

@@ -1,0 +1,285 @@
+"""From a prompt to text in one call: `pdecode.generate("def fib(n):", method="llada")`.
+
+The composed form, which this is made of:
+
+    model, params, tokenizer = pdecode.load("diffusion")
+    rows = [tokenizer.encode("def fib(n):")]
+    prompt = prompts.from_rows(rows, max_new=64, model=model)
+    generation, stats = pdecode.run(methods.llada, model, params, prompt,
+                                    jax.random.key(0), max_new_tokens=64, steps=32)
+    print(pdecode.texts(generation, tokenizer))
+"""
+
+import functools
+import os
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from pdecode import configurations, eos, prompts
+from pdecode.contracts import STOPPED_BY, Generation, Model, Params, Prompt
+from pdecode.decode import Stats
+from pdecode.evals import measure
+
+# Families that decode with the embedded diffusion model unless another is given.
+MASKED_FAMILIES = ("masked", "visual")
+
+
+class Job(NamedTuple):
+    """Everything a decode needs, loaded and checked; settings are checked later."""
+
+    method: Callable
+    models: tuple
+    params: Params  # one tree, or a tuple of trees for two models
+    tokenizer: Any
+    prompt: Prompt
+    settings: dict[str, Any]  # knobs and sizes, max_new_tokens among them
+    eos_ids: tuple[int, ...]  # of the model, also where the decode ignores them
+    method_name: str
+    model_name: str
+
+
+class Result(NamedTuple):
+    """Plain Python data; `str(result)` is the text. One entry a row in every list."""
+
+    tokens: list[list[int]]  # the generation before EOS, or all with keep_eos_tail
+    lengths: list[int]  # generated tokens before the first EOS
+    text: list[str]
+    stopped_by: list[str]  # one of contracts.STOPPED_BY
+    stats: dict[str, Any]  # lists by row, and "steps" and "dispatches" of the batch
+    timing: dict[str, float]  # seconds: compile_s, prefill_s, decode_s
+    method: str
+    model: str
+    settings: dict[str, Any]
+
+    def __str__(self) -> str:
+        return "\n\n".join(self.text)
+
+
+def generate(
+    prompt: str | Sequence,
+    *,
+    method: str | None = None,
+    model: str | None = None,
+    drafter: str | None = None,
+    max_new_tokens: int = 64,
+    temperature: float | None = None,
+    seed: int = 0,
+    keep_eos_tail: bool = False,
+    dtype: str | None = None,
+    **settings: Any,
+) -> Result:
+    """Continues `prompt`: a text, texts, one row of ids or rows of ids.
+
+    `method` names a method or a configuration (default: autoregressive or llada, by the
+    model), `model` and `drafter` an embedded model or a checkpoint folder (default:
+    the embedded one that fits the method; a method that takes heads gets them as its
+    drafter). Further settings are the method's knobs and sizes. `keep_eos_tail` decodes
+    and returns what lies behind EOS too. Raises ValueError or TypeError.
+    """
+    job = prepare(
+        prompt,
+        method=method,
+        model=model,
+        drafter=drafter,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        keep_eos_tail=keep_eos_tail,
+        dtype=dtype,
+        **settings,
+    )
+    programs = measure.compiled(
+        job.method, job.models, job.params, job.prompt, **job.settings
+    )
+    decoded = measure.timed(programs, job.params, job.prompt, jax.random.key(seed))
+    timing = {
+        "compile_s": round(programs.compile_s, 6),
+        "prefill_s": round(decoded.prefill_s, 6),
+        "decode_s": round(decoded.decode_s, 6),
+    }
+    return result_of(
+        job, decoded.generation, decoded.stats, timing, keep_eos_tail=keep_eos_tail
+    )
+
+
+def prepare(
+    prompt: str | Sequence,
+    *,
+    method: str | None = None,
+    model: str | None = None,
+    drafter: str | None = None,
+    max_new_tokens: int = 64,
+    temperature: float | None = None,
+    keep_eos_tail: bool = False,
+    dtype: str | None = None,
+    **settings: Any,
+) -> Job:
+    """Loads and encodes what `generate` needs; arguments and errors as there."""
+    if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int):
+        raise ValueError(f"max_new_tokens={max_new_tokens!r} must be an int")
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens={max_new_tokens} must be at least 1")
+    if method is None:
+        needs_mask = model is not None and load(model, dtype)[0].noise == "absorbing"
+        method = "llada" if needs_mask else "autoregressive"
+    recipe, values = configurations.resolve(method)
+    values |= settings
+    if temperature is not None:
+        values["temperature"] = temperature
+    values["max_new_tokens"] = max_new_tokens
+
+    model_name = model or default_model(recipe)
+    target, params, tokenizer = load(model_name, dtype)
+    models, trees = [target], [params]
+    for role in configurations.roles(recipe)[1:]:
+        second, tree = _second(role, method, model_name, drafter, dtype)
+        models.append(second)
+        trees.append(tree)
+    made = prompts.from_rows(
+        encode(prompt, tokenizer), max_new=max_new_tokens, model=target
+    )
+    if keep_eos_tail:
+        models[0] = target._replace(eos_ids=())
+    return Job(
+        method=recipe,
+        models=tuple(models),
+        params=trees[0] if len(trees) == 1 else tuple(trees),
+        tokenizer=tokenizer,
+        prompt=made,
+        settings=values,
+        eos_ids=target.eos_ids,
+        method_name=method,
+        model_name=model_name,
+    )
+
+
+def default_model(method: Callable) -> str:
+    """Name of the embedded model that `method` decodes with."""
+    is_masked = configurations.family(method) in MASKED_FAMILIES
+    return "diffusion" if is_masked else "target"
+
+
+@functools.lru_cache(maxsize=8)
+def load(name: str, dtype: str | None = None) -> tuple[Model, Params, Any]:
+    """(model, params, tokenizer) of an embedded model, by name, or of a folder.
+
+    For "heads" the first is a record of heads. `dtype` is for folders: None keeps the
+    checkpoint's own. Raises ValueError.
+    """
+    from pdecode import models
+    from pdecode.models import embedded
+
+    if name in embedded.NAMES:
+        return embedded.load(name)
+    if not os.path.isdir(name):
+        raise ValueError(
+            f"unknown model {name!r}: no such folder, and the embedded models are "
+            f"{', '.join(embedded.NAMES)}"
+        )
+    return models.load(name, dtype=dtype)
+
+
+def encode(prompt: str | Sequence, tokenizer: Any) -> list[list[int]]:
+    """Rows of ids; ValueError for an empty prompt or what is neither text nor ids."""
+    if isinstance(prompt, str):
+        prompt = [prompt]
+    if len(prompt) and not isinstance(prompt[0], (str, list, tuple, np.ndarray)):
+        prompt = [prompt]
+    if not len(prompt):
+        raise ValueError("the prompt is empty: give a text or at least one id")
+    rows = []
+    for index, row in enumerate(prompt):
+        if not isinstance(row, (str, list, tuple, np.ndarray)):
+            raise ValueError(f"prompt row {index} is {row!r}, neither text nor ids")
+        if not len(row):
+            raise ValueError(f"prompt row {index} is empty: give at least one token")
+        if isinstance(row, str):
+            rows.append(tokenizer.encode(row))
+            continue
+        for token in row:
+            is_id = isinstance(token, (int, np.integer)) and not isinstance(token, bool)
+            if not is_id:
+                raise ValueError(f"prompt row {index} has {token!r}, which is no id")
+        rows.append([int(token) for token in row])
+    return rows
+
+
+def texts(generation: Generation, tokenizer: Any) -> list[str]:
+    """The generated text of every row, before its EOS."""
+    tokens, starts, lengths = map(np.asarray, generation[:3])
+    return [
+        tokenizer.decode(row[start : start + length].tolist())
+        for row, start, length in zip(tokens, starts, lengths)
+    ]
+
+
+def result_of(
+    job: Job,
+    generation: Generation,
+    stats: Stats,
+    timing: dict[str, float],
+    *,
+    keep_eos_tail: bool = False,
+) -> Result:
+    """Plain data out of arrays."""
+    generation, stats = jax.tree.map(np.asarray, (generation, stats))
+    rows, lengths, reasons = [], [], []
+    for b, start in enumerate(generation.start):
+        length = int(generation.lengths[b])
+        reason = STOPPED_BY[generation.stopped_by[b]]
+        row = generation.tokens[b, start : start + length]
+        if keep_eos_tail:
+            # The decode knew of no EOS: it fills the row, and the end is found here.
+            ends = np.flatnonzero(np.asarray(eos.is_eos(row, job.eos_ids)))
+            length, reason = (int(ends[0]), "eos") if ends.size else (length, reason)
+        rows.append(row.tolist())
+        lengths.append(length)
+        reasons.append(reason)
+    return Result(
+        tokens=rows,
+        lengths=lengths,
+        text=[job.tokenizer.decode(row[:n]) for row, n in zip(rows, lengths)],
+        stopped_by=reasons,
+        stats=stats_by_row(stats),
+        timing=timing,
+        method=job.method_name,
+        model=job.model_name,
+        settings=job.settings,
+    )
+
+
+def stats_by_row(stats: Stats) -> dict[str, Any]:
+    """`Stats` under short names, as lists and ints."""
+    calls, committed = np.asarray(stats.num_calls), np.asarray(stats.num_committed)
+    return {
+        "calls": calls.tolist(),
+        "prefill_calls": np.asarray(stats.num_prefill_calls).tolist(),
+        "prefill_tokens": np.asarray(stats.num_prefill_tokens).tolist(),
+        "query_tokens": np.asarray(stats.num_query_tokens).tolist(),
+        "query_tokens_computed": np.asarray(stats.num_query_tokens_computed).tolist(),
+        "committed": committed.tolist(),
+        "proposed": np.asarray(stats.num_proposed).tolist(),
+        "revoked": np.asarray(stats.num_revoked).tolist(),
+        "tokens_per_call": (committed / np.maximum(calls, 1)).round(4).tolist(),
+        "steps": int(stats.num_steps),
+        "dispatches": int(stats.num_dispatches),
+    }
+
+
+def _second(role: str, method: str, model: str, drafter: str | None, dtype):
+    """The drafter or heads of a two-model method, and its parameters."""
+    if drafter is None:
+        if model != "target":
+            raise ValueError(
+                f"{method} needs a {role} for {model}: name an embedded model or a "
+                "folder as the drafter"
+            )
+        drafter = role
+    second, tree, _ = load(drafter, dtype)
+    is_heads = not isinstance(second, Model)
+    if is_heads != (role == "heads"):
+        kind = "a set of heads" if is_heads else "a model"
+        raise ValueError(f"{method} takes a {role}, but {drafter} is {kind}")
+    return second, tree
