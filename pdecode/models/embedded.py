@@ -10,13 +10,12 @@ import hashlib
 import json
 import os
 import pathlib
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_dtypes  # noqa: F401  numpy knows bfloat16 from here on
 import numpy as np
-import safetensors
-import safetensors.numpy
+import safetensors.flax
 
 from pdecode.contracts import Model, Params
 from pdecode.models import config as config_module
@@ -88,10 +87,10 @@ def read_pair(folder: pathlib.Path, name: str) -> tuple[dict, dict]:
             f"{weights} is damaged: its {len(blob)} bytes do not match the hash in "
             f"{described.name}"
         )
-    return unflatten(safetensors.numpy.load(blob)), record
+    return unflatten(safetensors.flax.load(blob)), record
 
 
-def unflatten(flat: dict[str, np.ndarray]) -> dict:
+def unflatten(flat: dict[str, Any]) -> dict:
     """{"layer_0/mlp/up/kernel": array, ...} as a tree of dicts with float32 leaves."""
     tree: dict = {}
     for name, leaf in flat.items():
