@@ -10,12 +10,12 @@ import hashlib
 import json
 import os
 import pathlib
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
-import safetensors.flax
+import safetensors
 
 from pdecode.contracts import Model, Params
 from pdecode.models import config as config_module
@@ -24,6 +24,7 @@ from pdecode.models import transformer
 from pdecode.text import ByteTokenizer, tokenizer
 
 NAMES = ("target", "drafter", "heads", "diffusion")
+DTYPES = {"BF16": ml_dtypes.bfloat16, "F32": np.float32}
 FOLDER = pathlib.Path(__file__).parent / "weights"
 
 
@@ -87,10 +88,17 @@ def read_pair(folder: pathlib.Path, name: str) -> tuple[dict, dict]:
             f"{weights} is damaged: its {len(blob)} bytes do not match the hash in "
             f"{described.name}"
         )
-    return unflatten(safetensors.flax.load(blob)), record
+    # safetensors' own numpy loader does not know bfloat16.
+    flat = {
+        tensor: np.frombuffer(view["data"], DTYPES[view["dtype"]]).reshape(
+            view["shape"]
+        )
+        for tensor, view in safetensors.deserialize(blob)
+    }
+    return unflatten(flat), record
 
 
-def unflatten(flat: dict[str, Any]) -> dict:
+def unflatten(flat: dict[str, np.ndarray]) -> dict:
     """{"layer_0/mlp/up/kernel": array, ...} as a tree of dicts with float32 leaves."""
     tree: dict = {}
     for name, leaf in flat.items():
