@@ -24,7 +24,7 @@ def first(
     Only committed tokens (bool [B, L]) in [prompt_end, end) count: an EOS in the prompt
     or in one of its holes ends nothing.
     """
-    place = jnp.arange(tokens.shape[1])
+    place = jnp.arange(tokens.shape[1])[None]
     ends = is_eos(tokens, eos_ids) & committed
     ends &= (place >= prompt_end[:, None]) & (place < end[:, None])
     found = ends.any(1)

@@ -82,7 +82,7 @@ def frontier(
         if prompt.masked is not None:
             raise ValueError("the prompt has holes: fill them with the masked family")
         length = prompts.buffer_length(prompt, max_new_tokens, model)
-        place = jnp.arange(length)
+        place = jnp.arange(length)[None]
         is_text = place < prompt.lengths[:, None]
         tokens = jnp.zeros((batch, length), jnp.int32)
         tokens = tokens.at[:, :prompt_width].set(prompt.tokens)
@@ -139,7 +139,7 @@ def frontier(
         is_key = jnp.concatenate([is_real, jnp.zeros_like(is_asked)], 1)
         # Everyone sees the fresh tokens; a position query also stands for itself.
         among = jnp.broadcast_to(is_key[:, None], (batch, 2 * width, 2 * width))
-        among |= jnp.eye(2 * width, dtype=bool) & is_lane[:, None]
+        among |= jnp.eye(2 * width, dtype=bool)[None] & is_lane[:, None]
         stop = jnp.broadcast_to(state.num_cached[:, None], is_lane.shape)
         query = Query(
             tokens=jnp.concatenate(
@@ -206,13 +206,13 @@ def frontier(
 
     def num_counted(state: FrontierState) -> Array:
         last, _ = first_eos(state)
-        place = jnp.arange(state.tokens.shape[1])
+        place = jnp.arange(state.tokens.shape[1])[None]
         counted = state.decided & (place >= state.prompt_end[:, None])
         return (counted & (place <= last[:, None])).sum(1, dtype=jnp.int32)
 
     def done(state: FrontierState) -> Array:
         last, _ = first_eos(state)
-        place = jnp.arange(state.tokens.shape[1])
+        place = jnp.arange(state.tokens.shape[1])[None]
         is_missing = ~state.decided & (place >= state.prompt_end[:, None])
         return ~(is_missing & (place < last[:, None])).any(1)
 

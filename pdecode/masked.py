@@ -72,8 +72,8 @@ def masked_diffusion(
     first open position. `window(L)` chooses what a call evaluates. `refresh(row)` asks
     for the whole canvas on this step; where any row asks, the batch makes one wide
     call. `progress="force"` commits at least one position a step; `"schedule"` leaves
-    the pace to the rule, and the step `max_steps - 1` fills whatever is open. Raises
-    ValueError for a causal model.
+    the pace to the rule, and the step `max_steps - 1` fills whatever is open; with a
+    remask rule it then also runs to the end. Raises ValueError for a causal model.
     """
     if model.noise != "absorbing" or model.mask_id is None:
         raise ValueError(
@@ -99,7 +99,7 @@ def masked_diffusion(
         del params, keys
         batch, width = prompt.tokens.shape
         length = prompts.buffer_length(prompt, max_new_tokens, model)
-        place = jnp.arange(length)
+        place = jnp.arange(length)[None]
         end = prompt.lengths + jnp.minimum(prompt.max_new, max_new_tokens)
         is_text = place < prompt.lengths[:, None]
         masked = ~is_text & (place < end[:, None])
@@ -217,7 +217,7 @@ def masked_diffusion(
             num_revoked = reopened.sum(1, dtype=jnp.int32)
 
         # The active block is that of the leftmost open position.
-        place = jnp.arange(length)
+        place = jnp.arange(length)[None]
         left = jnp.argmax(masked, 1).astype(jnp.int32)
         block = jnp.where(
             masked.any(1), (left - state.start) // width_of_block, state.block
@@ -261,13 +261,16 @@ def masked_diffusion(
     def num_counted(state: CanvasState) -> Array:
         """Filled positions [B] up to the first EOS: what lies behind never counts."""
         last, _ = first_eos(state)
-        place = jnp.arange(state.tokens.shape[1])
+        place = jnp.arange(state.tokens.shape[1])[None]
         filled = state.generated & ~state.masked & (place <= last[:, None])
         return filled.sum(1, dtype=jnp.int32)
 
     def done(state: CanvasState) -> Array:
+        if remask is not None and progress == "schedule":
+            # A full canvas may be reopened: only the end of the schedule ends a row.
+            return state.turn >= max_steps
         last, _ = first_eos(state)
-        place = jnp.arange(state.tokens.shape[1])
+        place = jnp.arange(state.tokens.shape[1])[None]
         return ~(state.masked & (place < last[:, None])).any(1)
 
     def output(state: CanvasState) -> Generation:
@@ -330,7 +333,7 @@ def _evaluate(model, params, state, positions, valid, stale, *, has_refresh):
         lanes = jnp.where(stale[:, None], place, some)
         is_lane = jnp.where(stale[:, None], in_row, jnp.pad(valid, pad))
         output, cache = model.apply(params, _query(model, state, lanes, is_lane), cache)
-        lane = jnp.where(stale[:, None], positions, jnp.arange(width))
+        lane = jnp.where(stale[:, None], positions, jnp.arange(width)[None])
         return jnp.take_along_axis(output.hidden, lane[..., None], 1), cache
 
     any_stale = stale.any()

@@ -89,7 +89,7 @@ def draft_verify(
         length = prompts.buffer_length(prompt, max_new_tokens, model)
         num_slots = length + 1 + num_stored
         cache = model.init_cache(prompt, num_slots)
-        is_text = jnp.arange(width) < prompt.lengths[:, None]
+        is_text = jnp.arange(width)[None] < prompt.lengths[:, None]
         tokens = jnp.zeros((batch, length), jnp.int32)
         tokens = tokens.at[:, :width].set(jnp.where(is_text, prompt.tokens, 0))
         output, cache = prefill(model, target_params(params), prompt, cache, num_slots)
@@ -139,7 +139,7 @@ def draft_verify(
         num_accepted = jnp.take_along_axis(depth, leaf[:, None], 1)[:, 0]
 
         new_tokens, judged_at = _emitted(draft, path, num_accepted, next_token)
-        place = jnp.arange(drafter.max_depth + 1)
+        place = jnp.arange(drafter.max_depth + 1)[None]
         is_new = (place <= num_accepted[:, None]) & active[:, None]
         is_new &= (state.length[:, None] + place) < state.end[:, None]
         is_eos = is_new & eos.is_eos(new_tokens, model.eos_ids)
@@ -156,8 +156,8 @@ def draft_verify(
 
         if not is_chain and drafter.max_depth > 0:
             # The root already stands in its slot; only accepted nodes move.
-            kept = (place[1:] <= num_accepted[:, None]) & active[:, None]
-            to = jnp.where(kept, root[:, None] + place[1:], jnp.iinfo(jnp.int32).max)
+            kept = (place[:, 1:] <= num_accepted[:, None]) & active[:, None]
+            to = jnp.where(kept, root[:, None] + place[:, 1:], jnp.iinfo(jnp.int32).max)
             cache = model.move(cache, root[:, None] + path, to)
         drafter_state = drafter.observe(
             params,
@@ -235,7 +235,7 @@ def verify_query(draft: Draft, prefix: Prefix, num_stored: int, is_chain: bool):
     depth = trees.depths(reach)
     if draft.offsets is not None:
         depth = jnp.concatenate([jnp.zeros((batch, 1), jnp.int32), draft.offsets], 1)
-    lane = jnp.arange(1 + num_nodes, dtype=jnp.int32)
+    lane = jnp.arange(1 + num_nodes, dtype=jnp.int32)[None]
     slots = jnp.where(
         lane <= num_stored, root[:, None] + lane, jnp.iinfo(jnp.int32).max
     )
@@ -297,7 +297,7 @@ def _emitted(draft: Draft, path: Array, num_accepted: Array, next_token: Array):
 
     Accepted lanes 1 3 and next token y, D = 3: tokens t1 t3 y y, judged at 0 1 3 3.
     """
-    place = jnp.arange(path.shape[1] + 1)
+    place = jnp.arange(path.shape[1] + 1)[None]
     last = next_token[:, None]
     accepted = jnp.take_along_axis(draft.tokens, jnp.maximum(path - 1, 0), 1)
     tokens = jnp.concatenate([accepted, last], 1)

@@ -66,7 +66,9 @@ def ancestors(parents: Array) -> Array:
     lanes = jnp.arange(num_lanes)
     # The root is its own parent.
     parent_lane = jnp.pad(jnp.maximum(parents, -1) + 1, ((0, 0), (1, 0)))
-    reach = (parent_lane[..., None] == lanes) | jnp.eye(num_lanes, dtype=bool)
+    reach = (parent_lane[..., None] == lanes[None, None]) | jnp.eye(
+        num_lanes, dtype=bool
+    )[None]
     # Squaring doubles the distance covered: log2(depth) products in place of a walk.
     for _ in range(int(np.ceil(np.log2(max(num_lanes - 1, 1))))):
         steps = reach.astype(jnp.float32)
@@ -85,8 +87,8 @@ def path_to(reach: Array, depth: Array, leaf: Array, max_depth: int) -> Array:
     For the tree 0 -> 1 -> 3, 0 -> 2 and leaf 3, D = 3: [1, 3, 3].
     """
     on_path = jnp.take_along_axis(reach, leaf[:, None, None], 1)[:, 0]  # [B, 1 + N]
-    wanted = jnp.arange(1, max_depth + 1)
-    hit = on_path[:, None] & (depth[:, None] == wanted[:, None])  # [B, D, 1 + N]
+    wanted = jnp.arange(1, max_depth + 1)[None]
+    hit = on_path[:, None] & (depth[:, None] == wanted[..., None])  # [B, D, 1 + N]
     lane = jnp.argmax(hit, -1).astype(jnp.int32)
     return jnp.where(hit.any(-1), lane, leaf[:, None])
 

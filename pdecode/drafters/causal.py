@@ -76,7 +76,7 @@ def draft_model(
                 above = np.flatnonzero(depths < level)
                 query = Query(
                     tokens=jnp.maximum(tokens[:, above], 0),
-                    positions=root[:, None] + depths[above],
+                    positions=root[:, None] + depths[None, above],
                     slots=jnp.full((batch, len(above)), jnp.iinfo(jnp.int32).max),
                     visible=Visibility(
                         start=jnp.zeros((batch, len(above)), jnp.int32),
@@ -114,7 +114,7 @@ def draft_model(
                     tokens = tokens.at[:, child].set(jnp.where(is_possible, token, -1))
                     q[child] = law
                     if draws == "without_replacement":
-                        rest = law * (jnp.arange(law.shape[1]) != token[:, None])
+                        rest = law * (jnp.arange(law.shape[1])[None] != token[:, None])
                         law = accept.normalised(rest, jnp.zeros_like(rest))
         draft = Draft(
             tokens=tokens,
@@ -131,7 +131,7 @@ def store(model: Model, params, state: CausalState, prefix: Prefix, width: int):
 
     Returns (hidden [B, 1, E] at the root, cache). The root is the last of them.
     """
-    place = state.cached[:, None] + jnp.arange(width)
+    place = state.cached[:, None] + jnp.arange(width)[None]
     is_pending = place < prefix.length[:, None]
     last = jnp.minimum(place, prefix.tokens.shape[1] - 1)
     query = Query(

@@ -72,7 +72,7 @@ def iterate(
 
     def _enter(keys, root: Array, prefix: Prefix):
         """Fresh guesses [B, W] behind `root` and their origin."""
-        position = root[:, None] + 1 + jnp.arange(window)
+        position = root[:, None] + 1 + jnp.arange(window)[None]
         if start == "uniform":
             places = rng.noise(keys, rng.DRAFT, position, round=root)
             flat = jnp.broadcast_to(
@@ -88,7 +88,7 @@ def iterate(
         tokens = state.tokens
         if block_length is not None:
             place = prefix.length[:, None] - prefix.prompt_end[:, None]
-            block = (place + jnp.arange(window)) // block_length
+            block = (place + jnp.arange(window)[None]) // block_length
             tokens = jnp.where(block == place // block_length, tokens, -1)
         q = _q(params, state) if has_q else None
         if q is not None:
@@ -100,9 +100,9 @@ def iterate(
         laws = vocab_head.statistics(
             model.head(params), state.hidden, ("probs",), sampling
         ).probs
-        point = jnp.arange(model.vocab_size) == state.tokens[..., None]
+        point = jnp.arange(model.vocab_size)[None, None] == state.tokens[..., None]
         origin = state.origin[..., None]
-        q = jnp.where(origin == UNIFORM, allowed / allowed.sum(), laws)
+        q = jnp.where(origin == UNIFORM, (allowed / allowed.sum())[None, None], laws)
         return jnp.where(origin == POINT, point.astype(q.dtype), q)
 
     def observe(params, keys, state: Guesses, round: Round):
@@ -112,7 +112,7 @@ def iterate(
         # Old node n stands one place behind lane n. After k accepted tokens and the
         # next one, new slot j is old node k + 1 + j; node W is lane W's own prediction.
         #   k = 1, W = 3   nodes 0 1 2 (3)   slots: node 2, node 3, fresh
-        node = round.num_accepted[:, None] + 1 + jnp.arange(window)
+        node = round.num_accepted[:, None] + 1 + jnp.arange(window)[None]
         lane = jnp.minimum(node, window)
         is_real = jnp.concatenate(
             [round.draft.tokens >= 0, round.draft.tokens[:, -1:] >= 0], 1
@@ -138,7 +138,7 @@ def iterate(
         if transport in ("argmax", "gumbel"):
             return round.prediction.token
         p = round.prediction.probs
-        position = root[:, None] + 1 + jnp.arange(window + 1)
+        position = root[:, None] + 1 + jnp.arange(window + 1)[None]
         places = rng.noise(keys, rng.TRANSPORT, position, round=root)
         if transport == "independent":
             return vocab_head.categorical(p, places)

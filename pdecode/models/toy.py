@@ -32,10 +32,14 @@ class Table(NamedTuple):
 
 
 class Chain(NamedTuple):
-    """A Markov law whose transitions differ by position. The toy's params."""
+    """A Markov law whose transitions differ by position. The toy's params.
 
-    first: Array  # [V]  log-probabilities of position 0
-    steps: Array  # [L - 1, V, V]  of position l + 1 given position l
+    `moves[i, j]` takes position i - 1 to position j: row i = 0 stands before the first
+    position and column j = L behind the last (all ones), so every conditional of the
+    chain is a product of two entries.
+    """
+
+    moves: Array  # [L + 1, L + 1, V, V]
 
 
 def table(strings, probs) -> Table:
@@ -66,24 +70,36 @@ def joint(seed: int, vocab: int = 3, length: int = 5, sharpness: float = 1.5) ->
 def chain(seed: int, vocab: int = 4, length: int = 32, sharpness: float = 1.5) -> Chain:
     """A random Markov law with a different transition matrix at every position."""
     rng = np.random.default_rng(seed)
-    first = rng.normal(size=vocab) * sharpness
-    steps = rng.normal(size=(length - 1, vocab, vocab)) * sharpness
-    return Chain(
-        jax.nn.log_softmax(jnp.asarray(first)),
-        jax.nn.log_softmax(jnp.asarray(steps)),
-    )
+    scores = rng.normal(size=(length, vocab, vocab)) * sharpness
+    scores[0] = scores[0, :1]  # the first position follows nothing
+    steps = np.exp(scores - scores.max(-1, keepdims=True))
+    return _chain(steps / steps.sum(-1, keepdims=True))
+
+
+def _chain(steps: np.ndarray) -> Chain:
+    """From `steps` [L, V, V], the transition into each position."""
+    length, vocab = steps.shape[:2]
+    moves = np.zeros((length + 1, length + 1, vocab, vocab))
+    moves[:, length] = 1
+    for first in range(length):
+        product = np.eye(vocab)
+        for position in range(first, length):
+            product = product @ steps[position]
+            moves[first, position] = product
+    return Chain(jnp.asarray(moves))
 
 
 def mixed(target: Table | Chain, other: Table | Chain, weight: float):
     """A law near `target`, for drafters: logs are mixed with `weight` on `other`."""
-    if type(target) is not type(other):
-        raise TypeError(f"{type(target).__name__} and {type(other).__name__} differ")
-    if isinstance(target, Table):
+    if isinstance(target, Table) and isinstance(other, Table):
         log_probs = (1 - weight) * target.log_probs + weight * other.log_probs
         return Table(target.strings, jax.nn.log_softmax(log_probs))
-    return jax.tree.map(
-        lambda a, b: jax.nn.log_softmax((1 - weight) * a + weight * b), target, other
-    )
+    if isinstance(target, Chain) and isinstance(other, Chain):
+        here = np.arange(target.moves.shape[0] - 1)
+        mine, its = (np.asarray(law.moves)[here, here] for law in (target, other))
+        steps = mine ** (1 - weight) * its**weight
+        return _chain(steps / steps.sum(-1, keepdims=True))
+    raise TypeError(f"{type(target).__name__} and {type(other).__name__} differ")
 
 
 @functools.cache
@@ -149,7 +165,7 @@ def _apply(params, query: Query, cache, *, layers=None, vocab, length, shift):
     log_probs = jnp.where(outside[..., None], -jnp.log(float(vocab)), log_probs)
     # A key seen twice must show: attention would weigh it twice.
     excess = jnp.maximum(total[..., 0] - 1, 0).sum(-1)
-    log_probs = log_probs + excess[..., None] * jnp.arange(vocab)
+    log_probs = log_probs + excess[..., None] * jnp.arange(vocab)[None, None]
     mask_logit = jnp.full((*log_probs.shape[:-1], 1), 2.0, log_probs.dtype)
     hidden = jnp.concatenate([log_probs, mask_logit], -1).astype(_dtype(params))
     return Output(hidden), {"keys": keys}
@@ -158,7 +174,7 @@ def _apply(params, query: Query, cache, *, layers=None, vocab, length, shift):
 def _seen(query: Query, keys: Array, own: Array):
     """Keys [B, K, 2] and mask [B, Q, K]: the cache, then the call's own lanes."""
     visible = query.visible
-    slot = jnp.arange(keys.shape[2])
+    slot = jnp.arange(keys.shape[2])[None, None]
     mask = (visible.start[..., None] <= slot) & (slot < visible.stop[..., None])
     if visible.written is not None:
         mask &= visible.written[:, None]
@@ -177,40 +193,40 @@ def _marginal(params, forbidden: Array, target: Array) -> Array:
     if isinstance(params, Table):
         hot = jax.nn.one_hot(params.strings, forbidden.shape[-1], dtype=jnp.float32)
         clash = jnp.einsum("bqlv,klv->bqk", forbidden.astype(jnp.float32), hot) > 0
-        weight = jnp.where(clash, 0.0, jnp.exp(params.log_probs))
+        weight = jnp.where(clash, 0.0, jnp.exp(params.log_probs)[None, None])
         every = jnp.einsum("bqk,klv->bqlv", weight, hot.astype(weight.dtype))
         picked = jnp.take_along_axis(every, target[..., None, None], 2)[:, :, 0]
     else:
-        allowed = jnp.moveaxis(jnp.where(forbidden, 0.0, 1.0), 2, 0)  # [L, B, Q, V]
-        steps = jnp.exp(params.steps)
-
-        def scaled(x):
-            return x / jnp.maximum(x.sum(-1, keepdims=True), 1e-30)
-
-        def forward(alpha, xs):
-            step, here = xs
-            alpha = scaled(jnp.einsum("bqu,uv->bqv", alpha, step) * here)
-            return alpha, alpha
-
-        def backward(beta, xs):
-            step, there = xs
-            beta = scaled(jnp.einsum("uv,bqv->bqu", step, beta * there))
-            return beta, beta
-
-        first = scaled(jnp.exp(params.first) * allowed[0])
-        last = jnp.ones_like(first)
-        _, alphas = jax.lax.scan(forward, first, (steps, allowed[1:]))
-        _, betas = jax.lax.scan(backward, last, (steps, allowed[1:]), reverse=True)
-        alphas = jnp.concatenate([first[None], alphas])
-        betas = jnp.concatenate([betas, last[None]])
-        every = jnp.moveaxis(alphas * betas, 0, 2)
-        picked = jnp.take_along_axis(every, target[..., None, None], 2)[:, :, 0]
+        picked = _chain_marginal(params, forbidden, target)
     total = picked.sum(-1, keepdims=True)
     probs = jnp.where(total > 0, picked / jnp.where(total > 0, total, 1), 0)
     log_probs = jnp.where(
         probs > 0, jnp.log(jnp.where(probs > 0, probs, 1)), IMPOSSIBLE
     )
     return jnp.where(total > 0, log_probs, -jnp.log(float(probs.shape[-1])))
+
+
+def _chain_marginal(params: Chain, forbidden: Array, target: Array) -> Array:
+    """Unnormalised law [B, Q, V]: the nearest observations on both sides decide."""
+    length = forbidden.shape[2]
+    place = jnp.arange(length)[None, None]
+    observed = forbidden.any(-1)
+    token = jnp.argmax(~forbidden, -1)  # of an observed position
+    here = target[..., None]
+    left = jnp.where(observed & (place < here), place, -1).max(-1)
+    right = jnp.where(observed & (place > here), place, length).min(-1)
+
+    def token_at(position):
+        inside = jnp.clip(position, 0, length - 1)[..., None]
+        return jnp.take_along_axis(token, inside, 2)[..., 0]
+
+    before = params.moves[left + 1, target, jnp.where(left >= 0, token_at(left), 0)]
+    after = params.moves[
+        target + 1, right, :, jnp.where(right < length, token_at(right), 0)
+    ]
+    open_here = ~jnp.take_along_axis(forbidden, here[..., None], 2)[:, :, 0]
+    clash = forbidden.all(-1).any(-1)  # one position observed with two tokens
+    return jnp.where(clash[..., None], 0, before * after * open_here)
 
 
 def _dtype(params: Table | Chain):
