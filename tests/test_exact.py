@@ -1,0 +1,190 @@
+"""Lossless in law: 1e5 rows against the exact joint, with controls that must fail."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pdecode import accept, commit, masked, methods, prompts, rng, speculative, trees
+from pdecode.contracts import Sampling
+from pdecode.decode import decode
+from pdecode.drafters import causal
+from pdecode.drafters import jacobi as iterates
+from pdecode.models import toy
+
+VOCAB, NEW = 2, 5
+LENGTH = NEW + 1
+JOINT = toy.joint(3, VOCAB, LENGTH, sharpness=2.0)
+NEAR = toy.mixed(JOINT, toy.joint(4, VOCAB, LENGTH, sharpness=2.0), 0.5)
+CAUSAL = toy.make_model(VOCAB, LENGTH)
+MASKED = toy.make_model(VOCAB, LENGTH, noise="absorbing")
+SAMPLING = Sampling(1.0, banned=(VOCAB,))
+ROWS, CHUNKS = 12500, 8  # 1e5 rows
+
+
+def exact_law():
+    """Probability of each of the V**NEW continuations of the prompt [0]."""
+    strings = np.asarray(JOINT.strings)
+    probs = np.exp(np.asarray(JOINT.log_probs, np.float64))
+    law = np.zeros(VOCAB**NEW)
+    for string, prob in zip(strings, probs):
+        if string[0] == 0:
+            law[int("".join(map(str, string[1:])), VOCAB)] += prob
+    return law / law.sum()
+
+
+def histogram(decoder, params):
+    """Counts [V**NEW] of 1e5 sampled continuations."""
+    prompt = prompts.from_rows([[0]] * ROWS, max_new=NEW)
+    weights = jnp.array([VOCAB ** (NEW - 1 - i) for i in range(NEW)])
+
+    @jax.jit
+    def outcomes(key):
+        out, _ = decode(decoder, params, prompt, key)
+        codes = (out.tokens[:, 1:] * weights[None]).sum(1)
+        return jnp.zeros(VOCAB**NEW, jnp.int32).at[codes].add(1)
+
+    return sum(np.asarray(outcomes(jax.random.key(seed))) for seed in range(CHUNKS))
+
+
+def distance(decoder, params):
+    """(total variation, its standard noise floor, chi-square less its mean, in sd)."""
+    law, counts = exact_law(), histogram(decoder, params)
+    total = counts.sum()
+    variation = 0.5 * np.abs(counts / total - law).sum()
+    floor = 0.5 * np.sqrt(2 * law * (1 - law) / (np.pi * total)).sum()
+    chi2 = ((counts - total * law) ** 2 / (total * law)).sum()
+    freedom = len(law) - 1
+    return variation, floor, (chi2 - freedom) / np.sqrt(2 * freedom)
+
+
+def assert_exact(decoder, params):
+    variation, floor, excess = distance(decoder, params)
+    assert variation < 1.5 * floor, (variation, floor)
+    assert excess < 4.5, excess
+
+
+def assert_biased(decoder, params):
+    variation, floor, excess = distance(decoder, params)
+    assert variation > 1.5 * floor, (variation, floor)
+    assert excess > 8, excess
+
+
+def paired(method, **sizes):
+    decoder = method(CAUSAL, CAUSAL, max_new_tokens=NEW, temperature=1.0, **sizes)
+    return decoder, (JOINT, NEAR)
+
+
+def single(method, model=CAUSAL, **sizes):
+    decoder = method(model, max_new_tokens=NEW, temperature=1.0, **sizes)
+    return decoder, JOINT
+
+
+EXACT = {
+    "plain": lambda: single(methods.autoregressive),
+    "speculative": lambda: paired(methods.speculative_sampling, num_draft=2),
+    "block_verification": lambda: paired(methods.block_verification, num_draft=3),
+    "specinfer": lambda: paired(methods.specinfer, branching=(2, 1)),
+    "specinfer_without": lambda: paired(
+        methods.specinfer, branching=(2, 2), draws="without_replacement"
+    ),
+    "sjd": lambda: single(methods.sjd, window=3, transport="independent"),
+    "mc_sjd": lambda: single(methods.sjd, window=3, transport="maximal"),
+    "mc_sjd_repeat": lambda: single(
+        methods.sjd, window=3, transport="maximal", start="repeat"
+    ),
+    "gs_sjd": lambda: single(methods.sjd, window=3, transport="gumbel"),
+    "llada_random": lambda: single(methods.llada, MASKED, order="random"),
+    "llada_entropy": lambda: single(methods.llada, MASKED, order="entropy"),
+    "llada_margin": lambda: single(methods.llada, MASKED, order="margin"),
+    "llada_max_prob": lambda: single(methods.llada, MASKED, order="max_prob"),
+    "eb_gamma_0": lambda: single(methods.eb_sampler, MASKED, gamma=0.0),
+    "dream_entropy": lambda: single(methods.dream, MASKED, alg="entropy"),
+    "raster": lambda: single(methods.any_order, MASKED, order="raster"),
+    "random_order": lambda: single(methods.any_order, MASKED, order="random"),
+}
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_lossless_in_law(name):
+    assert_exact(*EXACT[name]())
+
+
+def test_choosing_by_the_sampled_token_is_biased():
+    """Even one token a step: low confidence is not an exact order."""
+    assert_biased(*single(methods.llada, MASKED, order="low_confidence"))
+    assert_biased(*single(methods.dream, MASKED, alg="maskgit_plus"))
+
+
+def test_two_tokens_a_step_are_biased():
+    """An entropy order is exact for one token at a time, not for two."""
+    decoder = masked.masked_diffusion(
+        MASKED,
+        commit.stateless(
+            lambda key, row, p: commit.best(-p.entropy, row.open, 2), ("entropy",)
+        ),
+        max_new_tokens=NEW,
+        sampling=Sampling(1.0),
+    )
+    assert_biased(decoder, JOINT)
+
+
+def test_an_old_q_after_coupling_is_biased():
+    """A kept guess must take over the law that kept it (released MC-SJD code: no)."""
+    right = iterates.iterate(CAUSAL, 3, SAMPLING, transport="maximal")
+
+    def observe(params, keys, state, round):
+        after = right.observe(params, keys, state, round)
+        shift = round.num_accepted[:, None] + 1 + jnp.arange(3)[None]
+        old = jnp.minimum(shift, 2)
+        kept = shift < 3
+        kept &= jnp.take_along_axis(state.tokens, old, 1) == after.tokens
+
+        def keep(mine, its):
+            picked = jnp.take_along_axis(its, old, 1)
+            return jnp.where(kept, picked, mine)
+
+        hidden = jnp.take_along_axis(state.hidden, old[..., None], 1)
+        return after._replace(
+            origin=keep(after.origin, state.origin),
+            hidden=jnp.where(kept[..., None], hidden, after.hidden),
+        )
+
+    decoder = speculative.draft_verify(
+        CAUSAL,
+        right._replace(observe=observe),
+        max_new_tokens=NEW,
+        sampling=SAMPLING,
+        acceptance=accept.by_node(accept.rejection()),
+    )
+    assert_biased(decoder, JOINT)
+
+
+def test_draft_noise_by_position_is_biased_under_block_verification(monkeypatch):
+    """A later round that visits a position again must draft with fresh noise."""
+    decoder, params = paired(methods.block_verification, num_draft=3)
+    assert_exact(decoder, params)
+    real = rng.noise
+
+    def stale(keys, purpose, positions, *, round=None, index=None):
+        if purpose == rng.DRAFT:
+            round = index = None
+        return real(keys, purpose, positions, round=round, index=index)
+
+    monkeypatch.setattr(rng, "noise", stale)
+    assert_biased(*paired(methods.block_verification, num_draft=3))
+
+
+def test_a_residual_from_p_is_biased():
+    rule = accept.rejection()
+    wrong = accept.NodeRule(
+        lambda p, q, tokens: (rule.apply(p, q, tokens)[0], p), max_children=1
+    )
+    decoder = speculative.draft_verify(
+        CAUSAL,
+        causal.draft_model(CAUSAL, trees.chain(2), SAMPLING),
+        max_new_tokens=NEW,
+        sampling=SAMPLING,
+        acceptance=accept.by_node(wrong),
+    )
+    assert_biased(decoder, (JOINT, NEAR))

@@ -1,0 +1,319 @@
+"""Every method of the table against every invariant."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import table
+from table import CASES, EOS, MAX_NEW, NEW, ROWS, WIDTH
+
+from pdecode import contracts, knobs, methods, speculative
+from pdecode import decode as decode_module
+
+EVERY = pytest.mark.parametrize("name", CASES)
+TEMPERATURES = pytest.mark.parametrize("temperature", [0.0, 1.0])
+
+
+def names(kind):
+    return [name for name, case in CASES.items() if case.kind == kind]
+
+
+def test_the_table_holds_every_method():
+    assert {case.method for case in CASES.values()} == set(methods.__all__)
+
+
+@pytest.mark.parametrize("name", names("plain") + names("law"))
+def test_greedy_equals_autoregressive(name):
+    expected, _ = table.base("autoregressive", 0.0)
+    got, _ = table.base(name, 0.0)
+    np.testing.assert_array_equal(got.tokens, expected.tokens)
+    np.testing.assert_array_equal(got.lengths, expected.lengths)
+    np.testing.assert_array_equal(got.stopped_by, expected.stopped_by)
+    np.testing.assert_allclose(got.log_probs, expected.log_probs, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", [n for n in names("plain") if n != "autoregressive"])
+def test_position_keyed_sampling_equals_plain_sampling(name):
+    for seed in range(200):
+        expected, _ = table.base("autoregressive", 1.0, seed)
+        got, _ = table.decode(name, table.prompt(), 1.0, seed)
+        np.testing.assert_array_equal(got.tokens, expected.tokens, err_msg=f"{seed=}")
+
+
+@EVERY
+@TEMPERATURES
+def test_counts_add_up(name, temperature):
+    for seed in range(5):
+        out, stats = table.base(name, temperature, seed)
+        prompt = table.prompt()
+        for b, row in enumerate(ROWS):
+            np.testing.assert_array_equal(out.tokens[b, : len(row)], row)
+        saw_eos = out.stopped_by == contracts.STOPPED_BY.index("eos")
+        np.testing.assert_array_equal(stats.num_committed, out.lengths + saw_eos)
+        at_end = out.lengths == np.minimum(prompt.max_new, MAX_NEW)
+        np.testing.assert_array_equal(at_end, ~saw_eos)
+        for generated in table.rows_of(out):
+            assert EOS not in generated
+            assert all(0 <= token < table.VOCAB for token in generated)
+        for b in np.flatnonzero(saw_eos):
+            assert out.tokens[b, out.start[b] + out.lengths[b]] == EOS
+        per_step = stats.committed_per_call
+        assert (per_step.sum(1) <= stats.num_calls).all()
+        if stats.num_revoked.sum() == 0 and CASES[name].kind != "lossy":
+            spent = (per_step * np.arange(per_step.shape[1])).sum(1)
+            np.testing.assert_array_equal(spent, stats.num_committed)
+        assert (stats.num_calls >= 1).all()
+        assert (stats.num_calls <= CASES[name].max_calls).all()
+        assert (stats.num_query_tokens <= stats.num_query_tokens_computed).all()
+        assert (out.log_probs <= 0).all()
+
+
+@EVERY
+@TEMPERATURES
+def test_a_row_does_not_depend_on_its_company(name, temperature):
+    out, stats = table.base(name, temperature, 1)
+    order = np.array([3, 0, 4, 2, 1])
+    permuted, permuted_stats = table.decode(
+        name,
+        table.prompt([ROWS[i] for i in order], [NEW[i] for i in order], ids=order),
+        temperature,
+        1,
+    )
+    _same_rows(out, stats, permuted, permuted_stats, order)
+    # Neighbours that finish at once, and other junk behind the text.
+    for keep in (1, 3):
+        rows = [ROWS[i] if i == keep else [2] for i in range(5)]
+        new = [NEW[i] if i == keep else 1 for i in range(5)]
+        alone, alone_stats = table.decode(
+            name, table.prompt(rows, new, junk=EOS), temperature, 1
+        )
+        _same_rows(out, stats, alone, alone_stats, np.arange(5), only=[keep])
+
+
+def _same_rows(out, stats, other, other_stats, order, only=None):
+    for place, row in enumerate(order):
+        if only is not None and row not in only:
+            continue
+        end = out.start[row] + out.lengths[row]
+        np.testing.assert_array_equal(
+            out.tokens[row, :end], other.tokens[place, :end], err_msg=f"{row=}"
+        )
+        assert out.lengths[row] == other.lengths[place]
+        for field in ("num_calls", "num_committed", "num_query_tokens", "num_revoked"):
+            mine, its = getattr(stats, field)[row], getattr(other_stats, field)[place]
+            assert mine == its, (field, row)
+        np.testing.assert_array_equal(
+            stats.committed_per_call[row], other_stats.committed_per_call[place]
+        )
+
+
+# One method of each cache behaviour: padding changes shapes, so it compiles anew.
+@pytest.mark.parametrize(
+    "name", ["specinfer", "mc_sjd", "dual_cache", "prefix_cache", "random_order"]
+)
+def test_extra_padding_changes_nothing(name):
+    out, _ = table.base(name, 1.0, 2)
+    wide, _ = table.decode(name, table.prompt(width=WIDTH - 1), 1.0, 2)
+    for mine, its in zip(table.rows_of(out), table.rows_of(wide)):
+        assert mine == its
+
+
+@EVERY
+def test_no_retrace_when_a_knob_changes(name):
+    case = CASES[name]
+    method = getattr(methods, case.method)
+    table.base(name, 0.0)
+    models = (case.model,) if not isinstance(case.model[0], tuple) else case.model
+    del models
+
+    static, traced = decode_module._bind(
+        method, case.model, {**case.knobs, **case.sizes, "max_new_tokens": MAX_NEW}
+    )
+    chex.clear_trace_counter()
+
+    @jax.jit
+    @chex.assert_max_traces(n=1)
+    def program(params, prompt, key, values):
+        decoder = method(*static["models"], **dict(static["sizes"]), **values)
+        return jax.eval_shape(
+            lambda: decode_module.decode(decoder, params, prompt, key)
+        ) and jax.tree.map(jnp.sum, values)
+
+    known = knobs.parameters(method)
+    for scale in (0.3, 0.6, 1.0):
+        values = {}
+        for knob, default in traced.items():
+            low = max(known[knob].kind.low, 1e-3)
+            value = min(low + scale, known[knob].kind.high)
+            values[knob] = jnp.asarray(value, default.dtype)
+        program(case.params, table.prompt(), jax.random.key(0), values)
+
+
+@EVERY
+def test_run_compiles_once_for_all_knob_values(name):
+    table.base(name, 0.0)
+    before = decode_module._run._cache_size()
+    table.decode(name, table.prompt(), 0.37)
+    table.decode(name, table.prompt(), 2)
+    assert decode_module._run._cache_size() == before
+
+
+@EVERY
+def test_the_compiled_loop_equals_the_host_loop(name):
+    case = CASES[name]
+    static, traced = decode_module._bind(
+        getattr(methods, case.method),
+        case.model,
+        {**case.knobs, **case.sizes, "max_new_tokens": MAX_NEW, "temperature": 1.0},
+    )
+    decoder = static["method"](*static["models"], **dict(static["sizes"]), **traced)
+    expected, stats = table.base(name, 1.0, 3)
+    last, previous = None, None
+    for last, last_stats in decode_module.stream(
+        decoder, case.params, table.prompt(), jax.random.key(3)
+    ):
+        if previous is not None:
+            _finished_rows_are_frozen(*previous, last, last_stats)
+        previous = last, last_stats
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5),
+        (expected, stats),
+        jax.tree.map(np.asarray, (last, last_stats)),
+    )
+
+
+def _finished_rows_are_frozen(before, stats, after, after_stats):
+    cut_short = contracts.STOPPED_BY.index("max_steps")
+    done = np.asarray(before.stopped_by) != cut_short
+    for a, b in zip(before, after):
+        np.testing.assert_array_equal(np.asarray(a)[done], np.asarray(b)[done])
+    for field in ("num_calls", "num_committed", "num_query_tokens"):
+        a, b = getattr(stats, field), getattr(after_stats, field)
+        np.testing.assert_array_equal(np.asarray(a)[done], np.asarray(b)[done])
+
+
+def test_a_row_that_goes_on_after_its_end_is_caught():
+    """Negative control: a family that does not freeze finished rows."""
+    decoder = methods.prompt_lookup(table.CAUSAL, max_new_tokens=MAX_NEW)
+
+    def step(params, keys, state):
+        thawed = state._replace(
+            done=jnp.zeros_like(state.done), end=state.end.max() + 0 * state.end
+        )
+        after, info = decoder.step(params, keys, thawed)
+        return after._replace(done=state.done | after.done, end=state.end), info
+
+    thawing = decoder._replace(step=step)
+    previous = None
+    with pytest.raises(AssertionError):
+        for now in decode_module.stream(
+            thawing, table.TARGET, table.prompt(), jax.random.key(0)
+        ):
+            if previous is not None:
+                _finished_rows_are_frozen(*previous, *now)
+            previous = now
+
+
+@EVERY
+def test_sharded_over_eight_devices(name):
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    case = CASES[name]
+    rows, new = [ROWS[i % 5] for i in range(8)], [NEW[i % 5] for i in range(8)]
+    prompt = table.prompt(rows, new, ids=[0, 1, 2, 3, 4, 10, 11, 12])
+    by_row = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+    everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    case_params = jax.device_put(case.params, everywhere)
+    out, stats = decode_module.run(
+        getattr(methods, case.method),
+        case.model,
+        case_params,
+        jax.device_put(prompt, by_row),
+        jax.device_put(jax.random.key(1), everywhere),
+        knobs={"temperature": 1.0, **case.knobs},
+        max_new_tokens=MAX_NEW,
+        **case.sizes,
+    )
+    expected, expected_stats = table.base(name, 1.0, 1)
+    assert len(out.tokens.sharding.device_set) == 8
+    np.testing.assert_array_equal(np.asarray(out.tokens)[:5], expected.tokens)
+    np.testing.assert_array_equal(
+        np.asarray(stats.num_calls)[:5], expected_stats.num_calls
+    )
+
+
+# Negative controls on the verifying call: each must break greedy equality.
+
+
+def _broken(change):
+    """The causal toy whose multi-lane queries pass through `change`."""
+
+    def apply(params, query, cache, *, layers=None):
+        if query.tokens.shape[1] > 1 and query.visible.among is not None:
+            query = change(query)
+        return table.CAUSAL.apply(params, query, cache, layers=layers)
+
+    return table.CAUSAL._replace(apply=apply)
+
+
+def _off_by_one(query):
+    lane = jnp.arange(query.tokens.shape[1])
+    return query._replace(positions=query.positions + (lane > 0))
+
+
+def _sees_siblings(query):
+    size = query.tokens.shape[1]
+    among = jnp.broadcast_to(jnp.tril(jnp.ones((size, size), bool)), (5, size, size))
+    return query._replace(visible=query.visible._replace(among=among))
+
+
+BROKEN = {
+    "stale slot": table.CAUSAL._replace(move=lambda cache, source, target: cache),
+    "position off by one": _broken(_off_by_one),
+    "wrong tree mask": _broken(_sees_siblings),
+}
+
+
+@pytest.mark.parametrize("kind", ["none", *BROKEN])
+def test_broken_calls_are_caught(kind):
+    model = BROKEN.get(kind, table.CAUSAL)
+    out, _ = decode_module.run(
+        methods.specinfer,
+        (model, table.CAUSAL),
+        (table.TARGET, table.NEAR),
+        table.prompt(),
+        jax.random.key(0),
+        knobs={"temperature": 1e-4},  # greedy, yet siblings differ in drafting noise
+        max_new_tokens=MAX_NEW,
+        branching=(2, 2),
+        draws="without_replacement",
+    )
+    expected, _ = table.base("autoregressive", 0.0)
+    is_same = np.array_equal(out.tokens, expected.tokens)
+    assert is_same == (kind == "none")
+
+
+@pytest.mark.parametrize("name", list(methods.__all__))
+def test_documentation_says_what_is_guaranteed(name):
+    text = getattr(methods, name).__doc__
+    guarantee = text.split("Guarantee: ")[1].split()[0].rstrip(",;:.")
+    assert guarantee in ("lossless", "lossy", "exact"), name
+    assert "Cost: " in text
+    kinds = {case.kind for case in CASES.values() if case.method == name}
+    assert (guarantee == "lossless") == (kinds <= {"plain", "law"}), name
+
+
+def test_a_model_that_does_not_fit_is_refused():
+    for case in CASES.values():
+        is_causal = case.model is not table.MASKED
+        wrong = table.MASKED if is_causal else table.CAUSAL
+        models = (
+            (wrong, *case.model[1:])
+            if isinstance(case.model[0], contracts.Model)
+            else (wrong,)
+        )
+        with pytest.raises(ValueError, match="noise="):
+            getattr(methods, case.method)(
+                *models, max_new_tokens=MAX_NEW, **case.sizes, **case.knobs
+            )
+    assert speculative.banned(table.CAUSAL) == (table.VOCAB,)
