@@ -108,7 +108,7 @@ def _qwen3(fields: Fields, name: str = "qwen3", **facts) -> Config:
 
 def _experts(fields: Fields, width: str) -> Experts:
     return Experts(
-        num_experts=fields.need("num_experts"),
+        num_experts=fields.get("num_experts") or fields.need("num_local_experts"),
         top_k=fields.need("num_experts_per_tok"),
         width=fields.need(width),
         normalized=fields.get("norm_topk_prob", False),
