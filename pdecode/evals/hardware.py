@@ -127,15 +127,17 @@ def repeated_call(
     width: int,
     count: int,
     *,
+    num_slots: int | None = None,
     is_canvas: bool = False,
 ):
     """A compiled program of `count` calls of apply and head, and its arguments.
 
     Each call's tokens depend on the one before. A prefix call has its queries behind
     `context` cached tokens; a canvas call has width <= context, and rewrites its first
-    `width` slots seeing all.
+    `width` slots seeing all. The cache has `num_slots` (None: as few as possible).
     """
-    num_slots = context + 1 + (0 if is_canvas else width)
+    if num_slots is None:
+        num_slots = context + 1 + (0 if is_canvas else width)
     blank = prompts.from_rows([[0]] * batch, max_new=1)
     cache = model.init_cache(blank, num_slots)
     tokens = jnp.zeros((batch, width), jnp.int32)

@@ -49,19 +49,22 @@ def compiled(
     model: Model | tuple,
     params: Params,
     prompt: Prompt,
+    *,
+    is_dated: bool = True,
     **settings: Any,
 ) -> Programs:
     """Checks `settings` (knobs and sizes) and compiles `method` for them.
 
     Models, parameters and prompt as for `pdecode.decode.run`; only the shapes of the
-    arrays matter. Raises what `knobs.split` and the method raise.
+    arrays matter. Without `is_dated` the loop is exactly that of `decode` and the
+    commit steps are all -1. Raises what `knobs.split` and the method raise.
     """
     models = (model,) if isinstance(model, Model) else tuple(model)
     traced, sizes = knob_rules.split(method, settings)
     static = {"method": method, "models": models, "sizes": tuple(sorted(sizes.items()))}
     leaves, tree = jax.tree.flatten((params, prompt, traced))
     shapes = tuple((jnp.shape(x), jnp.result_type(x)) for x in leaves)
-    name = (*static.values(), tree, shapes)
+    name = (*static.values(), is_dated, tree, shapes)
     if name in _kept:
         return _kept[name]._replace(knobs=traced, compile_s=0.0, num_cached=0)
 
@@ -69,7 +72,7 @@ def compiled(
     key = jax.random.key(0)
     start = _start.lower(params, prompt, key, traced, **static)
     carry = _start.eval_shape(params, prompt, key, traced, **static)
-    loop = _loop.lower(params, *carry, traced, **static)
+    loop = _loop.lower(params, *carry, traced, is_dated=is_dated, **static)
     programs = Programs(
         start.compile(),
         loop.compile(),
@@ -93,6 +96,23 @@ def timed(programs: Programs, params: Params, prompt: Prompt, key: Array) -> Dec
     ended = time.perf_counter()
     result = jax.tree.map(np.asarray, result)
     return Decoded(*result, prefill_s=filled - began, decode_s=ended - filled)
+
+
+def host_step(method: Callable, model: Model | tuple, settings: dict[str, Any]):
+    """One jitted step, (params, keys, state, stats, knobs) -> (state, stats, done []).
+
+    For driving from the host what `Programs.start` began.
+    """
+    models = (model,) if isinstance(model, Model) else tuple(model)
+    _, sizes = knob_rules.split(method, settings)
+
+    @jax.jit
+    def step(params, keys, state, stats, traced):
+        decoder = _decoder(method, models, sizes, traced)
+        state, info = decoder.step(params, keys, state)
+        return state, decode.count(stats, info), decoder.done(state).all()
+
+    return step
 
 
 def committed(state: Any) -> Array:
@@ -123,8 +143,8 @@ def _start(params, prompt, key, traced, *, method, models, sizes):
     return keys, state, decode.new_stats(prefill)
 
 
-@functools.partial(jax.jit, static_argnames=("method", "models", "sizes"))
-def _loop(params, keys, state, stats, traced, *, method, models, sizes):
+@functools.partial(jax.jit, static_argnames=("method", "models", "sizes", "is_dated"))
+def _loop(params, keys, state, stats, traced, *, method, models, sizes, is_dated):
     decoder = _decoder(method, models, sizes, traced)
 
     def unfinished(carry):
@@ -134,6 +154,8 @@ def _loop(params, keys, state, stats, traced, *, method, models, sizes):
     def turn(carry):
         state, stats, steps = carry
         state, info = decoder.step(params, keys, state)
+        if not is_dated:
+            return state, decode.count(stats, info), steps
         is_committed = committed(state)
         # A position that was reopened is dated anew.
         now = jnp.where(is_committed & (steps < 0), stats.num_steps, steps)

@@ -1,0 +1,345 @@
+"""The command line: pdecode compare | generate | methods | train | bench | ...
+
+Whatever a user can get wrong ends in one line on standard error and exit code 2, no
+traceback; `--debug` shows it. Heavy imports happen inside the commands.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from pdecode.version import __version__
+
+BAD_INPUT, INTERRUPTED = 2, 130
+
+
+class _Parser(argparse.ArgumentParser):
+    """Argparse prints its usage before an error; here an error is one line."""
+
+    def error(self, message: str) -> NoReturn:
+        print(f"pdecode: error: {message} (see {self.prog} --help)", file=sys.stderr)
+        raise SystemExit(BAD_INPUT)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command; the exit code."""
+    try:
+        args = parser().parse_args(arguments)
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    try:
+        return args.command(args)
+    except KeyboardInterrupt:
+        print("pdecode: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read the output stopped; nothing is wrong.
+        sys.stderr.close()
+        return 0
+    except (ValueError, TypeError, OSError, NotImplementedError) as error:
+        if args.debug:
+            raise
+        print(f"pdecode: error: {_one_line(error)}", file=sys.stderr)
+        return BAD_INPUT
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    top = _Parser(prog="pdecode", description="Parallel decoding in JAX.")
+    top.add_argument("--version", action="version", version=f"pdecode {__version__}")
+    commands = top.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(name, function, about):
+        made = commands.add_parser(name, help=about, description=about)
+        made.add_argument("--debug", action="store_true", help="show tracebacks")
+        made.set_defaults(command=function)
+        return made
+
+    made = add("compare", _compare, "race methods on the same real prompts")
+    made.add_argument("--methods", help="names, separated by commas")
+    made.add_argument("--model", help="folder or embedded name in place of the target")
+    made.add_argument("--batch-size", type=int, default=4)
+    made.add_argument("--num-prompts", type=int, default=16)
+    made.add_argument("--max-new-tokens", type=int, default=64)
+    made.add_argument("--hardware", default="cpu", help="cpu, h100 or v5e")
+    made.add_argument("--seed", type=int, default=0)
+    made.add_argument("--out", default="results/compare", help="folder for results")
+    made.add_argument("--json", action="store_true", help="results on standard output")
+    _add_set(made, "METHOD.KNOB=VALUE")
+
+    made = add("generate", _generate, "continue a prompt")
+    made.add_argument("--model", help="embedded name or checkpoint folder")
+    made.add_argument("--drafter", help="the same, for the drafter or the heads")
+    made.add_argument("--method", help="see pdecode methods")
+    source = made.add_mutually_exclusive_group(required=True)
+    source.add_argument("--prompt", help="text")
+    source.add_argument("--prompt-file", help="a file that holds one prompt")
+    source.add_argument("--prompt-ids", help="rows of ids, as [[1,2,3],[4,5]]")
+    made.add_argument("--max-new-tokens", type=int, default=64)
+    made.add_argument("--temperature", type=float)
+    made.add_argument("--seed", type=int, default=0)
+    made.add_argument("--dtype", help="of a checkpoint folder (default: its own)")
+    made.add_argument("--watch", action="store_true", help="show every step")
+    made.add_argument("--keep-eos-tail", action="store_true", help="decode past EOS")
+    made.add_argument("--json", action="store_true", help="one JSON object")
+    _add_set(made, "KNOB=VALUE")
+
+    made = add("methods", _methods, "list the methods, or explain one")
+    made.add_argument("name", nargs="?")
+
+    made = add("train", _train, "train what a config says")
+    made.add_argument("--config", required=True, help="configs/NAME.py")
+    made.add_argument("--out", help="folder (default: results/NAME)")
+    _add_set(made, "FIELD=VALUE")
+
+    made = add("bench", _bench, "benchmarks of the framework itself")
+    made.add_argument("--suite", choices=("loop",), default="loop")
+    made.add_argument("--batch-size", type=int, default=1)
+    made.add_argument("--repeats", type=int, default=15)
+    made.add_argument("--out", help="JSON file for the results")
+
+    add("doctor", _doctor, "check this installation with one decode")
+
+    made = add("convert", _convert, "convert a checkpoint to or from orbax")
+    made.add_argument("source")
+    made.add_argument("target")
+
+    made = add("info", _info, "what a checkpoint is and the memory it needs")
+    made.add_argument("path")
+    return top
+
+
+def _compare(args) -> int:
+    from pdecode import caching
+
+    caching.enable()
+    began = time.perf_counter()
+    from pdecode.evals import compare, report
+
+    names = None if args.methods is None else tuple(_names(args.methods))
+    settings = compare.Settings(
+        methods=names,
+        overrides=tuple(args.set),
+        model=args.model,
+        batch_size=args.batch_size,
+        num_prompts=args.num_prompts,
+        max_new_tokens=args.max_new_tokens,
+        hardware=args.hardware,
+        seed=args.seed,
+    )
+    context = compare.prepare(settings)
+    out = sys.stderr if args.json else sys.stdout
+    print(
+        f"{len(context.entries)} methods, {settings.num_prompts} prompts in batches of "
+        f"{settings.batch_size}, {settings.max_new_tokens} new tokens\n",
+        file=out,
+    )
+    spent: dict[str, float] = {}
+    finished = compare.Finished((), None, None, None)
+    is_complete = False
+    with report.Table(out) as table:
+        table.status("compiling and measuring; Ctrl-C keeps what is there")
+        race = compare.race(context, spent)
+        try:
+            for row in race:
+                table.add(row)
+            table.status("measuring the cost of a call")
+            finished = compare.finish(context, table.rows, spent)
+            is_complete = True
+        except KeyboardInterrupt:
+            race.close()
+            finished = finished._replace(rows=tuple(table.rows))
+    spent["total"] = time.perf_counter() - began
+    print(report.footer(context, finished, spent), file=out)
+    made = report.document(context, finished, spent, is_complete=is_complete)
+    for path in report.write(args.out, made):
+        print(f"written: {path}", file=out)
+    if args.json:
+        print(json.dumps(made))
+    if not is_complete:
+        print("pdecode: interrupted; the rows above are measured", file=sys.stderr)
+    return 0 if is_complete else INTERRUPTED
+
+
+def _generate(args) -> int:
+    from pdecode import caching, configurations, generation
+
+    caching.enable()
+    settings = {}
+    if args.set:
+        if args.method is None:
+            raise ValueError("--set needs --method: knobs belong to a method")
+        method, _ = configurations.resolve(args.method)
+        settings = _settings(method, args.set)
+    if args.temperature is not None:
+        settings.pop("temperature", None)
+    prompt = _prompt(args)
+    options = {
+        "method": args.method,
+        "model": args.model,
+        "drafter": args.drafter,
+        "max_new_tokens": args.max_new_tokens,
+        "temperature": args.temperature,
+        "keep_eos_tail": args.keep_eos_tail,
+        "dtype": args.dtype,
+        **settings,
+    }
+    if args.watch:
+        from pdecode import watch
+
+        made = watch.watch(
+            generation.prepare(prompt, **options),
+            seed=args.seed,
+            keep_eos_tail=args.keep_eos_tail,
+            file=sys.stderr if args.json else sys.stdout,
+        )
+    else:
+        made = generation.generate(prompt, seed=args.seed, **options)
+    if args.json:
+        print(json.dumps({**made._asdict(), "seed": args.seed}))
+    else:
+        print(made)
+    return 0
+
+
+def _methods(args) -> int:
+    from pdecode import configurations, describe
+
+    if args.name:
+        print(describe.text(args.name))
+        return 0
+    rows = [
+        ("method", "family", "arXiv", "guarantee", "models"),
+        *describe.listing(),
+    ]
+    _print_columns(rows)
+    named = [
+        (name, f"{each.method}: {each.about}")
+        for name, each in configurations.CONFIGURATIONS.items()
+    ]
+    print()
+    _print_columns([("configuration", "of"), *named])
+    print(
+        f"\n{len(rows) - 1} methods, {len(named)} named configurations; "
+        "pdecode methods NAME explains one"
+    )
+    return 0
+
+
+def _train(args) -> int:
+    from pdecode import train
+
+    train.run_config(args.config, args.set, args.out)
+    return 0
+
+
+def _bench(args) -> int:
+    from pdecode.evals import loop, report
+
+    for name in ("batch_size", "repeats"):
+        if getattr(args, name) < 1:
+            raise ValueError(f"{name}={getattr(args, name)} must be at least 1")
+    found = []
+    for case in loop.CASES:
+        print(f"measuring {case.name}", file=sys.stderr, flush=True)
+        found.append(
+            loop.overhead(case, batch_size=args.batch_size, repeats=args.repeats)
+        )
+    print(loop.table(found))
+    if args.out:
+        made = {
+            "suite": args.suite,
+            "versions": report.versions(),
+            "device": report.device(),
+            "cases": [each._asdict() for each in found],
+        }
+        with open(args.out, "w") as file:
+            json.dump(made, file, indent=1)
+            file.write("\n")
+    return 0
+
+
+def _doctor(args) -> int:
+    from pdecode import caching, doctor
+
+    caching.enable()
+    lines, is_well = doctor.check()
+    print("\n".join(lines))
+    return 0 if is_well else 1
+
+
+def _convert(args) -> int:
+    from pdecode import checkpoint
+
+    print(checkpoint.convert(args.source, args.target) or f"written: {args.target}")
+    return 0
+
+
+def _info(args) -> int:
+    from pdecode import checkpoint
+
+    print(checkpoint.info(args.path))
+    return 0
+
+
+def _add_set(made, form: str) -> None:
+    made.add_argument(
+        "--set", action="append", default=[], metavar=form, help="may be repeated"
+    )
+
+
+def _settings(method, pairs: Sequence[str]) -> dict[str, Any]:
+    from pdecode.evals import lineup
+
+    found = {}
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        name = name.strip()
+        if not equals or not name:
+            raise ValueError(f"--set {pair}: write KNOB=VALUE")
+        if name == "max_new_tokens":
+            raise ValueError(f"--set {pair}: use --max-new-tokens")
+        found[name] = lineup.knobs_value(method, name, text)
+    return found
+
+
+def _prompt(args):
+    if args.prompt is not None:
+        return args.prompt
+    if args.prompt_file is not None:
+        try:
+            with open(args.prompt_file, encoding="utf-8") as file:
+                return file.read()
+        except UnicodeDecodeError:
+            raise ValueError(f"{args.prompt_file} is no UTF-8 text") from None
+    try:
+        rows = json.loads(args.prompt_ids)
+    except ValueError:
+        raise ValueError(
+            f"--prompt-ids {args.prompt_ids!r} is no JSON; write [[1,2,3],[4,5]]"
+        ) from None
+    if not isinstance(rows, list):
+        raise ValueError(f"--prompt-ids {args.prompt_ids!r} is no list of rows of ids")
+    return rows
+
+
+def _names(text: str) -> list[str]:
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if not names:
+        raise ValueError("--methods is empty: give names separated by commas")
+    return names
+
+
+def _print_columns(rows: Sequence[Sequence[str]]) -> None:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    for row in rows:
+        print("  ".join(f"{c:{w}}" for c, w in zip(row, widths)).rstrip())
+
+
+def _one_line(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename or 'file'}: {error.strerror}"
+    return " ".join(str(error).split()) or type(error).__name__

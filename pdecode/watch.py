@@ -1,0 +1,94 @@
+"""A decode seen step by step: the canvas fills in place on a terminal.
+
+The steps run from the host, which is slower than the compiled loop and gives the same
+tokens.
+"""
+
+import sys
+import time
+
+import jax
+import numpy as np
+
+from pdecode import decode, generation, knobs
+from pdecode.contracts import Generation
+
+OPEN = "░"  # a position not committed yet
+
+
+def watch(
+    job: generation.Job, *, seed: int = 0, keep_eos_tail: bool = False, file=None
+) -> generation.Result:
+    """Decodes `job` and shows every step in `file` (default: standard output).
+
+    Redrawn in place on a terminal, one line a row and step elsewhere.
+    """
+    file = file or sys.stdout
+    traced, sizes = knobs.split(job.method, job.settings)
+    decoder = job.method(*job.models, **sizes, **traced)
+    steps = decode.stream(decoder, job.params, job.prompt, jax.random.key(seed))
+    live = _live(file)
+    began, last, number = time.perf_counter(), None, 0
+    with live or _Plain(file) as screen:
+        for number, last in enumerate(steps, 1):
+            rows = [drawn(job, last[0], b) for b in range(len(last[0].start))]
+            screen.update(_screen(rows, number) if live else (number, rows))
+    timing = {
+        "compile_s": 0.0,  # not told apart here: the first step compiles
+        "prefill_s": 0.0,
+        "decode_s": round(time.perf_counter() - began, 6),
+    }
+    if last is None:
+        raise ValueError("nothing to decode: every row was done at the start")
+    return generation.result_of(job, *last, timing, keep_eos_tail=keep_eos_tail)
+
+
+def drawn(job: generation.Job, made: Generation, row: int) -> str:
+    """A row's generation as text, with a mark for every open position."""
+    start, length = int(made.start[row]), int(made.lengths[row])
+    tokens = np.asarray(made.tokens[row, start : start + length])
+    mask_id = job.models[0].mask_id
+    text, run = [], []
+    for token in tokens.tolist():
+        if token == mask_id:
+            text += [job.tokenizer.decode(run), OPEN]
+            run = []
+        else:
+            run.append(token)
+    return "".join([*text, job.tokenizer.decode(run)])
+
+
+class _Plain:
+    """Lines for a file that is no terminal."""
+
+    def __init__(self, file):
+        self.file = file
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        return None
+
+    def update(self, shown) -> None:
+        number, rows = shown
+        for index, row in enumerate(rows):
+            print(f"step {number} row {index}: {row!r}", file=self.file, flush=True)
+
+
+def _live(file):
+    if not file.isatty():
+        return None
+    from rich.console import Console
+    from rich.live import Live
+
+    return Live(console=Console(file=file), auto_refresh=False, transient=True)
+
+
+def _screen(rows: list[str], number: int):
+    from rich.console import Group
+    from rich.panel import Panel
+    from rich.text import Text
+
+    panels = [Panel(Text(row), title=f"row {b}") for b, row in enumerate(rows)]
+    return Group(*panels, Text(f"step {number}"))
