@@ -14,6 +14,9 @@ Params = Any
 Cache = Any
 Memory = Any
 
+# Stands where a leaf of `Prediction` was not asked for; a rule never meets it.
+NOT_ASKED: Any = None
+
 # Why a row ended (`Generation.stopped_by`).
 STOPPED_BY = ("length", "eos", "max_steps")
 
@@ -148,19 +151,19 @@ class Prediction(NamedTuple):
     (at temperature 0 its log-probabilities are the raw ones, and `probs` is one-hot).
     """
 
-    token: Array | None = None  # int32 [B, Q]  argmax(logits + T * gumbel)
-    log_prob: Array | None = None  # [B, Q]  raw, of `token`
-    sampled_log_prob: Array | None = None  # [B, Q]  sampled, of `token`
-    max_log_prob: Array | None = None  # [B, Q]  raw
-    entropy: Array | None = None  # [B, Q]  raw, nats
-    margin: Array | None = None  # [B, Q]  raw, probability of best less second
-    sampled_entropy: Array | None = None  # [B, Q]
-    sampled_margin: Array | None = None  # [B, Q]
-    top_ids: Array | None = None  # int32 [B, Q, K]  ask "top:K"
-    top_log_probs: Array | None = None  # [B, Q, K]  raw
-    of_log_prob: Array | None = None  # [B, Q]  raw, of the tokens passed as `of`
-    logits: Array | None = None  # [B, Q, V]  banned ids at -inf; dense path
-    probs: Array | None = None  # [B, Q, V]  sampled law; dense path
+    token: Array = NOT_ASKED  # int32 [B, Q]  argmax(logits + T * gumbel)
+    log_prob: Array = NOT_ASKED  # [B, Q]  raw, of `token`
+    sampled_log_prob: Array = NOT_ASKED  # [B, Q]  sampled, of `token`
+    max_log_prob: Array = NOT_ASKED  # [B, Q]  raw
+    entropy: Array = NOT_ASKED  # [B, Q]  raw, nats
+    margin: Array = NOT_ASKED  # [B, Q]  raw, probability of best less second
+    sampled_entropy: Array = NOT_ASKED  # [B, Q]
+    sampled_margin: Array = NOT_ASKED  # [B, Q]
+    top_ids: Array = NOT_ASKED  # int32 [B, Q, K]  ask "top:K"
+    top_log_probs: Array = NOT_ASKED  # [B, Q, K]  raw
+    of_log_prob: Array = NOT_ASKED  # [B, Q]  raw, of the tokens passed as `of`
+    logits: Array = NOT_ASKED  # [B, Q, V]  banned ids at -inf; dense path
+    probs: Array = NOT_ASKED  # [B, Q, V]  sampled law; dense path
 
 
 class Row(NamedTuple):

@@ -87,6 +87,10 @@ def masked_diffusion(
         raise ValueError("progress='schedule' needs max_steps: it ends the decode")
     if remask is not None and max_steps is None:
         raise ValueError("a remask rule needs max_steps: it may undo every commit")
+    if model.attention == "block_causal" and not model.block_len:
+        raise ValueError(f"{model.name} is block-causal, but block_len is not set")
+    # Forced progress ends by itself, after one step a position at most.
+    limit = UNSTORED if max_steps is None else max_steps
     width_of_block = max_new_tokens if block_length is None else block_length
     banned = tuple(dict.fromkeys((model.mask_id, *sampling.banned)))
     sampling = sampling._replace(banned=banned)
@@ -188,9 +192,8 @@ def masked_diffusion(
         if progress == "force":
             first = opened & (jnp.cumsum(opened, 1) == 1)
             chosen |= first & ~chosen.any(1, keepdims=True)
-        if max_steps is not None:
-            is_last = state.turn[:, None] == max_steps - 1
-            chosen |= still & valid & active[:, None] & is_last
+        is_last = state.turn[:, None] == limit - 1
+        chosen |= still & valid & active[:, None] & is_last
 
         where = jnp.where(chosen, positions, length)
         tokens = state.tokens.at[rows, where].set(prediction.token, mode="drop")
@@ -208,9 +211,7 @@ def masked_diffusion(
             )
             may = jnp.take_along_axis(state.generated, positions, 1)
             may &= ~jnp.take_along_axis(masked, positions, 1) & valid & active[:, None]
-            if max_steps is not None:
-                may &= ~is_last
-            reopened &= may
+            reopened &= may & ~is_last
             where = jnp.where(reopened, positions, length)
             tokens = tokens.at[rows, where].set(model.mask_id, mode="drop")
             masked = masked.at[rows, where].set(True, mode="drop")
@@ -268,7 +269,7 @@ def masked_diffusion(
     def done(state: CanvasState) -> Array:
         if remask is not None and progress == "schedule":
             # A full canvas may be reopened: only the end of the schedule ends a row.
-            return state.turn >= max_steps
+            return state.turn >= limit
         last, _ = first_eos(state)
         place = jnp.arange(state.tokens.shape[1])[None]
         return ~(state.masked & (place < last[:, None])).any(1)
@@ -283,8 +284,6 @@ def masked_diffusion(
             stopped_by=saw_eos.astype(jnp.int32),
         )
 
-    # Forced progress ends by itself, after one step a position at most.
-    limit = UNSTORED if max_steps is None else max_steps
     return Decoder(init, step, done, output, limit)
 
 
@@ -346,7 +345,7 @@ def _evaluate(model, params, state, positions, valid, stale, *, has_refresh):
 def _query(model: Model, state: CanvasState, positions: Array, valid: Array) -> Query:
     """The call that evaluates `positions`; lanes not `valid` are padding."""
     stop = jnp.broadcast_to(state.end[:, None], positions.shape)
-    if model.attention == "block_causal":
+    if model.attention == "block_causal" and model.block_len:
         n = model.block_len
         stop = jnp.minimum(stop, (positions // n + 1) * n)
     return Query(

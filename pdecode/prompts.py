@@ -39,9 +39,9 @@ def from_rows(
             bad = ids[(ids < 0) | (ids >= limit)][0]
             raise ValueError(f"row {index} has id {bad}, outside [0, {limit})")
         tokens[index, : len(row)] = ids
-    max_new = np.broadcast_to(np.asarray(max_new, np.int32), lengths.shape)
-    if max_new.min() < 1:
-        raise ValueError(f"max_new={max_new.min()} must be at least 1")
+    limits = np.broadcast_to(np.asarray(max_new, np.int32), lengths.shape)
+    if limits.min() < 1:
+        raise ValueError(f"max_new={limits.min()} must be at least 1")
     masked = None
     if holes is not None:
         masked = np.zeros(tokens.shape, bool)
@@ -58,7 +58,7 @@ def from_rows(
         tokens=jnp.asarray(tokens),
         lengths=jnp.asarray(lengths),
         row_ids=jnp.asarray(ids, jnp.int32),
-        max_new=jnp.asarray(max_new),
+        max_new=jnp.asarray(limits),
         masked=None if masked is None else jnp.asarray(masked),
         context=context,
     )

@@ -13,7 +13,7 @@ from jax import Array
 # What a draw is for. Two draws at one place with different purposes are independent.
 TARGET, DRAFT, ACCEPT, RESIDUAL, COMMIT, REMASK, ORDER, TRANSPORT = range(8)
 
-VOCAB_TILE = 128
+VOCAB_TILE = 32
 
 
 def row_keys(key: Array, row_ids: Array) -> Array:

@@ -518,3 +518,75 @@ def test_wants_are_checked():
             Sampling(),
         )  # fmt: skip
     assert ignore(None, None, "state", None) == "state"
+
+
+def test_a_drafter_records_target_taps_of_what_was_accepted():
+    """EAGLE-like: its own cache of target features holds just the committed prefix."""
+    max_depth = 2
+    tapped = CAUSAL._replace(
+        apply=lambda params, query, cache, *, layers=None: _with_tap(
+            *CAUSAL.apply(params, query, cache)
+        ),
+        taps=("feature",),
+    )
+    inner = causal.draft_model(
+        CAUSAL, trees.expand((2, 2)), Sampling(1.0, banned=(VOCAB,))
+    )
+
+    def init(params, keys, prompt, prefix, output):
+        batch, slots = prefix.tokens.shape
+        features = jnp.zeros((batch, 1, slots, VOCAB + 1))
+        pending = jnp.zeros((batch, 1, 1 + max_depth, VOCAB + 1))
+        nowhere = jnp.full((batch, 1 + max_depth), slots)
+        state = inner.init(params, keys, prompt, prefix, output)
+        return state, features, pending, nowhere
+
+    def propose(params, keys, state, prefix):
+        state, features, pending, slots = state
+        features = caches.write(features, slots, pending)
+        draft, state = inner.propose(params, keys, state, prefix)
+        return draft, (state, features, pending, slots)
+
+    def observe(params, keys, state, round):
+        state, features, _, _ = state
+        lanes = jnp.concatenate([jnp.zeros_like(round.path[:, :1]), round.path], 1)
+        tap = jnp.take_along_axis(round.output.taps["feature"], lanes[..., None], 1)
+        place = jnp.arange(1 + max_depth)[None]
+        root = round.prefix.length[:, None] - 1
+        is_kept = place <= round.num_accepted[:, None]
+        slots = jnp.where(is_kept, root + place, features.shape[2])
+        return state, features, tap[:, None], slots
+
+    drafter = inner._replace(init=init, propose=propose, observe=observe)
+    decoder = speculative.draft_verify(
+        tapped,
+        drafter,
+        max_new_tokens=5,
+        sampling=Sampling(1.0, banned=(VOCAB,)),
+        acceptance=speculative_rule(trees.expand((2, 2))),
+    )
+    prompt = prompts.from_rows([[0, 1, 2], [1], [2, 2]], max_new=5)
+    keys = rng.row_keys(jax.random.key(2), prompt.row_ids)
+    state, _ = decoder.init((LAW, LAW), keys, prompt)
+    accepted = 0
+    for _ in range(2):
+        state, info = decoder.step((LAW, LAW), keys, state)
+        accepted += int(jnp.maximum(info.num_committed - 1, 0).sum())
+        prefix = speculative.Prefix(
+            state.tokens, state.length, state.end, state.prompt_end
+        )
+        _, after = drafter.propose((LAW, LAW), keys, state.drafter, prefix)
+        features = np.exp(np.asarray(after[1])[:, 0])
+        for b in range(3):
+            if bool(state.done[b]):
+                continue
+            row = np.asarray(state.tokens)[b]
+            # What the prefill covered was not tapped; the root is still to come.
+            for slot in range(int(state.prompt_end[b]) - 1, int(state.length[b]) - 1):
+                law = conditional(dict(enumerate(row[: slot + 1])), slot + 1)
+                np.testing.assert_allclose(features[b, slot, :VOCAB], law, atol=1e-5)
+    assert accepted > 0
+
+
+def _with_tap(output, cache):
+    return output._replace(taps={"feature": output.hidden}), cache

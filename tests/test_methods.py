@@ -8,7 +8,7 @@ import pytest
 import table
 from table import CASES, EOS, MAX_NEW, NEW, ROWS, WIDTH
 
-from pdecode import contracts, knobs, methods, speculative
+from pdecode import contracts, knobs, methods, sharding, speculative
 from pdecode import decode as decode_module
 
 EVERY = pytest.mark.parametrize("name", CASES)
@@ -217,19 +217,16 @@ def test_a_row_that_goes_on_after_its_end_is_caught():
 
 @EVERY
 def test_sharded_over_eight_devices(name):
-    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    mesh = sharding.make_mesh(data=8)
     case = CASES[name]
     rows, new = [ROWS[i % 5] for i in range(8)], [NEW[i % 5] for i in range(8)]
     prompt = table.prompt(rows, new, ids=[0, 1, 2, 3, 4, 10, 11, 12])
-    by_row = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
-    everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-    case_params = jax.device_put(case.params, everywhere)
     out, stats = decode_module.run(
         getattr(methods, case.method),
         case.model,
-        case_params,
-        jax.device_put(prompt, by_row),
-        jax.device_put(jax.random.key(1), everywhere),
+        sharding.replicate(case.params, mesh),
+        sharding.shard_rows(prompt, mesh),
+        sharding.replicate(jax.random.key(1), mesh),
         knobs={"temperature": 1.0, **case.knobs},
         max_new_tokens=MAX_NEW,
         **case.sizes,
@@ -258,7 +255,7 @@ def _broken(change):
 
 def _off_by_one(query):
     lane = jnp.arange(query.tokens.shape[1])
-    return query._replace(positions=query.positions + (lane > 0))
+    return query._replace(positions=query.positions + (lane > 0)[None])
 
 
 def _sees_siblings(query):

@@ -70,7 +70,7 @@ def draft_model(
         hidden, cache = store(model, params[1], state, prefix, max_depth + 1)
         head = model.head(params[1])
         tokens = jnp.full((batch, num_nodes), -1, jnp.int32)
-        q = [None] * num_nodes
+        q: list[Array] = [hidden] * num_nodes  # each is replaced below
         for level in range(1, max_depth + 1):
             if level > 1:
                 above = np.flatnonzero(depths < level)

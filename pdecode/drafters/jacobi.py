@@ -137,6 +137,7 @@ def iterate(
         """What each lane now proposes for the position behind it, int32 [B, 1 + W]."""
         if transport in ("argmax", "gumbel"):
             return round.prediction.token
+        assert round.draft.q is not None  # these transports were given one
         p = round.prediction.probs
         position = root[:, None] + 1 + jnp.arange(window + 1)[None]
         places = rng.noise(keys, rng.TRANSPORT, position, round=root)

@@ -1,0 +1,112 @@
+"""What the project promises about its own shape: compiled loops, imports, file sizes."""
+
+import ast
+import pathlib
+import statistics
+
+import jax
+import numpy as np
+import pytest
+from test_transformer import cache_sized_moves
+
+from pdecode import decode, methods, prompts, sharding
+from pdecode.models import transformer
+
+ROOT = pathlib.Path(__file__).parent.parent
+METHODS = sorted((ROOT / "pdecode" / "methods").glob("*/[a-z]*.py"))
+
+
+def tiny(**changes):
+    config = transformer.Config(
+        **{
+            "vocab_size": 40,
+            "width": 16,
+            "num_layers": 2,
+            "num_heads": 4,
+            "num_kv_heads": 2,
+            "head_dim": 6,
+            "mlp_width": 24,
+            "mask_id": 39,
+            "max_positions": 64,
+            **changes,
+        }
+    )
+    return transformer.make_model(config), transformer.init(config, jax.random.key(0))
+
+
+CAUSAL = tiny()
+MASKED = tiny(attention="bidirectional", noise="absorbing")
+# Unequal rows, so that every per-row path is taken.
+PROMPT = prompts.from_rows([[1, 2, 3], [4], [5, 6, 7, 8, 9], [1, 1]], max_new=14)
+
+
+@pytest.mark.parametrize(
+    "method, models, sizes",
+    [
+        (methods.autoregressive, CAUSAL, {}),
+        (methods.jacobi, CAUSAL, {"window": 4}),
+        (methods.sjd, CAUSAL, {"window": 4}),
+        (
+            methods.specinfer,
+            ((CAUSAL[0], CAUSAL[0]), (CAUSAL[1], CAUSAL[1])),
+            {"branching": (2, 2)},
+        ),
+        (methods.llada, MASKED, {}),
+        (methods.fast_dllm, MASKED, {"cache": "dual", "block_length": 7}),
+        (methods.any_order, MASKED, {"steps": 5}),
+    ],
+)
+def test_no_cache_sized_copy_in_the_loop(method, models, sizes):
+    model, params = models
+    lowered, _ = decode.lower(
+        method, model, params, PROMPT, jax.random.key(0), max_new_tokens=14, **sizes
+    )
+    text = lowered.compile().as_text()
+    lengths = 5 + 14  # prompt and generation; slack differs by method
+    slots = {size for size in range(lengths, lengths + 9) if f"[4,2,{size},6]" in text}
+    assert slots, "no cache found in the program"
+    found = [move for size in slots for move in cache_sized_moves(text, 4, size)]
+    assert not found, found
+
+
+@pytest.mark.parametrize("method", [methods.autoregressive, methods.specinfer])
+def test_sharded_over_data_and_tensor(method):
+    """Data 2 x tensor 4: the tokens of one device."""
+    model, params = tiny(num_heads=8, num_kv_heads=4)
+    if method is methods.specinfer:
+        model, params = (model, model), (params, params)
+    key = jax.random.key(1)
+    sizes = {"max_new_tokens": 14}
+    alone, _ = decode.run(method, model, params, PROMPT, key, **sizes)
+    mesh = sharding.make_mesh(data=2, tensor=4)
+    parts = params if isinstance(params, tuple) else (params,)
+    placed = tuple(sharding.shard_params(part, mesh) for part in parts)
+    assert any(len(x.sharding.spec) for x in jax.tree.leaves(placed))
+    sharded, _ = decode.run(
+        method,
+        model,
+        placed if isinstance(params, tuple) else placed[0],
+        sharding.shard_rows(PROMPT, mesh),
+        sharding.replicate(key, mesh),
+        **sizes,
+    )
+    np.testing.assert_array_equal(alone.tokens, sharded.tokens)
+
+
+def test_method_files_are_short_and_independent():
+    lines = [len(path.read_text().splitlines()) for path in METHODS]
+    own = [count for count, path in zip(lines, METHODS) if path.name != "__init__.py"]
+    assert statistics.median(own) < 60
+    for path in METHODS:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom):
+                assert not (node.module or "").startswith("pdecode.methods"), path
+                names = [alias.name for alias in node.names]
+                assert not (node.module == "pdecode" and "methods" in names), path
+
+
+def test_bad_meshes_are_named():
+    with pytest.raises(ValueError, match="'row'; known: data"):
+        sharding.make_mesh(row=2)
+    with pytest.raises(ValueError, match="needs 64 devices"):
+        sharding.make_mesh(data=64)
