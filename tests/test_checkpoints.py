@@ -2,17 +2,19 @@
 
 import json
 import pathlib
+import shutil
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType
 
-from pdecode import decode, models, prompts
+from pdecode import checkpoint, decode, models, prompts
 from pdecode.contracts import Query, Visibility
 from pdecode.kernels import vocab_head
 from pdecode.methods.masked import diffusion_gemma as method
-from pdecode.models import diffusion_gemma, loading
+from pdecode.models import diffusion_gemma, drafter_files, loading, tensors
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 TOLERANCE = 2e-4
@@ -59,12 +61,10 @@ class Gemma:
     """The tiny DiffusionGemma with all taps."""
 
     def __init__(self):
-        checkpoint = loading.open_folder(GOLDEN / "diffusion_gemma_tiny")
+        tiny = loading.open_folder(GOLDEN / "diffusion_gemma_tiny")
         taps = ("embed", "layer_0", "layer_1", "layer_2")
-        config = checkpoint.config.__class__(
-            **{**vars(checkpoint.config), "taps": taps}
-        )
-        self.params = loading.read_params(checkpoint)
+        config = tiny.config.__class__(**{**vars(tiny.config), "taps": taps})
+        self.params = loading.read_params(tiny)
         self.model = diffusion_gemma.make_model(config)
         self.encode = jax.jit(self.model.encode)
         self.apply = jax.jit(self.model.apply)
@@ -240,3 +240,278 @@ def test_diffusion_gemma_generations(gemma, number):
         assert int(stats.num_calls[row]) == denoised + encodes
         assert int(stats.num_prefill_calls[row]) == 1
     del pad
+
+
+FOLDERS = ("llada_tiny", "dream_tiny", "diffusion_gemma_tiny")
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_a_round_trip_through_orbax_is_equal_bit_for_bit(name, tmp_path):
+    source, there, back = GOLDEN / name, tmp_path / "orbax", tmp_path / "back"
+    checkpoint.convert(source, there)
+    checkpoint.convert(there, back)
+    before, after = tensors.index(source), tensors.index(back)
+    assert set(before) == set(after)
+    for key in before:
+        one, two = tensors.read(before[key]), tensors.read(after[key])
+        assert one.dtype == two.dtype
+        np.testing.assert_array_equal(one, two)
+    model, params, _ = models.load(source)
+    again, restored, _ = models.load(there)
+    assert again is model
+    jax.tree.map(np.testing.assert_array_equal, params, restored)
+    with pytest.raises(ValueError, match="exists already"):
+        checkpoint.convert(source, there)
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_sharded_loading_gives_the_same_arrays(name):
+    devices = np.array(jax.devices()[:8]).reshape(2, 2, 2)
+    axes = ("fsdp", "tensor", "expert")
+    mesh = jax.sharding.Mesh(devices, axes, axis_types=(AxisType.Auto,) * 3)
+    _, params, _ = models.load(GOLDEN / name)
+    _, sharded, _ = models.load(GOLDEN / name, mesh=mesh)
+    jax.tree.map(np.testing.assert_array_equal, params, sharded)
+    leaves = jax.tree.leaves(sharded)
+    spread = sum(leaf.size for leaf in leaves if not leaf.is_fully_replicated)
+    assert spread > 0.8 * sum(leaf.size for leaf in leaves)
+    if name == "diffusion_gemma_tiny":
+        gate = sharded["layer_0"]["experts"]["gate"]
+        assert gate.sharding.spec == jax.sharding.PartitionSpec(
+            "expert", "fsdp", "tensor"
+        )
+
+
+def test_info():
+    facts = checkpoint.info(GOLDEN / "llada_tiny", {"tensor": 4})
+    size = sum(
+        np.prod(entry.shape) for entry in tensors.index(GOLDEN / "llada_tiny").values()
+    )
+    assert facts["architecture"] == "llada"
+    assert facts["num_params"] == size
+    assert facts["stored"] == {"float32": 4 * size}
+    assert facts["memory"] == {"float32": 4 * size, "bfloat16": 2 * size}
+    local = facts["per_device"]["bfloat16"]
+    assert size / 4 * 2 < local < size / 3 * 2  # norms are whole everywhere
+
+
+def test_dtype_is_that_of_everything():
+    model, params, _ = models.load(GOLDEN / "llada_tiny", dtype="bfloat16")
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(params)} == {"bfloat16"}
+    rows = prompts.from_rows([[1, 2]], max_new=1)
+    leaves = jax.tree.leaves(model.init_cache(rows, 4))
+    assert {leaf.dtype.name for leaf in leaves} == {"bfloat16"}
+
+
+class Broken:
+    """A copy of a tiny checkpoint to damage."""
+
+    def __init__(self, folder):
+        self.folder = folder / "copy"
+        shutil.copytree(GOLDEN / "llada_tiny", self.folder)
+        self.path = self.folder / "model.safetensors"
+
+    def config(self, **changes):
+        path = self.folder / "config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+    def rewrite(self, change):
+        values = {key: tensors.read(e) for key, e in tensors.index(self.folder).items()}
+        change(values)
+        tensors.write(self.path, values)
+
+    def split(self):
+        """Two shards and their index."""
+        values = {key: tensors.read(e) for key, e in tensors.index(self.folder).items()}
+        names = sorted(values)
+        half = {key: f"part-{i % 2}.safetensors" for i, key in enumerate(names)}
+        for file in set(half.values()):
+            part = {key: values[key] for key in names if half[key] == file}
+            tensors.write(self.folder / file, part)
+        self.path.unlink()
+        listing = self.folder / "model.safetensors.index.json"
+        listing.write_text(json.dumps({"weight_map": half}))
+
+
+@pytest.fixture
+def broken(tmp_path):
+    return Broken(tmp_path)
+
+
+NORM = "model.transformer.blocks.1.ff_norm.weight"
+
+
+def test_shards_load_like_one_file(broken):
+    broken.split()
+    _, params, _ = models.load(broken.folder)
+    _, whole, _ = models.load(GOLDEN / "llada_tiny")
+    jax.tree.map(np.testing.assert_array_equal, params, whole)
+
+
+def check_refusal(folder, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        models.load(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_damaged_files_are_refused(broken):
+    data = broken.path.read_bytes()
+    broken.path.write_bytes(data[:-100])
+    check_refusal(broken.folder, "truncated: its tensors end at byte")
+    broken.path.write_bytes(data[:5])
+    check_refusal(broken.folder, "truncated or no safetensors")
+    broken.path.write_bytes(data[:8] + b"x" * (len(data) - 8))
+    check_refusal(broken.folder, "damaged header")
+    broken.path.unlink()
+    check_refusal(broken.folder, r"has no \*\.safetensors file")
+    (broken.folder / "pytorch_model.bin").write_bytes(b"")
+    check_refusal(broken.folder, r"pickled checkpoints are refused because")
+    (broken.folder / "config.json").write_text("{")
+    check_refusal(broken.folder, r"config\.json is damaged")
+    (broken.folder / "config.json").unlink()
+    check_refusal(broken.folder, r"has no config\.json")
+    check_refusal(broken.folder / "nowhere", "is no folder")
+
+
+def test_a_partial_download_is_refused(broken):
+    broken.split()
+    (broken.folder / "part-1.safetensors").rename(
+        broken.folder / "part-1.safetensors.incomplete"
+    )
+    check_refusal(broken.folder, "partial download: 1 of 2 shards.*part-1.*unfinished")
+
+
+def test_wrong_tensors_are_named(broken):
+    def change(values):
+        del values["model.transformer.ln_f.weight"]
+        values["model.transformer.surprise"] = np.zeros(3, np.float32)
+        values[NORM] = np.zeros(63, np.float32)
+
+    broken.rewrite(change)
+    check_refusal(
+        broken.folder,
+        r"1 missing: model\.transformer\.ln_f\.weight; 1 of the wrong shape: "
+        rf"{NORM} \(63,\), not \(64,\); 1 unexpected: model\.transformer\.surprise",
+    )
+
+
+def test_configurations_are_refused_by_field(broken):
+    broken.config(alibi=True)
+    check_refusal(broken.folder, "alibi=True, which is not supported; supported: False")
+    broken.config(alibi=False, n_heads=None)
+    check_refusal(broken.folder, "lacks n_heads")
+    broken.config(n_heads=4, activation_type="quux")
+    check_refusal(broken.folder, "activation_type='quux'.*supported: silu")
+    broken.config(model_type="quux")
+    check_refusal(broken.folder, "unknown architecture 'quux'; known: llama, mistral")
+    broken.config(model_type="llada", activation_type="silu", mystery=3)
+    with pytest.warns(UserWarning, match="not understood and are ignored: mystery"):
+        models.load(broken.folder)
+
+
+def test_methods_refuse_models_that_do_not_fit():
+    model, params, _ = models.load(GOLDEN / "llada_tiny")
+    rows = prompts.from_rows([[1, 2, 3]], max_new=4)
+    with pytest.raises(ValueError, match=r"uniform noise.*use llada or dream"):
+        decode.run(
+            method.diffusion_gemma,
+            model,
+            params,
+            rows,
+            jax.random.key(0),
+            max_new_tokens=4,
+        )
+
+
+def save(folder, **arrays):
+    folder.mkdir(exist_ok=True)
+    tensors.write(folder / "model.safetensors", arrays)
+    (folder / "config.json").write_text("{}")
+
+
+def test_medusa_heads(tmp_path):
+    rng = np.random.default_rng(0)
+    arrays = {}
+    for head in range(3):
+        arrays[f"{head}.0.linear.weight"] = rng.normal(size=(4, 4))
+        arrays[f"{head}.0.linear.bias"] = rng.normal(size=4)
+        arrays[f"{head}.1.weight"] = rng.normal(size=(7, 4))
+    arrays = {name: value.astype(np.float32) for name, value in arrays.items()}
+    save(tmp_path / "alone", **arrays)
+    inside = {f"medusa_head.{name}": value for name, value in arrays.items()}
+    save(tmp_path / "inside", **inside, **{"lm_head.weight": np.zeros((7, 4))})
+    for name in ("alone", "inside"):
+        heads = drafter_files.medusa(tmp_path / name)
+        assert (heads.num_heads, heads.num_blocks) == (3, 1)
+        kernel = heads.params["block_0"]["kernel"]
+        np.testing.assert_array_equal(kernel[2], arrays["2.0.linear.weight"].T)
+        np.testing.assert_array_equal(heads.params["head"][1], arrays["1.1.weight"])
+    del arrays["1.0.linear.bias"]
+    save(tmp_path / "alone", **arrays)
+    with pytest.raises(ValueError, match=r"heads \[1\] lack bias at depth 0"):
+        drafter_files.medusa(tmp_path / "alone")
+    save(tmp_path / "alone", other=np.zeros(3))
+    with pytest.raises(ValueError, match="no Medusa heads"):
+        drafter_files.medusa(tmp_path / "alone")
+
+
+@pytest.mark.parametrize("version", [1, 3])
+def test_eagle_drafters(tmp_path, version):
+    rng = np.random.default_rng(0)
+    prefix, wide = ("midlayer.", 8) if version == 3 else ("layers.0.", 4)
+    shapes = {
+        prefix + "self_attn.q_proj.weight": (4, wide),
+        prefix + "mlp.down_proj.weight": (4, 6),
+        prefix + "post_attention_layernorm.weight": (4,),
+        "fc.weight": (4, 12 if version == 3 else 8),
+    }
+    arrays = {name: rng.normal(size=shape) for name, shape in shapes.items()}
+    if version == 3:
+        arrays["d2t"] = np.arange(5)
+    save(tmp_path, **arrays)
+    drafter = drafter_files.eagle(tmp_path)
+    assert drafter.version == version and ("d2t" in drafter.params) == (version == 3)
+    kernel = drafter.params["layer_0"]["attention"]["query"]["kernel"]
+    assert kernel.shape == (wide, 4)
+    save(tmp_path, surprise=np.zeros(2), **arrays)
+    with pytest.raises(ValueError, match="missing none; unexpected surprise"):
+        drafter_files.eagle(tmp_path)
+
+
+def tokenizer_folder(folder, template):
+    from tokenizers import Tokenizer, pre_tokenizers
+    from tokenizers import models as kinds
+
+    words = {"<unk>": 0, "hello": 1, "world": 2, "user": 3, "assistant": 4, ":": 5}
+    backend = Tokenizer(kinds.WordLevel(words, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    backend.add_special_tokens(["<|end|>", "<|mask|>"])
+    backend.save(str(folder / "tokenizer.json"))
+    settings = {"eos_token": "<|end|>", "mask_token": {"content": "<|mask|>"}}
+    settings["chat_template"] = template
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+
+
+def test_tokenizer_and_chat_template(broken):
+    template = (
+        "{% for m in messages %}{{ m.role }} : {{ m.content }} {{ eos_token }}"
+        "{% endfor %}{% if add_generation_prompt %} assistant :{% endif %}"
+    )
+    tokenizer_folder(broken.folder, template)
+    _, _, tokenizer = models.load(broken.folder)
+    assert tokenizer.encode("hello world") == [1, 2]
+    assert tokenizer.decode([1, 2, 6]) == "hello world"
+    assert (tokenizer.eos_id, tokenizer.mask_id) == (6, 7)
+    chat = [{"role": "user", "content": "hello"}]
+    assert tokenizer.chat(chat) == [3, 5, 1, 6, 4, 5]
+    with pytest.raises(ValueError, match=r"<\|oops\|>; known: <\|end\|>, <\|mask\|>"):
+        tokenizer.encode("hello <|oops|>")
+    for attack in ("{{ ''.__class__.__mro__ }}", "{{ raise_exception('no') }}"):
+        tokenizer_folder(broken.folder, attack)
+        with pytest.raises(ValueError, match="the chat template refused"):
+            models.load(broken.folder)[2].chat(chat)
+    tokenizer_folder(broken.folder, None)
+    with pytest.raises(ValueError, match="no chat template"):
+        models.load(broken.folder)[2].chat(chat)
+    (broken.folder / "tokenizer.json").write_text("{")
+    check_refusal(broken.folder, r"tokenizer\.json is damaged")

@@ -19,9 +19,11 @@ import numpy as np
 from jax.sharding import Mesh
 
 from pdecode.contracts import Model, Params
-from pdecode.models import families, placement, tensors
+from pdecode.models import embedded, families, placement, tensors
 from pdecode.models import tokenizer as tokenizers
 from pdecode.models.names import Source
+
+ORBAX = "orbax"  # the subfolder of a converted checkpoint
 
 # Buffers that old checkpoints carry and that follow from the configuration.
 _BUFFERS = (".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias")
@@ -44,7 +46,7 @@ def load(
     dtype: str | None = None,
     mesh: Mesh | None = None,
 ) -> tuple[Model, Params, Any]:
-    """(model, params, tokenizer) of a checkpoint folder.
+    """(model, params, tokenizer) of a checkpoint folder, or of an embedded model.
 
     `dtype` of parameters, activations and cache; None: the checkpoint's own. With a
     mesh each device receives its part of every parameter (`placement`), else the
@@ -56,20 +58,37 @@ def load(
         not supported, no safetensors, a partial or truncated download, tensors that are
         missing, unexpected or of the wrong shape; each by name.
     """
-    checkpoint = open_folder(path_or_name, dtype=dtype)
-    params = read_params(checkpoint, mesh=mesh)
-    model = checkpoint.family.module.make_model(checkpoint.config)
-    return model, params, tokenizers.load(checkpoint.folder)
+    if not pathlib.Path(path_or_name).is_dir() and path_or_name in embedded.NAMES:
+        return embedded.load(path_or_name)
+    folder = _folder(path_or_name)
+    if (folder / ORBAX).is_dir():
+        family, config = read_config(folder)
+        config, params = _restored(folder, family, config, dtype, mesh)
+    else:
+        checkpoint = open_folder(folder, dtype=dtype)
+        family, config = checkpoint.family, checkpoint.config
+        params = read_params(checkpoint, mesh=mesh)
+    return family.module.make_model(config), params, tokenizers.load(folder)
 
 
 def open_folder(path: str | os.PathLike, *, dtype: str | None = None) -> Checkpoint:
     """Everything about a checkpoint but the weights themselves, checked."""
-    folder = pathlib.Path(path)
-    if not folder.is_dir():
-        raise ValueError(
-            f"{str(path)!r} is no folder: give the path of a downloaded checkpoint "
-            "(config.json, *.safetensors)"
-        )
+    folder = _folder(path)
+    family, config = read_config(folder)
+    index = tensors.index(folder)
+    sources = _resolved(family.names(config), index, family.alias)
+    if dtype is None:
+        dtype = _own_dtype(index, sources)
+    config = dataclasses.replace(config, dtype=jnp.dtype(dtype).name)
+    shapes = _shapes(family, config)
+    checkpoint = Checkpoint(folder, family, config, index, sources, shapes)
+    _check(checkpoint)
+    return checkpoint
+
+
+def read_config(folder: str | os.PathLike) -> tuple[families.Family, Any]:
+    """The family of a checkpoint folder, and its configuration in float32."""
+    folder = pathlib.Path(folder)
     raw = _json(folder / "config.json", required=True)
     family = families.of(raw)
     generation = _json(folder / "generation_config.json")
@@ -81,30 +100,41 @@ def open_folder(path: str | os.PathLike, *, dtype: str | None = None) -> Checkpo
     fields = families.Fields(raw)
     config = family.config(fields)
     fields.warn_unread()
-    index = tensors.index(folder)
-    sources = _resolved(family.names(config), index, family.alias)
-    if dtype is None:
-        dtype = _own_dtype(index, sources)
-    config = dataclasses.replace(config, dtype=jnp.dtype(dtype).name)
-    shapes = jax.eval_shape(
-        lambda key: family.module.init(config, key), jax.random.key(0)
-    )
-    checkpoint = Checkpoint(folder, family, config, index, sources, shapes)
-    _check(checkpoint)
-    return checkpoint
+    return family, config
 
 
-def read_params(checkpoint: Checkpoint, *, mesh: Mesh | None = None) -> Params:
-    """The parameters, each on its device before the next is read."""
+def restore(folder: str | os.PathLike, tree: Any = None) -> Any:
+    """The Orbax tree {"params", "other"} of a converted folder.
+
+    `tree` of jax.ShapeDtypeStruct with shardings says where parameters go; None: numpy.
+    """
+    import orbax.checkpoint as ocp
+
+    path = (pathlib.Path(folder) / ORBAX).absolute()
+    with ocp.StandardCheckpointer() as checkpointer:
+        meta = checkpointer.metadata(path).item_metadata
+        target = jax.tree.map(lambda m: np.zeros(m.shape, m.dtype), dict(meta.tree))
+        if tree is not None:
+            target["params"] = tree
+        return checkpointer.restore(path, target)
+
+
+def read_params(
+    checkpoint: Checkpoint, *, mesh: Mesh | None = None, keep_dtypes: bool = False
+) -> Params:
+    """The parameters, each on its device before the next is read.
+
+    In the configuration's dtype, or `keep_dtypes` each in the one it is stored in.
+    """
     dtype = jnp.dtype(checkpoint.config.dtype)
     shardings = None if mesh is None else placement.specs(checkpoint.shapes, mesh)
 
     def leaf(path, shape, sharding=None):
-        source = checkpoint.sources[_name(path)]
+        source = checkpoint.sources[path_name(path)]
 
         def part(index):
             value = read_source(source, checkpoint.index, shape.shape, index)
-            return value.astype(dtype, copy=False)
+            return value if keep_dtypes else value.astype(dtype, copy=False)
 
         if sharding is None:
             array = jax.device_put(part((slice(None),) * len(shape.shape)))
@@ -167,7 +197,7 @@ def source_shape(source: Source, shape: tuple[int, ...]) -> tuple[int, ...]:
 def _check(checkpoint: Checkpoint) -> None:
     """Raise one ValueError that names everything missing, unexpected or mis-shaped."""
     leaves = jax.tree_util.tree_leaves_with_path(checkpoint.shapes)
-    expected = {_name(path): leaf.shape for path, leaf in leaves}
+    expected = {path_name(path): leaf.shape for path, leaf in leaves}
     missing, wrong, used = [], [], set()
     for path, source in checkpoint.sources.items():
         want = source_shape(source, expected[path])
@@ -241,6 +271,56 @@ def _own_dtype(index: Mapping[str, tensors.Entry], sources: dict[str, Source]) -
     return dtype
 
 
+def flat(params: Params) -> list[tuple[str, Any]]:
+    """(path name, leaf) of every parameter."""
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    return [(path_name(path), leaf) for path, leaf in leaves]
+
+
+def _folder(path: str | os.PathLike) -> pathlib.Path:
+    folder = pathlib.Path(path)
+    if not folder.is_dir():
+        raise ValueError(
+            f"{str(path)!r} is no folder: give the path of a downloaded checkpoint "
+            "(config.json, *.safetensors), or one of the embedded models: "
+            f"{', '.join(embedded.NAMES)}"
+        )
+    return folder
+
+
+def _shapes(family: families.Family, config: Any) -> Params:
+    return jax.eval_shape(
+        lambda key: family.module.init(config, key), jax.random.key(0)
+    )
+
+
+def _restored(folder, family, config, dtype, mesh) -> tuple[Any, Params]:
+    """Configuration and parameters of a converted folder."""
+    shapes = _shapes(family, config)
+    if mesh is not None:
+        shardings = placement.specs(shapes, mesh)
+    else:
+        device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        shardings = jax.tree.map(lambda _: device, shapes)
+    import orbax.checkpoint as ocp
+
+    with ocp.StandardCheckpointer() as checkpointer:
+        meta = checkpointer.metadata((folder / ORBAX).absolute()).item_metadata
+    stored = dict(meta.tree)["params"]
+    if dtype is None:
+        dtype = stored["embed"].dtype
+    dtype = jnp.dtype(dtype)
+    target = jax.tree.map(
+        lambda shape, sharding: jax.ShapeDtypeStruct(
+            shape.shape, dtype, sharding=sharding
+        ),
+        shapes,
+        shardings,
+    )
+    config = dataclasses.replace(config, dtype=dtype.name)
+    return config, restore(folder, target)["params"]
+
+
 def _json(path: pathlib.Path, *, required: bool = False) -> dict:
     if not path.is_file():
         if required:
@@ -255,5 +335,6 @@ def _json(path: pathlib.Path, *, required: bool = False) -> dict:
     return value
 
 
-def _name(path: tuple) -> str:
+def path_name(path: tuple) -> str:
+    """ "layer_0/mlp/up/kernel" for a key path of the parameter tree."""
     return "/".join(str(key.key) for key in path)
