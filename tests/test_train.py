@@ -277,10 +277,14 @@ def test_overrides():
     config = config_module.override(RUN, ["steps=9", "model.width=32", "data_dir=here"])
     assert (config.steps, config.model.width, config.data_dir) == (9, 32, "here")
     assert RUN.steps == 6
+    # Fields are checked against each other after all of them are set.
+    config = config_module.override(config, ["decay_steps=50", "steps=90"])
+    assert (config.decay_steps, config.steps) == (50, 90)
     for setting, match in [
         ("stepz=1", "known: .*steps"),
         ("steps", "field=value"),
         ("steps=lots", "int"),
+        ("steps.more=1", "int"),
         ("model.wide=1", "known: .*width"),
         ("optimizer=sgd", "adamw"),
         ("row_len=128", "max_positions"),

@@ -114,6 +114,7 @@ def override(config: Any, overrides: Iterable[str]) -> Any:
       ValueError: a setting without "=", an unknown field (lists the known ones), or a
         value whose type is not the field's present one.
     """
+    changes: dict = {}
     for setting in overrides:
         path, equals, text = setting.partition("=")
         if not equals:
@@ -122,25 +123,31 @@ def override(config: Any, overrides: Iterable[str]) -> Any:
             value = ast.literal_eval(text)
         except (ValueError, SyntaxError):
             value = text
-        config = _replaced(config, path.strip().split("."), value, setting)
-    return config
+        *folders, last = path.strip().split(".")
+        place = changes
+        for folder in folders:
+            place = place.setdefault(folder, {})
+        place[last] = value
+    # All at once, because fields are checked against each other.
+    return _replaced(config, changes)
 
 
-def _replaced(config: Any, path: list[str], value: Any, setting: str) -> Any:
+def _replaced(config: Any, changes: dict) -> Any:
     known = [field.name for field in dataclasses.fields(config)]
-    if path[0] not in known:
-        raise ValueError(f"unknown field in {setting!r}; known: {', '.join(known)}")
-    present = getattr(config, path[0])
-    if len(path) > 1:
-        if not dataclasses.is_dataclass(present):
-            raise ValueError(f"{path[0]} in {setting!r} has no fields")
-        value = _replaced(present, path[1:], value, setting)
-    elif isinstance(present, float) and isinstance(value, int):
-        value = float(value)
-    elif present is not None and value is not None:
-        if type(value) is not type(present):
-            raise ValueError(
-                f"{setting!r}: {path[0]} is {type(present).__name__} "
-                f"(now {present!r}), not {type(value).__name__}"
-            )
-    return dataclasses.replace(config, **{path[0]: value})
+    values = {}
+    for name, value in changes.items():
+        if name not in known:
+            raise ValueError(f"unknown field {name!r}; known: {', '.join(known)}")
+        present = getattr(config, name)
+        if isinstance(value, dict) and dataclasses.is_dataclass(present):
+            value = _replaced(present, value)
+        elif isinstance(present, float) and isinstance(value, int):
+            value = float(value)
+        elif present is not None and value is not None:
+            if type(value) is not type(present):
+                raise ValueError(
+                    f"{name} is of type {type(present).__name__} (now {present!r}), "
+                    f"but got {value!r}"
+                )
+        values[name] = value
+    return dataclasses.replace(config, **values)
