@@ -5,6 +5,7 @@ traceback; `--debug` shows it. Heavy imports happen inside the commands.
 """
 
 import argparse
+import dataclasses
 import json
 import sys
 import time
@@ -62,8 +63,8 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--methods", help="names, separated by commas")
     made.add_argument("--model", help="folder or embedded name in place of the target")
     made.add_argument("--batch-size", type=int, default=4)
-    made.add_argument("--num-prompts", type=int, default=16)
-    made.add_argument("--max-new-tokens", type=int, default=64)
+    made.add_argument("--num-prompts", type=int, default=12)
+    made.add_argument("--max-new-tokens", type=int, default=48)
     made.add_argument("--hardware", default="cpu", help="cpu, h100 or v5e")
     made.add_argument("--seed", type=int, default=0)
     made.add_argument("--out", default="results/compare", help="folder for results")
@@ -109,6 +110,8 @@ def parser() -> argparse.ArgumentParser:
 
     made = add("info", _info, "what a checkpoint is and the memory it needs")
     made.add_argument("path")
+    made.add_argument("--mesh", help="axes and sizes, as tensor=4,data=2")
+    made.add_argument("--json", action="store_true", help="one JSON object")
     return top
 
 
@@ -274,15 +277,45 @@ def _doctor(args) -> int:
 def _convert(args) -> int:
     from pdecode import checkpoint
 
-    print(checkpoint.convert(args.source, args.target) or f"written: {args.target}")
+    checkpoint.convert(args.source, args.target)
+    print(f"written: {args.target}")
     return 0
 
 
 def _info(args) -> int:
     from pdecode import checkpoint
 
-    print(checkpoint.info(args.path))
+    facts = checkpoint.info(args.path, _mesh(args.mesh))
+    if dataclasses.is_dataclass(facts.get("config")):
+        facts["config"] = dataclasses.asdict(facts["config"])
+    if args.json:
+        print(json.dumps(facts))
+        return 0
+    for name, value in facts.items():
+        if not isinstance(value, dict):
+            print(
+                f"{name}: {value:,}" if isinstance(value, int) else f"{name}: {value}"
+            )
+            continue
+        print(f"{name}:")
+        for key, each in value.items():
+            is_bytes = name != "config" and isinstance(each, int)
+            shown = f"{each / 2**20:,.2f} MiB" if is_bytes else each
+            print(f"  {key}: {shown}")
     return 0
+
+
+def _mesh(text: str | None) -> dict[str, int] | None:
+    if text is None:
+        return None
+    try:
+        pairs = [part.split("=") for part in text.split(",")]
+        axes = {name.strip(): int(size) for name, size in pairs}
+    except ValueError:
+        raise ValueError(f"--mesh {text}: write axes and sizes, as tensor=4") from None
+    if min(axes.values()) < 1:
+        raise ValueError(f"--mesh {text}: every size must be at least 1")
+    return axes
 
 
 def _add_set(made, form: str) -> None:

@@ -19,7 +19,7 @@ import jax
 import numpy as np
 
 from pdecode import configurations, eos, prompts
-from pdecode.contracts import STOPPED_BY, Generation, Model, Params, Prompt
+from pdecode.contracts import STOPPED_BY, Generation, Heads, Model, Params, Prompt
 from pdecode.decode import Stats
 from pdecode.evals import measure
 
@@ -135,6 +135,12 @@ def prepare(
     models, trees = [target], [params]
     for role in configurations.roles(recipe)[1:]:
         second, tree = _second(role, method, model_name, drafter, dtype)
+        size = getattr(second, "vocab_size", target.vocab_size)
+        if size != target.vocab_size:
+            raise ValueError(
+                f"the drafter has {size} token ids and {model_name} has "
+                f"{target.vocab_size}: they need one vocabulary"
+            )
         models.append(second)
         trees.append(tree)
     made = prompts.from_rows(
@@ -172,7 +178,10 @@ def load(name: str, dtype: str | None = None) -> tuple[Model, Params, Any]:
     from pdecode.models import embedded
 
     if name in embedded.NAMES:
-        return embedded.load(name)
+        model, params, tokenizer = embedded.load(name)
+        if not isinstance(model, Model):
+            model = Heads(model.num_heads, model.apply, name)
+        return model, params, tokenizer
     if not os.path.isdir(name):
         raise ValueError(
             f"unknown model {name!r}: no such folder, and the embedded models are "

@@ -9,7 +9,7 @@ import functools
 import math
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -95,25 +95,28 @@ class Curve(NamedTuple):
         return math.exp(np.interp(x, np.log(self.widths), np.log(self.seconds)))
 
 
-def measure(
-    model: Model,
-    params: Params,
-    *,
-    batch: int,
-    context: int,
-    widths: Sequence[int] = WIDTHS,
-    num_calls: int = 32,
-    repeats: int = 5,
-) -> Curve:
-    """Times apply and head on [batch, W] queries over a cache of `context` tokens.
+class Call(NamedTuple):
+    """A compiled program of `count` calls, see `repeated_call`."""
 
-    The calls are one program, each fed the token of the one before.
-    """
-    seconds = []
-    for width in widths:
-        count = max(4, min(num_calls, 128 // width))
-        program, arguments = repeated_call(model, params, batch, context, width, count)
-        seconds.append(median_seconds(program, arguments, repeats) / count)
+    program: Callable
+    arguments: tuple
+    count: int
+
+
+def compiled_call(
+    model: Model, params: Params, width: int, *, batch: int, context: int
+) -> Call:
+    """Calls of [batch, width] queries over a cache of `context` tokens."""
+    count = max(4, min(32, 128 // width))
+    return Call(*repeated_call(model, params, batch, context, width, count), count)
+
+
+def measure(widths: Sequence[int], calls: Sequence[Call], repeats: int = 7) -> Curve:
+    """Times apply and head of each call, one at a time."""
+    seconds = [
+        median_seconds(call.program, call.arguments, repeats) / call.count
+        for call in calls
+    ]
     # A wider call is never cheaper; what says otherwise is noise.
     rising = np.maximum.accumulate(seconds)
     return Curve(tuple(widths), tuple(float(x) for x in rising))

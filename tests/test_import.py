@@ -1,0 +1,65 @@
+"""`import pdecode` is quick and takes nothing heavy along."""
+
+import subprocess
+import sys
+import time
+
+import pytest
+
+import pdecode
+
+HEAVY = (
+    "chex",
+    "flax",
+    "jinja2",
+    "matplotlib",
+    "optax",
+    "orbax",
+    "rich",
+    "safetensors",
+    "tensorflow_datasets",
+    "tokenizers",
+)
+
+
+def run(code: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    return done.stdout.strip()
+
+
+@pytest.mark.parametrize(
+    "names", ["pdecode", "pdecode, pdecode.decode, pdecode.methods, pdecode.cli"]
+)
+def test_nothing_heavy_is_imported(names):
+    found = run(
+        f"import sys, {names}; "
+        f"print([name for name in {HEAVY!r} if name in sys.modules])"
+    )
+    assert found == "[]"
+
+
+def test_import_takes_no_time():
+    seconds = []
+    for _ in range(3):
+        began = time.perf_counter()
+        run("import pdecode")
+        seconds.append(time.perf_counter() - began)
+        if seconds[-1] < 1.5:
+            return
+    pytest.fail(f"import pdecode took {min(seconds):.2f} s at best")
+
+
+def test_public_names_resolve():
+    for name in pdecode._HOMES:
+        assert getattr(pdecode, name) is not None
+    assert callable(pdecode.generate) and callable(pdecode.run)
+    assert pdecode.methods.llada.__name__ == "llada"
+    assert set(pdecode._HOMES) <= set(dir(pdecode))
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        pdecode.nothing  # noqa: B018
+    assert not hasattr(pdecode, "_repr_html_")
