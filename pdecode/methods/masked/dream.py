@@ -31,9 +31,10 @@ def dream(
 ) -> Decoder:
     """A falling number of tokens a step, chosen by one of four algorithms.
 
-    `steps` defaults to max_new_tokens. Guarantee: lossy; at one token a step exact for
-    "entropy" and "topk_margin" without alg_temp, biased for "maskgit_plus"; "origin" is
-    ancestral sampling of the linear schedule, exact as steps grow.
+    `steps` defaults to max_new_tokens. Guarantee: lossy; with any number of steps the
+    last one commits what is left, at least two positions, and "maskgit_plus" is biased
+    throughout. "origin" is ancestral sampling of the linear schedule, exact as steps
+    grow.
     Cost: at most `steps` calls of the whole canvas.
     """
     num_steps = max_new_tokens if steps is None else steps
