@@ -141,7 +141,8 @@ class Sampling(NamedTuple):
     top_k: Any = None
     top_p: Any = None
     min_p: Any = None
-    banned: tuple[int, ...] = ()
+    banned: tuple[int, ...] = ()  # not in the law at all
+    undrawn: tuple[int, ...] = ()  # in the law that statistics describe, never drawn
 
 
 class Prediction(NamedTuple):

@@ -92,8 +92,9 @@ def masked_diffusion(
     # Forced progress ends by itself, after one step a position at most.
     limit = UNSTORED if max_steps is None else max_steps
     width_of_block = max_new_tokens if block_length is None else block_length
-    banned = tuple(dict.fromkeys((model.mask_id, *sampling.banned)))
-    sampling = sampling._replace(banned=banned)
+    if model.mask_id not in sampling.undrawn:
+        banned = tuple(dict.fromkeys((model.mask_id, *sampling.banned)))
+        sampling = sampling._replace(banned=banned)
     rules = (commit,) if remask is None else (commit, remask)
     wants = ("token", "log_prob", *(want for rule in rules for want in rule.wants))
     wants = tuple(dict.fromkeys(wants))
@@ -285,6 +286,14 @@ def masked_diffusion(
         )
 
     return Decoder(init, step, done, output, limit)
+
+
+def undrawn(model: Model) -> tuple[int, ...]:
+    """The mask id, for methods whose confidences are of the law that still has it.
+
+    LLaDA's and Dream's own code never take the mask out of the softmax.
+    """
+    return () if model.mask_id is None else (model.mask_id,)
 
 
 def steps_per_block(max_new_tokens: int, steps: int | None, block_length: int) -> int:

@@ -520,19 +520,7 @@ def test_tokenizer_and_chat_template(broken):
 def recorded_cases():
     for name in ("llada_tiny", "dream_tiny"):
         for case in json.loads((GOLDEN / name / "cases.json").read_text()):
-            place = (name, case["name"])
-            unmatched = place in {
-                ("llada_tiny", "case5"),
-                ("llada_tiny", "case8"),
-                ("dream_tiny", "case0"),
-                ("dream_tiny", "case1"),
-                ("dream_tiny", "case3"),
-            }
-            # The authors' confidences are of the law with the mask token in it, and
-            # their Dream keeps the 50 best tokens unless told otherwise.
-            reason = "the law behind confidences differs: mask token, top-k of 50"
-            marks = [pytest.mark.xfail(reason=reason)] if unmatched else []
-            yield pytest.param(name, case, id="-".join(place), marks=marks)
+            yield pytest.param(name, case, id=f"{name}-{case['name']}")
 
 
 @pytest.mark.parametrize("name, case", list(recorded_cases()))

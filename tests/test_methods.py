@@ -20,7 +20,10 @@ def names(kind):
 
 
 def test_the_table_holds_every_method():
-    assert {case.method for case in CASES.values()} == set(methods.__all__)
+    # DiffusionGemma's model has no toy: test_checkpoints.py replays recorded runs.
+    assert {case.method for case in CASES.values()} == set(methods.__all__) - {
+        "diffusion_gemma"
+    }
 
 
 @pytest.mark.parametrize("name", names("plain") + names("law"))
@@ -297,7 +300,7 @@ def test_documentation_says_what_is_guaranteed(name):
     assert guarantee in ("lossless", "lossy", "exact"), name
     assert "Cost: " in text
     kinds = {case.kind for case in CASES.values() if case.method == name}
-    assert (guarantee == "lossless") == (kinds <= {"plain", "law"}), name
+    assert (guarantee == "lossless") == bool(kinds & {"plain", "law"}), name
 
 
 def test_a_model_that_does_not_fit_is_refused():

@@ -66,7 +66,8 @@ def statistics(
     names = {want.partition(":")[0] for want in wants}
 
     if names & {"token", "log_prob", "sampled_log_prob"}:
-        token = sample(filtered, sampling.temperature, keys)
+        drawable = ban(filtered, sampling.undrawn)
+        token = sample(drawable, sampling.temperature, keys)
         leaves["token"] = token
         leaves["log_prob"] = _take(log_probs, token)
         leaves["sampled_log_prob"] = _take(sampled_log_probs, token)
@@ -98,6 +99,7 @@ def statistics(
 
 def law(raw: Array, sampling: Sampling) -> Array:
     """The sampled law [..., V] of raw logits; one-hot at temperature 0."""
+    raw = ban(raw, sampling.undrawn)
     filtered = filter_logits(raw, sampling)
     hot = jax.nn.one_hot(jnp.argmax(raw, -1), raw.shape[-1], dtype=raw.dtype)
     soft = jax.nn.softmax(_cool(filtered, sampling))

@@ -2,6 +2,7 @@
 
 from pdecode.methods.jacobi.jacobi import jacobi
 from pdecode.methods.jacobi.sjd import sjd
+from pdecode.methods.masked.diffusion_gemma import diffusion_gemma
 from pdecode.methods.masked.dream import dream
 from pdecode.methods.masked.eb_sampler import eb_sampler
 from pdecode.methods.masked.fast_dllm import fast_dllm
@@ -22,6 +23,7 @@ __all__ = [
     "autoregressive",
     "block_verification",
     "blockwise",
+    "diffusion_gemma",
     "dream",
     "eb_sampler",
     "fast_dllm",

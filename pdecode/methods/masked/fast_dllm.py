@@ -49,7 +49,7 @@ def fast_dllm(
         model,
         rule,
         max_new_tokens=max_new_tokens,
-        sampling=Sampling(temperature),
+        sampling=Sampling(temperature, undrawn=masked.undrawn(model)),
         block_length=block,
         window=window,
         refresh=None if cache == "none" else windows.at_block_start,

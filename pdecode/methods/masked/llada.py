@@ -39,6 +39,6 @@ def llada(
         model,
         commit.quota(commit.order(order), steps_per_block),
         max_new_tokens=max_new_tokens,
-        sampling=Sampling(temperature),
+        sampling=Sampling(temperature, undrawn=masked.undrawn(model)),
         block_length=block,
     )
