@@ -32,7 +32,7 @@ def get_config() -> TrainConfig:
         ),
         num_heads=6,
         heads_width=128,
-        steps=1000,
+        steps=600,
         row_len=512,
         batch_size=8,
         short_len=256,

@@ -20,6 +20,7 @@ import safetensors.numpy
 
 from pdecode.data import packing, snippets
 from pdecode.models import embedded
+from pdecode.models.config import Config
 from pdecode.train import evaluate, ngram
 from pdecode.train.config import TrainConfig
 
@@ -30,6 +31,17 @@ def flatten(params: Any) -> dict[str, np.ndarray]:
     return {"/".join(str(k.key) for k in path): np.asarray(x) for path, x in leaves}
 
 
+def model_settings(model: Config) -> dict:
+    """The fields of a model's configuration that are not the defaults of its sizes.
+
+    What is left out means the default, so records outlive fields that come later.
+    """
+    sizes = ("vocab_size", "width", "num_layers", "num_heads")
+    base = Config(**{field: getattr(model, field) for field in sizes})
+    fields, defaults = dataclasses.asdict(model), dataclasses.asdict(base)
+    return {k: v for k, v in fields.items() if k in sizes or v != defaults[k]}
+
+
 def describe(config: TrainConfig, params: Any, **facts: Any) -> dict:
     """The record of a run: what made the weights, and what they reach."""
     return {
@@ -37,7 +49,10 @@ def describe(config: TrainConfig, params: Any, **facts: Any) -> dict:
         "objective": config.objective,
         "num_params": sum(x.size for x in jax.tree.leaves(params)),
         **facts,
-        "config": dataclasses.asdict(config),
+        "config": {
+            **dataclasses.asdict(config),
+            "model": model_settings(config.model),
+        },
         "python": platform.python_version(),
         "jax": jax.__version__,
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
