@@ -22,7 +22,9 @@ _HIDDEN = -1e9
 _EPS = 1e-3  # LLaDA's and MDLM's: no mask rate below it
 
 
-def logits_of(config: transformer.Config, params: Params, hidden: Array) -> Array:
+def logits_of(
+    config: transformer.Config, params: Params, hidden: Array, ban_mask: bool = True
+) -> Array:
     """Float32 logits [..., V]; the mask id, which is never an answer, at -1e9."""
     head = transformer.make_model(config).head(params)
     weight = head.weight.astype(hidden.dtype)
@@ -32,7 +34,7 @@ def logits_of(config: transformer.Config, params: Params, hidden: Array) -> Arra
     logits = logits * head.scale
     if head.soft_cap is not None:
         logits = head.soft_cap * jnp.tanh(logits / head.soft_cap)
-    if config.mask_id is not None:
+    if ban_mask and config.mask_id is not None:
         banned = jnp.arange(config.vocab_size) == config.mask_id
         banned = banned.reshape((1,) * (logits.ndim - 1) + (-1,))
         logits = jnp.where(banned, _HIDDEN, logits)
@@ -100,16 +102,20 @@ def mask_rates(num_rows: int, key: Array, weighting: str) -> tuple[Array, Array]
     return (1 - _EPS) * time, 1 / time
 
 
-def masked_loss(model, params, tokens, masked, run=None) -> Array:
+def masked_loss(model, params, tokens, masked, run=None, ban_mask=True) -> Array:
     """Nats [B, L] of the true token at every position, given the ones not masked."""
     run = functools.partial(whole_rows, model) if run is None else run
     seen = jnp.where(masked, model.mask_id, tokens)
-    logits = logits_of(model, params, run(params, seen))
+    logits = logits_of(model, params, run(params, seen), ban_mask)
     return optax.softmax_cross_entropy_with_integer_labels(logits, tokens)
 
 
 def masked_diffusion(config: TrainConfig):
-    """Weighted cross entropy of masked tokens: the bound of the two papers above."""
+    """Weighted cross entropy of masked tokens: the bound of the two papers above.
+
+    MDLM's law leaves the mask out. LLaDA's does not, and its decoder reads that law,
+    so the model has to learn that the mask is no answer.
+    """
     if config.model.mask_id is None:
         raise ValueError("masked diffusion needs a model with a mask_id")
     run = pass_of(config)
@@ -119,7 +125,9 @@ def masked_diffusion(config: TrainConfig):
         key_rate, key_mask = jax.random.split(key)
         rate, weight = mask_rates(tokens.shape[0], key_rate, config.weighting)
         masked = jax.random.uniform(key_mask, tokens.shape) < rate[:, None]
-        nats = masked_loss(config.model, params, tokens, masked, run)
+        nats = masked_loss(
+            config.model, params, tokens, masked, run, config.weighting == "mdlm"
+        )
         return jnp.mean(jnp.where(masked, nats, 0.0) * weight[:, None])
 
     return loss
