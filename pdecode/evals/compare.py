@@ -32,8 +32,8 @@ class Settings(NamedTuple):
     methods: tuple[str, ...] | None = None
     overrides: tuple[str, ...] = ()  # "method.knob=value"
     model: str | None = None
-    batch_size: int = 4
-    num_prompts: int = 12
+    batch_size: int = 1
+    num_prompts: int = 8
     max_new_tokens: int = 48
     hardware: str = "cpu"
     seed: int = 0
