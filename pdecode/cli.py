@@ -7,7 +7,9 @@ traceback; `--debug` shows it. Heavy imports happen inside the commands.
 import argparse
 import dataclasses
 import json
+import os
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from typing import Any, NoReturn
@@ -162,9 +164,15 @@ def _compare(args) -> int:
         print(f"written: {path}", file=out)
     if args.json:
         print(json.dumps(made))
-    if not is_complete:
-        print("pdecode: interrupted; the rows above are measured", file=sys.stderr)
-    return 0 if is_complete else INTERRUPTED
+    if is_complete:
+        return 0
+    print("pdecode: interrupted; the rows above are measured", file=sys.stderr)
+    if any(each.name.startswith(compare.COMPILER) for each in threading.enumerate()):
+        # Everything is written, and a compiler cannot be stopped: do not wait for it.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(INTERRUPTED)
+    return INTERRUPTED
 
 
 def _generate(args) -> int:

@@ -22,6 +22,7 @@ from pdecode.evals.lineup import Entry
 
 MAX_PROMPT = 96  # characters
 NUM_COMPILED = 2  # methods compiled at a time
+COMPILER = "pdecode-compiler"  # name of the threads that do it
 MIN_REPEATS, MAX_REPEATS = 3, 9
 REPEAT_BUDGET_S = 1.0  # a method is repeated for about as long
 
@@ -176,7 +177,7 @@ def race(context: Context, spent: dict[str, float]) -> Iterator[Row]:
     for compiling), "timing", "judging". Close the generator to stop early.
     """
     baseline: tuple[Row, list, list] | None = None
-    pool = ThreadPoolExecutor(NUM_COMPILED)
+    pool = ThreadPoolExecutor(NUM_COMPILED, thread_name_prefix=COMPILER)
     spent |= dict.fromkeys(("compile", "wait", "timing", "judging"), 0.0)
     groups = [
         context.entries[i : i + NUM_COMPILED]
