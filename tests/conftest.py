@@ -11,5 +11,14 @@ if "xla_force_host_platform_device_count" not in flags:
     )
 
 import jax  # noqa: E402
+import pytest  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+def pytest_collection_modifyitems(items):
+    """Tests of one method go to one worker: they share its compiled program."""
+    for item in items:
+        name = getattr(item, "callspec", None) and item.callspec.params.get("name")
+        if item.path.name == "test_methods.py" and name:
+            item.add_marker(pytest.mark.xdist_group(str(name)))
