@@ -1,6 +1,6 @@
 """Meshes, and where arrays live on them; `jax.jit` does the rest.
 
-Rows are split over "data", parameters over "tensor", "fsdp" and "expert" by the table in
+Rows are split over "data", parameters over "tensor", "fsdp", "expert" by the table in
 `pdecode.models.placement`. All axes are of type Auto: with Explicit axes a while loop
 over sharded caches must spell out the sharding of every intermediate.
 """

@@ -40,7 +40,7 @@ def histogram(decoder, params):
     prompt = prompts.from_rows([[0]] * ROWS, max_new=NEW)
     weights = jnp.array([VOCAB ** (NEW - 1 - i) for i in range(NEW)])
 
-    # The suite compiles cheaply; these programs run long enough to want the full effort.
+    # The suite compiles cheaply; these programs run long enough to be worth more.
     @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 3})
     def outcomes(key):
         out, _ = decode(decoder, params, prompt, key)

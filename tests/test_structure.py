@@ -1,4 +1,4 @@
-"""What the project promises about its own shape: compiled loops, imports, file sizes."""
+"""What the project promises about its own shape: compiled loops, files, meshes."""
 
 import ast
 import pathlib
