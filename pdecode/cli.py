@@ -158,6 +158,7 @@ def _compare(args) -> int:
             race.close()
             finished = finished._replace(rows=tuple(table.rows))
     spent["total"] = time.perf_counter() - began
+    spent["processor"] = time.process_time()
     print(report.footer(context, finished, spent), file=out)
     made = report.document(context, finished, spent, is_complete=is_complete)
     for path in report.write(args.out, made):

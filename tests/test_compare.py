@@ -167,7 +167,7 @@ def test_default_lineup():
     assert not {"relaxed_blockwise", "llada", "mdlm", "any_order"} & lossless
     assert all(each.temperature == 0 for each in made if each.is_lossless)
     calls = {each.name: each.drafter_calls for each in made}
-    assert calls["speculative_sampling"] == 3 and calls["specinfer"] == 3
+    assert calls["speculative_sampling"] == 3 and calls["specinfer"] == 2
     assert calls["blockwise"] is None and calls["jacobi"] is None
 
 

@@ -133,7 +133,8 @@ def footer(context: Context, finished: Finished, spent: dict[str, float]) -> str
         lines += ["", *_cost_lines(context, finished)]
     lines += [
         "",
-        f"seconds: {spent.get('total', 0.0):.0f} in all; compiling "
+        f"seconds: {spent.get('total', 0.0):.0f} in all "
+        f"({spent.get('processor', 0.0):.0f} of processor time); compiling "
         f"{spent.get('compile', 0.0):.0f} (two at a time, {spent.get('wait', 0.0):.0f} "
         f"waited for), timing {spent.get('timing', 0.0):.0f}, judging "
         f"{spent.get('judging', 0.0):.0f}, cost curve {spent.get('curve', 0.0):.0f}.",
