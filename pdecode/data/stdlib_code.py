@@ -10,7 +10,6 @@ from collections.abc import Iterator
 
 import numpy as np
 import tensorflow_datasets as tfds
-from etils import epath
 
 from pdecode.data import corpus
 
@@ -23,7 +22,7 @@ class StdlibCode(tfds.core.GeneratorBasedBuilder):
     # The corpus is this interpreter's, so another interpreter's copy must not be read.
     BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=f"py{platform.python_version()}")]
     # Looked up through importlib_resources otherwise, which nobody declares.
-    code_path = epath.Path(__file__)
+    code_path = tfds.core.Path(__file__)
 
     def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(
