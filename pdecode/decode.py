@@ -115,14 +115,23 @@ def stream(
 ) -> Iterator[tuple[Generation, Stats]]:
     """The same decode from the host: yields the result so far after every step."""
     limit = decoder.max_steps if max_steps is None else max_steps
+
+    @jax.jit
+    def start(params, keys, prompt):
+        state, prefill = decoder.init(params, keys, prompt)
+        return state, new_stats(prefill), decoder.done(state).all()
+
+    @jax.jit
+    def step(params, keys, state, stats):
+        state, info = decoder.step(params, keys, state)
+        result = finish(decoder, state), count(stats, info)
+        return state, result, decoder.done(state).all()
+
     keys = rng.row_keys(key, prompt.row_ids)
-    state, prefill = jax.jit(decoder.init)(params, keys, prompt)
-    step = jax.jit(decoder.step)
-    stats = new_stats(prefill)
-    while int(stats.num_steps) < limit and not bool(decoder.done(state).all()):
-        state, info = step(params, keys, state)
-        stats = count(stats, info)
-        yield finish(decoder, state), stats
+    state, stats, is_done = start(params, keys, prompt)
+    while int(stats.num_steps) < limit and not bool(is_done):
+        state, (generation, stats), is_done = step(params, keys, state, stats)
+        yield generation, stats
 
 
 def with_trace(

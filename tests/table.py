@@ -1,12 +1,14 @@
 """The table of all methods on the toy, and the one program each compiles.
 
 Every case a test wants (alone, permuted, in company, other padding contents, finished
-neighbours, temperature 0 or 1) is data to the same program: B=5 rows, P=6, 10 tokens.
+neighbours, temperature 0 or 1, split over devices) is data to the same program: B=8
+rows, P=6, 10 tokens. A method traced again for these shapes fails its test.
 """
 
 import functools
 from typing import Any, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -112,7 +114,8 @@ CASES = {
 }
 
 ROWS = [[0, 1], [2, 0, 1, 1], [1], [0, 2, 0, 2, 1], [1, 1, 2]]
-NEW = [8, 10, 1, 10, 5]
+ROWS += [[0, 1, 1], [2, 2], [2, 1, 0, 0]]
+NEW = [8, 10, 1, 10, 5, 9, 10, 3]
 
 
 def prompt(rows=ROWS, new=NEW, ids=None, junk=0, width=WIDTH):
@@ -122,21 +125,37 @@ def prompt(rows=ROWS, new=NEW, ids=None, junk=0, width=WIDTH):
     return made._replace(tokens=jnp.where(beyond, junk, made.tokens))
 
 
+@functools.cache
+def traced_once(name):
+    """The method of case `name`; tracing it a second time is an error."""
+    method = getattr(methods, CASES[name].method)
+
+    @functools.wraps(method)
+    def once(*models, **settings):
+        return method(*models, **settings)
+
+    once.__name__ = name  # chex counts by name and source
+    return chex.assert_max_traces(once, n=1)
+
+
 def decode(name, prompt, temperature, seed=0, **changed):
     """(Generation, Stats) of case `name` as numpy."""
+    return jax.tree.map(np.asarray, launch(name, prompt, temperature, seed, **changed))
+
+
+def launch(name, prompt, temperature, seed=0, *, method=None, params=None, **changed):
+    """`decode` on devices; other shapes or devices need a `method` of their own."""
     case = CASES[name]
-    knobs = {"temperature": temperature, **case.knobs, **changed}
-    result = run(
-        getattr(methods, case.method),
+    return run(
+        method or traced_once(name),
         case.model,
-        case.params,
+        case.params if params is None else params,
         prompt,
         jax.random.key(seed),
-        knobs=knobs,
+        knobs={**case.knobs, "temperature": temperature, **changed},
         max_new_tokens=MAX_NEW,
         **case.sizes,
     )
-    return jax.tree.map(np.asarray, result)
 
 
 @functools.cache

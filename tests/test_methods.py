@@ -1,6 +1,5 @@
 """Every method of the table against every invariant."""
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -76,7 +75,7 @@ def test_counts_add_up(name, temperature):
 @TEMPERATURES
 def test_a_row_does_not_depend_on_its_company(name, temperature):
     out, stats = table.base(name, temperature, 1)
-    order = np.array([3, 0, 4, 2, 1])
+    order = np.array([3, 0, 7, 4, 2, 6, 1, 5])
     permuted, permuted_stats = table.decode(
         name,
         table.prompt([ROWS[i] for i in order], [NEW[i] for i in order], ids=order),
@@ -86,12 +85,12 @@ def test_a_row_does_not_depend_on_its_company(name, temperature):
     _same_rows(out, stats, permuted, permuted_stats, order)
     # Neighbours that finish at once, and other junk behind the text.
     for keep in (1, 3):
-        rows = [ROWS[i] if i == keep else [2] for i in range(5)]
-        new = [NEW[i] if i == keep else 1 for i in range(5)]
+        rows = [ROWS[i] if i == keep else [2] for i in range(8)]
+        new = [NEW[i] if i == keep else 1 for i in range(8)]
         alone, alone_stats = table.decode(
             name, table.prompt(rows, new, junk=EOS), temperature, 1
         )
-        _same_rows(out, stats, alone, alone_stats, np.arange(5), only=[keep])
+        _same_rows(out, stats, alone, alone_stats, np.arange(8), only=[keep])
 
 
 def _same_rows(out, stats, other, other_stats, order, only=None):
@@ -116,50 +115,31 @@ def _same_rows(out, stats, other, other_stats, order, only=None):
     "name", ["specinfer", "mc_sjd", "dual_cache", "prefix_cache", "random_order"]
 )
 def test_extra_padding_changes_nothing(name):
+    method = getattr(methods, CASES[name].method)
     out, _ = table.base(name, 1.0, 2)
-    wide, _ = table.decode(name, table.prompt(width=WIDTH - 1), 1.0, 2)
+    wide, _ = table.launch(name, table.prompt(width=WIDTH - 1), 1.0, 2, method=method)
     for mine, its in zip(table.rows_of(out), table.rows_of(wide)):
         assert mine == its
 
 
 @EVERY
 def test_no_retrace_when_a_knob_changes(name):
-    case = CASES[name]
-    method = getattr(methods, case.method)
-    table.base(name, 0.0)
-    models = (case.model,) if not isinstance(case.model[0], tuple) else case.model
-    del models
-
-    static, traced = decode_module._bind(
-        method, case.model, {**case.knobs, **case.sizes, "max_new_tokens": MAX_NEW}
-    )
-    chex.clear_trace_counter()
-
-    @jax.jit
-    @chex.assert_max_traces(n=1)
-    def program(params, prompt, key, values):
-        decoder = method(*static["models"], **dict(static["sizes"]), **values)
-        return jax.eval_shape(
-            lambda: decode_module.decode(decoder, params, prompt, key)
-        ) and jax.tree.map(jnp.sum, values)
-
-    known = knobs.parameters(method)
+    """`table.traced_once` raises if the method is traced again."""
+    known = knobs.parameters(getattr(methods, CASES[name].method))
     for scale in (0.3, 0.6, 1.0):
-        values = {}
-        for knob, default in traced.items():
-            low = max(known[knob].kind.low, 1e-3)
-            value = min(low + scale, known[knob].kind.high)
-            values[knob] = jnp.asarray(value, default.dtype)
-        program(case.params, table.prompt(), jax.random.key(0), values)
+        values = {"temperature": scale}
+        for knob in CASES[name].knobs:
+            kind = known[knob].kind
+            values[knob] = min(max(kind.low, 1e-3) + scale, kind.high)
+        table.decode(name, table.prompt(), **values)
+    table.decode(name, table.prompt(), 2)  # an int, where a float was
 
 
-@EVERY
-def test_run_compiles_once_for_all_knob_values(name):
-    table.base(name, 0.0)
-    before = decode_module._run._cache_size()
-    table.decode(name, table.prompt(), 0.37)
-    table.decode(name, table.prompt(), 2)
-    assert decode_module._run._cache_size() == before
+def test_a_retrace_is_caught():
+    """Negative control: another shape traces the method again."""
+    table.base("autoregressive", 0.0)
+    with pytest.raises(AssertionError, match="traced > 1 times"):
+        table.decode("autoregressive", table.prompt(width=WIDTH - 1), 0.0)
 
 
 @EVERY
@@ -221,24 +201,19 @@ def test_a_row_that_goes_on_after_its_end_is_caught():
 @EVERY
 def test_sharded_over_eight_devices(name):
     mesh = sharding.make_mesh(data=8)
-    case = CASES[name]
-    rows, new = [ROWS[i % 5] for i in range(8)], [NEW[i % 5] for i in range(8)]
-    prompt = table.prompt(rows, new, ids=[0, 1, 2, 3, 4, 10, 11, 12])
-    out, stats = decode_module.run(
-        getattr(methods, case.method),
-        case.model,
-        sharding.replicate(case.params, mesh),
-        sharding.shard_rows(prompt, mesh),
-        sharding.replicate(jax.random.key(1), mesh),
-        knobs={"temperature": 1.0, **case.knobs},
-        max_new_tokens=MAX_NEW,
-        **case.sizes,
+    out, stats = table.launch(
+        name,
+        sharding.shard_rows(table.prompt(), mesh),
+        1.0,
+        1,
+        method=getattr(methods, CASES[name].method),
+        params=sharding.replicate(CASES[name].params, mesh),
     )
-    expected, expected_stats = table.base(name, 1.0, 1)
     assert len(out.tokens.sharding.device_set) == 8
-    np.testing.assert_array_equal(np.asarray(out.tokens)[:5], expected.tokens)
-    np.testing.assert_array_equal(
-        np.asarray(stats.num_calls)[:5], expected_stats.num_calls
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        jax.tree.map(np.asarray, (out, stats)),
+        table.base(name, 1.0, 1),
     )
 
 
@@ -263,7 +238,8 @@ def _off_by_one(query):
 
 def _sees_siblings(query):
     size = query.tokens.shape[1]
-    among = jnp.broadcast_to(jnp.tril(jnp.ones((size, size), bool)), (5, size, size))
+    below = jnp.tril(jnp.ones((size, size), bool))
+    among = jnp.broadcast_to(below, (len(ROWS), size, size))
     return query._replace(visible=query.visible._replace(among=among))
 
 
