@@ -2,7 +2,8 @@
 
 Every family asks `statistics` for the leaves of `Prediction` that its rules read.
 Leaves that need the whole law at once (`logits`, `probs`, or any law with a top-k,
-top-p or min-p filter) take the dense path.
+top-p or min-p filter) take the dense path, and so do few logits; else the vocabulary is
+worked through in tiles (`kernels.streaming`) and the logits never exist together.
 """
 
 import jax
@@ -11,8 +12,12 @@ from jax import Array
 
 from pdecode import rng
 from pdecode.contracts import Head, Prediction, Sampling
+from pdecode.kernels import mesh, streaming
+from pdecode.kernels.streaming import BANNED
 
-BANNED = -1e30  # finite, so that 0 * log(0) and differences never make a NaN
+# Up to so many logits (B * Q * V) the dense path is taken: 16 MiB of float32, where
+# cutting the weights into tiles still costs more than it saves.
+DENSE_LOGITS = 1 << 22
 
 _LEAVES = frozenset(Prediction._fields)
 
@@ -58,12 +63,24 @@ def statistics(
     are float32. Raises ValueError for an unknown name.
     """
     check_wants(wants)
+    vocab_size = head.weight.shape[0]
+    names = {want.partition(":")[0] for want in wants}
+    num_top = max((int(want[4:]) for want in wants if want[:4] == "top:"), default=0)
+    if num_top > vocab_size:
+        raise ValueError(f"wants 'top:{num_top}' of a vocabulary of {vocab_size}")
+    if "of_log_prob" in names and of is None:
+        raise ValueError("wants 'of_log_prob' but of=None: pass the tokens")
+    is_filtered = not (sampling.top_k is sampling.top_p is sampling.min_p is None)
+    num_logits = hidden.shape[0] * hidden.shape[1] * vocab_size
+    is_large = num_logits > DENSE_LOGITS or mesh.splits(tensor=vocab_size)
+    if is_large and not is_filtered and not names & {"logits", "probs"}:
+        return streaming.statistics(head, hidden, wants, sampling, keys, of)
+
     raw = ban(logits(head, hidden), sampling.banned)
     leaves: dict[str, Array] = {}
     log_probs = jax.nn.log_softmax(raw)
     filtered = filter_logits(raw, sampling)
     sampled_log_probs = jax.nn.log_softmax(_cool(filtered, sampling))
-    names = {want.partition(":")[0] for want in wants}
 
     if names & {"token", "log_prob", "sampled_log_prob"}:
         drawable = ban(filtered, sampling.undrawn)
@@ -81,14 +98,11 @@ def statistics(
         leaves["sampled_entropy"] = entropy(sampled_log_probs)
     if "sampled_margin" in names:
         leaves["sampled_margin"] = _margin(sampled_log_probs)
-    for want in wants:
-        if want.startswith("top:"):
-            values, ids = jax.lax.top_k(log_probs, int(want[4:]))
-            leaves["top_ids"] = ids.astype(jnp.int32)
-            leaves["top_log_probs"] = values
-    if "of_log_prob" in names:
-        if of is None:
-            raise ValueError("wants 'of_log_prob' but of=None: pass the tokens")
+    if num_top:
+        values, ids = jax.lax.top_k(log_probs, num_top)
+        leaves["top_ids"] = ids.astype(jnp.int32)
+        leaves["top_log_probs"] = values
+    if of is not None and "of_log_prob" in names:
         leaves["of_log_prob"] = _take(log_probs, of)
     if "logits" in names:
         leaves["logits"] = raw
@@ -175,5 +189,8 @@ def _take(values: Array, index: Array) -> Array:
 
 
 def _margin(log_probs: Array) -> Array:
-    top, _ = jax.lax.top_k(log_probs, 2)
-    return jnp.exp(top[..., 0]) - jnp.exp(top[..., 1])
+    # Not top_k: where its ids are not read, the compiler sorts the whole vocabulary.
+    best = jnp.argmax(log_probs, -1, keepdims=True)
+    ids = jax.lax.broadcasted_iota(best.dtype, log_probs.shape, log_probs.ndim - 1)
+    second = jnp.where(ids == best, -jnp.inf, log_probs).max(-1)
+    return jnp.exp(log_probs.max(-1)) - jnp.exp(second)
