@@ -127,9 +127,10 @@ def test_tiles_equal_float64(tiled, vocab, temperature, head, banned, undrawn):
 def test_one_leaf_alone_and_as_the_dense_path_has_it(tiled, monkeypatch, wants):
     weight, hidden, keys, of = case(1, vocab=150)
     sampling = Sampling(0.9, banned=(4,))
-    found = ask(Head(weight), hidden, keys, of, sampling, wants)
+    head = Head(weight, np.linspace(-1, 1, 150, dtype=np.float32), 0.7, 9.0)
+    found = ask(head, hidden, keys, of, sampling, wants)
     monkeypatch.setattr(vocab_head, "DENSE_LOGITS", 1 << 40)
-    dense = ask(Head(weight), hidden, keys, of, sampling, wants)
+    dense = ask(head, hidden, keys, of, sampling, wants)
     for want in wants:
         for leaf in ("top_ids", "top_log_probs") if want == "top:2" else (want,):
             one, other = getattr(found, leaf), getattr(dense, leaf)

@@ -41,7 +41,7 @@ def logits(head: Head, hidden: Array) -> Array:
     out = jnp.einsum("...e,ve->...v", hidden, head.weight, preferred_element_type=dtype)
     out = out * head.scale
     if head.bias is not None:
-        out = out + head.bias
+        out = out + jax.lax.broadcast_in_dim(head.bias, out.shape, (out.ndim - 1,))
     if head.soft_cap is not None:
         out = head.soft_cap * jnp.tanh(out / head.soft_cap)
     return out
@@ -60,7 +60,15 @@ def statistics(
 
     `keys` [B, Q] name the noise of `token` (None: no noise, the argmax). "top:K" fills
     `top_ids` and `top_log_probs`; `of_log_prob` needs `of` (int32 [B, Q]). Decisions
-    are float32. Raises ValueError for an unknown name.
+    are float32 (float64 for float64 hidden states).
+
+    Above DENSE_LOGITS the peak memory is a few tiles of the logits. On several devices
+    put the mesh in context (`jax.set_mesh`): where its axis "tensor" splits the
+    vocabulary, a device reads its own part of the weights and a few numbers a row are
+    exchanged. Both hold unless `logits`, `probs` or a filter needs the whole law.
+
+    Raises:
+      ValueError: an unknown name, more top ids than ids, or `of_log_prob` without `of`.
     """
     check_wants(wants)
     vocab_size = head.weight.shape[0]
