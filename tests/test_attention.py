@@ -58,7 +58,7 @@ def case(seed, *, b=3, q=5, h=4, hkv=2, s=13, d=8, written=True, among=True):
     return arrays, visible, (normal(b, hkv, q, d), normal(b, hkv, q, d))
 
 
-@pytest.mark.parametrize("implementation", list(kernel.BACKENDS))
+@pytest.mark.parametrize("implementation", ["reference", "xla"])
 @pytest.mark.parametrize("soft_cap", [None, 3.0])
 @pytest.mark.parametrize("written", [False, True])
 @pytest.mark.parametrize("among", [False, True])
@@ -79,7 +79,7 @@ def test_ragged_visibility(implementation, soft_cap, written, among):
         np.testing.assert_allclose(got, want, atol=2e-6)
 
 
-@pytest.mark.parametrize("implementation", list(kernel.BACKENDS))
+@pytest.mark.parametrize("implementation", ["reference", "xla"])
 def test_a_query_that_sees_nothing_is_exactly_zero(implementation):
     arrays, visible, new = case(0)
     nothing = Visibility(

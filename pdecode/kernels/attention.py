@@ -1,20 +1,25 @@
 """Attention of a few queries over a slot cache: the one function models call.
 
-`reference.py` holds the oracle; backends live beside this file and share its signature
-without `implementation`. A backend that cannot serve a call raises NotImplementedError:
-with `implementation=None` the next one is tried, asked for by name it is an error.
+`reference.py` holds the oracle, `xla.py` the plain path of every platform, `tpu.py` a
+kernel. The platform is the one a program is lowered for, not the one that traces it, so
+a program compiled ahead of time for TPU on a machine without one gets the kernel.
 """
 
+import functools
 from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.sharding import PartitionSpec
 
 from pdecode.contracts import Visibility
-from pdecode.kernels import reference
+from pdecode.kernels import mesh, reference, xla
 
-# Finite, so that a query that sees nothing stays finite before its weights are zeroed.
-_HIDDEN = -1e30
+IMPLEMENTATIONS = ("reference", "xla", "pallas_tpu")
+
+# A cache shorter than this is read whole in one block: there is nothing to skip.
+MIN_KERNEL_SLOTS = 512
 
 
 def attention(
@@ -37,9 +42,15 @@ def attention(
     (`narrowed`). Query head h reads key head h // (H / Hkv). Scores are
     cap(scale * q . k), with cap(x) = soft_cap * tanh(x / soft_cap).
 
+    `implementation` is one of IMPLEMENTATIONS, or None: the kernel where the program is
+    lowered for TPU and the kernel serves the call, else "xla". On several devices the
+    kernel needs the mesh in context (`jax.set_mesh`): rows are split over "data" and
+    heads over "tensor".
+
     Raises:
       ValueError: an unknown implementation, heads that do not group, or `among`
         without this call's keys.
+      NotImplementedError: the implementation asked for cannot serve the call.
     """
     num_heads, num_kv_heads = query.shape[2], key_cache.shape[1]
     if num_heads % num_kv_heads:
@@ -48,27 +59,53 @@ def attention(
         )
     if visible.among is not None and (key_new is None or value_new is None):
         raise ValueError("visible.among needs key_new and value_new")
-    if implementation is not None and implementation not in BACKENDS:
+    if implementation not in (None, *IMPLEMENTATIONS):
         raise ValueError(
-            f"unknown implementation {implementation!r}; known: {', '.join(BACKENDS)}"
+            f"unknown implementation {implementation!r}; known: "
+            f"{', '.join(IMPLEMENTATIONS)}"
         )
-    names = _preferred() if implementation is None else (implementation,)
-    refusals = []
-    for name in names:
-        try:
-            return BACKENDS[name](
-                query,
-                key_cache,
-                value_cache,
-                visible,
-                key_new,
-                value_new,
-                scale=scale,
-                soft_cap=soft_cap,
-            )
-        except NotImplementedError as refusal:
-            refusals.append(refusal)
-    raise ExceptionGroup("no attention backend serves this call", refusals)
+    if visible.among is None:
+        key_new = value_new = None
+    arrays = (query, key_cache, value_cache, visible, key_new, value_new)
+    plain = functools.partial(xla.attention, scale=scale, soft_cap=soft_cap)
+    if implementation == "reference":
+        return reference.attention(*arrays, scale=scale, soft_cap=soft_cap)
+    if implementation == "xla" or (
+        implementation is None and key_cache.shape[2] < MIN_KERNEL_SLOTS
+    ):
+        return plain(*arrays)
+
+    from pdecode.kernels import tpu  # Pallas is slow to import: not before it is used
+
+    kernel = functools.partial(tpu.attention, scale=scale, soft_cap=soft_cap)
+    kernel = functools.partial(_on_each_device, kernel)
+    if implementation == "pallas_tpu":
+        return kernel(*arrays)
+    try:
+        tpu.check(query, key_cache, visible)
+    except NotImplementedError:
+        return plain(*arrays)
+    return jax.lax.platform_dependent(*arrays, tpu=kernel, default=plain)
+
+
+def _on_each_device(
+    kernel: Callable[..., Array], query: Array, key_cache: Array, *others
+) -> Array:
+    """`kernel` on its part of the rows and heads where a mesh is in context."""
+    if not mesh.free_axes():
+        return kernel(query, key_cache, *others)
+    axes = mesh.splits(data=query.shape[0], tensor=key_cache.shape[1])
+    data = "data" if "data" in axes else None
+    tensor = "tensor" if "tensor" in axes else None
+    lanes = PartitionSpec(data, None, tensor)
+    slots = PartitionSpec(data, tensor)
+    return jax.shard_map(
+        kernel,
+        in_specs=(lanes, slots, slots, PartitionSpec(data), slots, slots),
+        out_specs=lanes,
+        axis_names=set(mesh.free_axes()),
+        check_vma=False,
+    )(query, key_cache, *others)
 
 
 def narrowed(
@@ -94,74 +131,3 @@ def narrowed(
         written=visible.written,
         among=among,
     )
-
-
-def xla(
-    query: Array,
-    key_cache: Array,
-    value_cache: Array,
-    visible: Visibility,
-    key_new: Array | None = None,
-    value_new: Array | None = None,
-    *,
-    scale: float,
-    soft_cap: float | None = None,
-) -> Array:
-    """Two batched matmuls on the cache as it lies, and two on this call's keys.
-
-    Nothing the size of the cache is copied, repeated or transposed: the query heads of
-    a group become rows of one matmul, and cached and new keys share a softmax by its
-    maximum and sum instead of being joined.
-    """
-    batch, num_queries, num_heads, head_dim = query.shape
-    num_kv_heads = key_cache.shape[1]
-    groups = num_heads // num_kv_heads
-    rows = query.reshape(batch, num_queries, num_kv_heads, groups, head_dim)
-    rows = rows.transpose(0, 2, 3, 1, 4)
-    rows = rows.reshape(batch, num_kv_heads, groups * num_queries, head_dim)
-
-    parts = [
-        (key_cache, value_cache, reference.visible_mask(visible, key_cache.shape[2]))
-    ]
-    if visible.among is not None:
-        parts.append((key_new, value_new, visible.among))
-
-    scores = []
-    for keys, _, seen in parts:
-        score = scale * jnp.einsum(
-            "bhrd,bhkd->bhrk", rows, keys, preferred_element_type=jnp.float32
-        )
-        if soft_cap is not None:
-            score = soft_cap * jnp.tanh(score / soft_cap)
-        score = score.reshape(batch, num_kv_heads, groups, num_queries, -1)
-        scores.append(jnp.where(seen[:, None, None], score, _HIDDEN))
-    top = jnp.full(scores[0].shape[:-1] + (1,), _HIDDEN, jnp.float32)
-    for score in scores:
-        top = jnp.maximum(top, jnp.max(score, axis=-1, keepdims=True, initial=_HIDDEN))
-
-    output, total = 0.0, 0.0
-    for (_, values, seen), score in zip(parts, scores, strict=True):
-        weight = jnp.where(seen[:, None, None], jnp.exp(score - top), 0.0)
-        total = total + jnp.sum(weight, axis=-1, keepdims=True)
-        weight = weight.reshape(batch, num_kv_heads, groups * num_queries, -1)
-        output = output + jnp.einsum(
-            "bhrk,bhkd->bhrd",
-            weight.astype(values.dtype),
-            values,
-            preferred_element_type=jnp.float32,
-        )
-    output = output.reshape(batch, num_kv_heads, groups, num_queries, head_dim)
-    output = output / jnp.where(total > 0, total, 1.0)
-    output = output.transpose(0, 3, 1, 2, 4)
-    return output.reshape(batch, num_queries, num_heads, head_dim).astype(query.dtype)
-
-
-BACKENDS: dict[str, Callable[..., Array]] = {
-    "reference": reference.attention,
-    "xla": xla,
-}
-
-
-def _preferred() -> tuple[str, ...]:
-    """Backends in the order they are tried when none is named."""
-    return ("xla",)

@@ -41,7 +41,7 @@ def attention(
     """
     keys, values = key_cache, value_cache
     seen = visible_mask(visible, key_cache.shape[2])
-    if visible.among is not None:
+    if visible.among is not None and key_new is not None and value_new is not None:
         keys = jnp.concatenate([keys, key_new], axis=2)
         values = jnp.concatenate([values, value_new], axis=2)
         seen = jnp.concatenate([seen, visible.among], axis=2)
