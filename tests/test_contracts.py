@@ -256,14 +256,13 @@ def test_a_drafter_cache_equals_prefill_of_what_is_committed():
     keys = rng.row_keys(jax.random.key(4), prompt.row_ids)
     params = (LAW, LAW)
     state, _ = decoder.init(params, keys, prompt)
+    step, draft = jax.jit(decoder.step), jax.jit(drafter.propose)
     accepted = 0
     for _ in range(3):
-        state, info = decoder.step(params, keys, state)
+        state, info = step(params, keys, state)
         accepted += int(jnp.maximum(info.num_committed - 1, 0).sum())
         prefix = (state.tokens, state.length, state.end, state.prompt_end)
-        _, after = drafter.propose(
-            params, keys, state.drafter, speculative.Prefix(*prefix)
-        )
+        _, after = draft(params, keys, state.drafter, speculative.Prefix(*prefix))
         keys_held = np.asarray(after.cache["keys"])[:, 0]
         for b in range(3):
             if bool(state.done[b]):
@@ -385,6 +384,7 @@ def test_a_literal_mask_id_in_the_prompt_is_text():
 # EOS where it is awkward: laws with all mass on one string.
 
 EOS = 2
+ENDING = toy.make_model(VOCAB, LENGTH, eos_ids=(EOS,))
 
 
 def forced(*strings):
@@ -400,6 +400,7 @@ AWKWARD = {
 }
 
 
+@pytest.mark.xdist_group("awkward")  # one program a method serves every place
 @pytest.mark.parametrize("place", AWKWARD)
 def test_eos_at_awkward_places(place):
     string = AWKWARD[place]
@@ -408,24 +409,20 @@ def test_eos_at_awkward_places(place):
     # one never proposes it, so the EOS is a correction.
     other = forced([token if token != EOS else 1 for token in string])
     expected = string[2 : string.index(EOS)] if EOS in string else string[2:]
-    causal_toy = toy.make_model(VOCAB, LENGTH, eos_ids=(EOS,))
-    masked_toy = toy.make_model(VOCAB, LENGTH, noise="absorbing", eos_ids=(EOS,))
     prompt = prompts.from_rows([string[:2]], max_new=6)
-    pair = (causal_toy, causal_toy)
-    for method, model, params, sizes in [
-        (methods.autoregressive, causal_toy, law, {}),
+    causal, pair = (ENDING,), (ENDING, ENDING)
+    masked = (toy.make_model(VOCAB, LENGTH, noise="absorbing", eos_ids=(EOS,)),)
+    for method, models, params, sizes in [
+        (methods.autoregressive, causal, law, {}),
         (methods.speculative_sampling, pair, (law, law), {"num_draft": 3}),
         (methods.speculative_sampling, pair, (law, other), {"num_draft": 3}),
-        (methods.jacobi, causal_toy, law, {"window": 4}),
-        (methods.llada, masked_toy, law, {"block_length": 3, "steps": 2}),
-        (methods.any_order, masked_toy, law, {"steps": 2}),
+        (methods.jacobi, causal, law, {"window": 4}),
+        (methods.llada, masked, law, {"block_length": 3, "steps": 2}),
+        (methods.any_order, masked, law, {"steps": 2}),
     ]:
-        decoder = method(
-            *(model if method is methods.speculative_sampling else (model,)),
-            max_new_tokens=6,
-            **sizes,
+        out, stats = run(
+            method, models, params, prompt, jax.random.key(0), max_new_tokens=6, **sizes
         )
-        out, stats = decode(decoder, params, prompt, jax.random.key(0))
         assert generations(out) == [expected], (method.__name__, sizes)
         assert out.stopped_by.tolist() == [int(EOS in string)]
         assert stats.num_committed.tolist() == [len(expected) + (EOS in string)]
@@ -568,14 +565,15 @@ def test_a_drafter_records_target_taps_of_what_was_accepted():
     prompt = prompts.from_rows([[0, 1, 2], [1], [2, 2]], max_new=5)
     keys = rng.row_keys(jax.random.key(2), prompt.row_ids)
     state, _ = decoder.init((LAW, LAW), keys, prompt)
+    step, draft = jax.jit(decoder.step), jax.jit(drafter.propose)
     accepted = 0
     for _ in range(2):
-        state, info = decoder.step((LAW, LAW), keys, state)
+        state, info = step((LAW, LAW), keys, state)
         accepted += int(jnp.maximum(info.num_committed - 1, 0).sum())
         prefix = speculative.Prefix(
             state.tokens, state.length, state.end, state.prompt_end
         )
-        _, after = drafter.propose((LAW, LAW), keys, state.drafter, prefix)
+        _, after = draft((LAW, LAW), keys, state.drafter, prefix)
         features = np.exp(np.asarray(after[1])[:, 0])
         for b in range(3):
             if bool(state.done[b]):
