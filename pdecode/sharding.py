@@ -1,42 +1,93 @@
 """Meshes, and where arrays live on them; `jax.jit` does the rest.
 
-Rows are split over "data", parameters over "tensor", "fsdp", "expert" by the table in
-`pdecode.models.placement`. All axes are of type Auto: with Explicit axes a while loop
-over sharded caches must spell out the sharding of every intermediate.
+    mesh = sharding.make_mesh(data=2, tensor=4)
+    generation, stats = pdecode.run(
+        method,
+        sharding.on_mesh(model, mesh),
+        sharding.shard_params(params, mesh),
+        sharding.shard_rows(prompt, mesh),
+        sharding.replicate(key, mesh),
+        max_new_tokens=64,
+    )
+
+The table in `pdecode.models.placement` says which mesh axes split what. All axes are of
+type Auto: with Explicit axes a while loop over sharded caches must spell out the
+sharding of every intermediate.
 """
 
+import functools
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from pdecode.contracts import Model
 from pdecode.models import placement
 
 AXES = ("data", "fsdp", "tensor", "expert", "sequence")
 
 
-def make_mesh(**sizes: int) -> Mesh:
+def make_mesh(*, devices: Sequence | None = None, **sizes: int) -> Mesh:
     """A mesh of the first devices, such as make_mesh(data=2, tensor=4).
 
+    `devices` (None: all that JAX sees) may be those of a topology that is not here.
     Raises ValueError for an unknown axis or more devices than there are.
     """
     unknown = sorted(set(sizes) - set(AXES))
     if unknown:
         raise ValueError(f"unknown mesh axis {unknown[0]!r}; known: {', '.join(AXES)}")
-    wanted = 1
-    for size in sizes.values():
-        wanted *= size
-    if wanted > jax.device_count():
+    for axis, size in sizes.items():
+        if size < 1:
+            raise ValueError(f"mesh axis {axis}={size} must be at least 1")
+    wanted = math.prod(sizes.values())
+    known = jax.devices() if devices is None else devices
+    if wanted > len(known):
         raise ValueError(
-            f"a mesh of {sizes} needs {wanted} devices, but there are "
-            f"{jax.device_count()}"
+            f"a mesh of {sizes} needs {wanted} devices, but there are {len(known)}"
         )
     return jax.make_mesh(
         tuple(sizes.values()),
         tuple(sizes),
         axis_types=(AxisType.Auto,) * len(sizes),
-        devices=jax.devices()[:wanted],
+        devices=known[:wanted],
     )
+
+
+@functools.cache
+def on_mesh(model: Model, mesh: Mesh) -> Model:
+    """`model` with its cache split over the mesh, and its outputs over their rows.
+
+    Without it the compiler chooses the layout of the cache. Equal arguments give the
+    same object, as a static argument should. Wrap the models that a recipe is given;
+    what it builds from them (guidance, for example) inherits the placement.
+    """
+
+    def init_cache(prompt, num_slots):
+        return constrain_rows(model.init_cache(prompt, num_slots), mesh)
+
+    def placed(call):
+        def apply(params, query, cache, *, layers=None):
+            found = call(params, query, cache, layers=layers)
+            return constrain_rows(found, mesh)
+
+        return apply
+
+    def move(cache, source, target):
+        return constrain_rows(model.move(cache, source, target), mesh)
+
+    return model._replace(
+        init_cache=init_cache,
+        apply=placed(model.apply),
+        encode=placed(model.encode),
+        move=move,
+    )
+
+
+def constrain_rows(tree: Any, mesh: Mesh) -> Any:
+    """Inside `jax.jit`: arrays [B, ...] and caches [B, H, S, D] placed by the table."""
+    return jax.lax.with_sharding_constraint(tree, placement.row_specs(tree, mesh))
 
 
 def shard_params(params: Any, mesh: Mesh) -> Any:
@@ -50,9 +101,20 @@ def shard_params(params: Any, mesh: Mesh) -> Any:
 
 
 def shard_rows(tree: Any, mesh: Mesh) -> Any:
-    """Arrays [B, ...], a Prompt for example, split over "data"."""
-    spec = PartitionSpec("data" if "data" in mesh.shape else None)
-    return jax.device_put(tree, NamedSharding(mesh, spec))
+    """Arrays [B, ...], a Prompt for example, split over "data" and "fsdp".
+
+    Raises ValueError where B does not divide by them.
+    """
+    axes = placement.MESH_AXES["rows"]
+    split = math.prod(mesh.shape.get(axis, 1) for axis in axes)
+    for leaf in jax.tree.leaves(tree):
+        if leaf.ndim and leaf.shape[0] % split:
+            raise ValueError(
+                f"{leaf.shape[0]} rows do not divide over "
+                f"{' x '.join(axes)} = {split} devices: add rows, or make "
+                "these axes of the mesh smaller"
+            )
+    return jax.device_put(tree, placement.row_specs(tree, mesh))
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:

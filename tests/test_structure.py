@@ -1,15 +1,14 @@
-"""What the project promises about its own shape: compiled loops, files, meshes."""
+"""What the project promises about its own shape: compiled loops and files."""
 
 import ast
 import pathlib
 import statistics
 
 import jax
-import numpy as np
 import pytest
 from test_transformer import cache_sized_moves
 
-from pdecode import decode, methods, prompts, sharding
+from pdecode import decode, methods, prompts
 from pdecode.models import transformer
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -69,30 +68,6 @@ def test_no_cache_sized_copy_in_the_loop(method, models, sizes):
     assert not found, found
 
 
-@pytest.mark.parametrize("method", [methods.autoregressive, methods.specinfer])
-def test_sharded_over_data_and_tensor(method):
-    """Data 2 x tensor 4: the tokens of one device."""
-    model, params = tiny(num_heads=8, num_kv_heads=4)
-    if method is methods.specinfer:
-        model, params = (model, model), (params, params)
-    key = jax.random.key(1)
-    sizes = {"max_new_tokens": 14}
-    alone, _ = decode.run(method, model, params, PROMPT, key, **sizes)
-    mesh = sharding.make_mesh(data=2, tensor=4)
-    parts = params if isinstance(params, tuple) else (params,)
-    placed = tuple(sharding.shard_params(part, mesh) for part in parts)
-    assert any(len(x.sharding.spec) for x in jax.tree.leaves(placed))
-    sharded, _ = decode.run(
-        method,
-        model,
-        placed if isinstance(params, tuple) else placed[0],
-        sharding.shard_rows(PROMPT, mesh),
-        sharding.replicate(key, mesh),
-        **sizes,
-    )
-    np.testing.assert_array_equal(alone.tokens, sharded.tokens)
-
-
 def test_method_files_are_short_and_independent():
     lines = [len(path.read_text().splitlines()) for path in METHODS]
     own = [count for count, path in zip(lines, METHODS) if path.name != "__init__.py"]
@@ -103,10 +78,3 @@ def test_method_files_are_short_and_independent():
                 assert not (node.module or "").startswith("pdecode.methods"), path
                 names = [alias.name for alias in node.names]
                 assert not (node.module == "pdecode" and "methods" in names), path
-
-
-def test_bad_meshes_are_named():
-    with pytest.raises(ValueError, match="'row'; known: data"):
-        sharding.make_mesh(row=2)
-    with pytest.raises(ValueError, match="needs 64 devices"):
-        sharding.make_mesh(data=64)

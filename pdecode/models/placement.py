@@ -1,22 +1,30 @@
-"""Where each parameter lives on a mesh: logical axes by name, one table to mesh axes.
+"""Where arrays live on a mesh: logical axes by name, one table to mesh axes.
 
 Following the logical-axis rules of Flax and Megatron-style tensor parallelism (Shoeybi
 et al., 2019, arXiv:1909.08053): columns of what opens a branch, rows of what closes it,
-experts by expert. An axis that the mesh lacks, or that does not divide a dimension,
-leaves that dimension whole.
+experts by expert. "fsdp" splits parameters by their width and rows of the batch at once
+(Rajbhandari et al., 2019, arXiv:1910.02054).
 """
 
+import math
 from typing import Any
 
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-MESH_AXES = {
-    "vocab": "tensor",
-    "heads": "tensor",
-    "mlp": "tensor",
-    "expert": "expert",
-    "embed": "fsdp",
+# Mesh axes in the order they are taken. What the mesh lacks, what the array has used
+# already and what does not divide the dimension is left out.
+MESH_AXES: dict[str, tuple[str, ...]] = {
+    # Parameters.
+    "vocab": ("tensor",),
+    "heads": ("tensor",),
+    "mlp": ("tensor",),
+    "expert": ("expert",),
+    "embed": ("fsdp",),
+    # Caches, canvases, prompts, and what drafters remember.
+    "rows": ("data", "fsdp"),
+    "kv_heads": ("tensor",),
+    "slots": ("sequence",),
 }
 
 _OPENING = {"query", "key", "value"}
@@ -25,6 +33,7 @@ _BY_LEAF = {
     "head": ("vocab", "embed"),
     "positions": (None, "embed"),
 }
+_CACHE = ("rows", "kv_heads", "slots", None)
 
 
 def logical_axes(path: tuple[str, ...], rank: int) -> tuple[str | None, ...]:
@@ -41,19 +50,46 @@ def logical_axes(path: tuple[str, ...], rank: int) -> tuple[str | None, ...]:
     return axes if rank == 2 else axes[1:]
 
 
+def spec(
+    logical: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh
+) -> PartitionSpec:
+    """The mesh axes of an array [shape] whose dimensions mean `logical`."""
+    used: set[str] = set()
+    entries = []
+    for size, name in zip(shape, logical, strict=True):
+        chosen: list[str] = []
+        for axis in MESH_AXES[name] if name else ():
+            split = math.prod(mesh.shape[each] for each in chosen)
+            if axis in mesh.shape and axis not in used:
+                if size % (split * mesh.shape[axis]) == 0:
+                    chosen.append(axis)
+        used.update(chosen)
+        # One axis by its name, so that specs of one axis compare as they are written.
+        entries.append(tuple(chosen) if len(chosen) > 1 else (chosen or [None])[0])
+    return PartitionSpec(*entries)
+
+
 def specs(shapes: Any, mesh: Mesh) -> Any:
-    """A NamedSharding for every leaf of a tree of shapes (or arrays)."""
+    """A NamedSharding for every parameter in a tree of shapes (or arrays)."""
 
     def place(path, leaf):
         names = tuple(str(key.key) for key in path)
-        used: set[str] = set()
-        entries = []
-        for size, logical in zip(leaf.shape, logical_axes(names, len(leaf.shape))):
-            axis = MESH_AXES.get(logical) if logical else None
-            if axis in used or axis not in mesh.shape or size % mesh.shape[axis]:
-                axis = None
-            used.add(axis)
-            entries.append(axis)
-        return NamedSharding(mesh, PartitionSpec(*entries))
+        logical = logical_axes(names, len(leaf.shape))
+        return NamedSharding(mesh, spec(logical, leaf.shape, mesh))
 
     return jax.tree_util.tree_map_with_path(place, shapes)
+
+
+def row_specs(shapes: Any, mesh: Mesh) -> Any:
+    """A NamedSharding for every leaf of what belongs to rows, such as a cache.
+
+    A leaf [B, H, S, D] is taken for keys or values, any other [B, ...] is split over
+    its rows only. Without dimensions it is on every device.
+    """
+
+    def place(leaf):
+        rank = len(leaf.shape)
+        logical = _CACHE if rank == 4 else ("rows",) * (rank > 0) + (None,) * (rank - 1)
+        return NamedSharding(mesh, spec(logical, leaf.shape, mesh))
+
+    return jax.tree.map(place, shapes)

@@ -1,0 +1,211 @@
+"""Where arrays live, and that a decode does not depend on it."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import table
+from jax.sharding import AbstractMesh, PartitionSpec
+from table import CASES, MAX_NEW, ROWS
+
+from pdecode import decode as decode_module
+from pdecode import methods, prompts, sharding
+from pdecode.contracts import Heads, Model
+from pdecode.decode import run
+from pdecode.models import placement, transformer
+
+VOCAB, MASK = 48, 47
+MESHES = [(8, 1), (4, 2), (2, 4), (1, 8)]
+
+
+@functools.cache
+def tiny(seed=0, num_layers=1, **changes):
+    """A transformer that eight devices divide, and its parameters."""
+    config = transformer.Config(
+        vocab_size=VOCAB,
+        width=32,
+        num_layers=num_layers,
+        num_heads=8,
+        head_dim=4,
+        mlp_width=64,
+        mask_id=MASK,
+        max_positions=64,
+        eos_ids=(table.EOS,),
+        **changes,
+    )
+    params = transformer.init(config, jax.random.key(seed))
+    return transformer.make_model(config), params
+
+
+def _offset_heads(params, hidden):
+    return jnp.einsum("be,kef->bkf", hidden, params)
+
+
+HEADS = Heads(4, _offset_heads)
+
+
+def models_of(case):
+    """The case's models and parameters, with transformers in the place of toys."""
+    if isinstance(case.model, Model):
+        if case.model.noise == "causal":
+            return tiny()
+        return tiny(attention="bidirectional", noise="absorbing")
+    target, target_params = tiny()
+    if isinstance(case.model[1], Heads):
+        noise = jax.random.normal(jax.random.key(3), (4, 32, 32))
+        return (target, HEADS), (target_params, jnp.eye(32)[None] + 0.1 * noise)
+    # A drafter near enough that something is accepted.
+    drafter, drafter_params = tiny()
+    far = tiny(1)[1]
+    near = jax.tree.map(lambda a, b: 0.8 * a + 0.2 * b, drafter_params, far)
+    return (target, drafter), (target_params, near)
+
+
+def placed(models, params, prompt, key, mesh):
+    """The four arguments of `run`, on the mesh."""
+    if isinstance(models, Model):
+        models, params = (models,), (params,)
+    return (
+        tuple(sharding.on_mesh(m, mesh) if isinstance(m, Model) else m for m in models),
+        [sharding.shard_params(tree, mesh) for tree in params],
+        sharding.shard_rows(prompt, mesh),
+        sharding.replicate(key, mesh),
+    )
+
+
+def arguments(name, mesh=None):
+    """(method, models, params, prompt, key) of a case with eight rows."""
+    case = CASES[name]
+    models, params = models_of(case)
+    rows, new = ROWS + ROWS[:3], table.NEW + table.NEW[:3]
+    prompt, key = table.prompt(rows, new), jax.random.key(1)
+    if mesh is not None:
+        models, params, prompt, key = placed(models, params, prompt, key, mesh)
+        params = params[0] if len(params) == 1 else tuple(params)
+    return getattr(methods, case.method), models, params, prompt, key
+
+
+def decode(name, mesh=None, temperature=0.0):
+    case = CASES[name]
+    result = run(
+        *arguments(name, mesh),
+        knobs={**case.knobs, "temperature": temperature},
+        max_new_tokens=MAX_NEW,
+        **case.sizes,
+    )
+    return jax.tree.map(np.asarray, result)
+
+
+def check_mesh(name, data, tensor):
+    mesh = sharding.make_mesh(data=data, tensor=tensor)
+    for temperature in (0.0, 1.0):
+        expected, stats = decode(name, None, temperature)
+        got, got_stats = decode(name, mesh, temperature)
+        for field in ("tokens", "lengths", "stopped_by"):
+            np.testing.assert_array_equal(
+                getattr(got, field), getattr(expected, field), err_msg=f"{temperature=}"
+            )
+        np.testing.assert_allclose(got.log_probs, expected.log_probs, atol=1e-4)
+        np.testing.assert_array_equal(got_stats.num_calls, stats.num_calls)
+
+
+# One of each way to use the cache; the others run with `-m meshes`.
+@pytest.mark.parametrize(
+    "name",
+    ["autoregressive", "blockwise", "specinfer", "mc_sjd", "llada_guided", "dual_cache",
+     "remdm_conf", "random_order"],
+)  # fmt: skip
+def test_tokens_on_a_mesh_are_those_of_one_device(name):
+    check_mesh(name, 2, 4)
+
+
+@pytest.mark.meshes
+@pytest.mark.parametrize("name", CASES)
+def test_every_method_on_every_mesh(name):
+    for data, tensor in MESHES:
+        check_mesh(name, data, tensor)
+
+
+def test_the_loop_holds_a_part_of_the_cache():
+    """Inside the compiled loop no device has more than its heads of its rows."""
+    mesh = sharding.make_mesh(data=2, tensor=4)
+    method, models, params, prompt, key = arguments("autoregressive", mesh)
+    whole_params = sharding.replicate(tiny()[1], mesh)
+    slots = table.WIDTH + MAX_NEW + 1
+    whole, rows_only, part = (
+        f"f32[{rows},{heads},{slots},4]" for rows, heads in ((8, 8), (4, 8), (4, 2))
+    )
+
+    def text(models, params):
+        lowered, _ = decode_module.lower(
+            method, models, params, prompt, key, max_new_tokens=MAX_NEW
+        )
+        return lowered.compile().as_text()
+
+    for tree in (params, whole_params):
+        found = text(models, tree)
+        assert part in found and rows_only not in found and whole not in found
+    # Negative control: the compiler has no reason to split heads by itself.
+    assert rows_only in text((tiny()[0],), whole_params)
+
+
+# LLaDA-8B: every dimension that the table splits.
+WIDE = transformer.Config(
+    vocab_size=126464,
+    width=4096,
+    num_layers=32,
+    num_heads=32,
+    mlp_width=12288,
+    dtype="bfloat16",
+)
+
+
+@pytest.mark.parametrize("fsdp, tensor", [(1, 8), (2, 8), (4, 16), (16, 16), (8, 32)])
+def test_every_device_holds_its_share_of_an_8b_shape(fsdp, tensor):
+    mesh = AbstractMesh((fsdp, tensor), ("fsdp", "tensor"))
+    params = jax.eval_shape(lambda: transformer.init(WIDE, jax.random.key(0)))
+    prompt = prompts.from_rows([[0]] * 64, max_new=1)
+    model = transformer.make_model(WIDE)
+    cache = jax.eval_shape(lambda: model.init_cache(prompt, 1025))
+    both = (params, cache)
+    total = sum(leaf.size for leaf in jax.tree.leaves(both))
+    here = sum(
+        int(np.prod(place.shard_shape(leaf.shape)))
+        for leaf, place in zip(
+            jax.tree.leaves(both),
+            jax.tree.leaves(
+                (placement.specs(params, mesh), placement.row_specs(cache, mesh))
+            ),
+            strict=True,
+        )
+    )
+    assert here <= 1.05 * total / (fsdp * tensor)
+
+
+def test_the_table_leaves_whole_what_does_not_divide():
+    mesh = AbstractMesh((2, 4, 2), ("data", "tensor", "fsdp"))
+
+    def spec(*logical_and_sizes):
+        logical, shape = zip(*logical_and_sizes)
+        return placement.spec(logical, shape, mesh)
+
+    assert spec(("embed", 8), ("heads", 8)) == PartitionSpec("fsdp", "tensor")
+    assert spec(("embed", 7), ("heads", 6)) == PartitionSpec(None, None)
+    assert spec(("rows", 4), (None, 4)) == PartitionSpec(("data", "fsdp"), None)
+    assert spec(("rows", 2), ("slots", 4)) == PartitionSpec("data", None)
+    # An axis splits one dimension of an array only.
+    assert spec(("vocab", 8), ("mlp", 8)) == PartitionSpec("tensor", None)
+
+
+def test_bad_meshes_and_rows_are_refused():
+    with pytest.raises(ValueError, match="'row'; known: data"):
+        sharding.make_mesh(row=2)
+    with pytest.raises(ValueError, match="needs 64 devices, but there are 8"):
+        sharding.make_mesh(data=64)
+    with pytest.raises(ValueError, match="tensor=0 must be at least 1"):
+        sharding.make_mesh(tensor=0)
+    mesh = sharding.make_mesh(data=2, fsdp=2)
+    with pytest.raises(ValueError, match="5 rows do not divide over data x fsdp = 4"):
+        sharding.shard_rows(table.prompt(), mesh)
