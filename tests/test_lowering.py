@@ -4,6 +4,7 @@ Programs for TPU are compiled here without one when libtpu is installed (the tpu
 extra); nothing says how fast they are.
 """
 
+import contextlib
 import functools
 import re
 
@@ -11,7 +12,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
+from jax.sharding import (
+    AbstractDevice,
+    AbstractMesh,
+    Mesh,
+    NamedSharding,
+    PartitionSpec,
+    SingleDeviceSharding,
+)
 
 from pdecode.contracts import Head, Sampling, Visibility
 from pdecode.kernels import attention as kernel
@@ -64,6 +72,19 @@ def test_a_choice_by_name_is_kept():
     assert MOSAIC in forced.lower(lowering_platforms=("tpu",)).as_text()
     with pytest.raises(Exception, match="interpret mode is supported on CPU"):
         forced.lower(lowering_platforms=("cpu",))
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_the_gpu_kernel_lowers_for_cuda(name):
+    device = contextlib.nullcontext()
+    if jax.__version_info__ >= (0, 11):  # which wants to know the GPU
+        gpu = AbstractDevice("NVIDIA H100 80GB HBM3", 132, "cuda")
+        mesh = AbstractMesh((1,), ("x",), abstract_device=gpu)
+        device = jax.sharding.use_abstract_mesh(mesh)
+    with device:
+        trace = traced(name, implementation="pallas_gpu")
+        text = trace.lower(lowering_platforms=("cuda",)).as_text()
+    assert "triton" in text and MOSAIC not in text
 
 
 def test_short_caches_and_float64_take_the_plain_path_everywhere():

@@ -1,8 +1,10 @@
 """Attention of a few queries over a slot cache: the one function models call.
 
-`reference.py` holds the oracle, `xla.py` the plain path of every platform, `tpu.py` a
-kernel. The platform is the one a program is lowered for, not the one that traces it, so
-a program compiled ahead of time for TPU on a machine without one gets the kernel.
+`reference.py` holds the oracle, `xla.py` the plain path of every platform, `tpu.py` and
+`gpu.py` a kernel each. What is chosen follows the platform a program is lowered for,
+not the one that traces it: compiled ahead of time for TPU on a machine without one, it
+gets the kernel. CUDA gets the plain path, two batched matmuls that copy no cache: cuDNN
+wants the cache transposed, its mask spelled out and no soft cap.
 """
 
 import functools
@@ -16,7 +18,7 @@ from jax.sharding import PartitionSpec
 from pdecode.contracts import Visibility
 from pdecode.kernels import mesh, reference, xla
 
-IMPLEMENTATIONS = ("reference", "xla", "pallas_tpu")
+IMPLEMENTATIONS = ("reference", "xla", "pallas_tpu", "pallas_gpu")
 
 # A cache shorter than this is read whole in one block: there is nothing to skip.
 MIN_KERNEL_SLOTS = 512
@@ -75,7 +77,13 @@ def attention(
     ):
         return plain(*arrays)
 
-    from pdecode.kernels import tpu  # Pallas is slow to import: not before it is used
+    # Pallas is slow to import: not before it is used.
+    if implementation == "pallas_gpu":
+        from pdecode.kernels import gpu
+
+        kernel = functools.partial(gpu.attention, scale=scale, soft_cap=soft_cap)
+        return _on_each_device(kernel, *arrays)
+    from pdecode.kernels import tpu
 
     kernel = functools.partial(tpu.attention, scale=scale, soft_cap=soft_cap)
     kernel = functools.partial(_on_each_device, kernel)

@@ -72,9 +72,9 @@ def attention(
     sizes = Sizes(queries, slots, scale, soft_cap, interpret)
     if visible.among is None:
         key_new = value_new = None
-    return _differentiable(
-        sizes, query, key_cache, value_cache, visible, key_new, value_new
-    )
+    call = functools.partial(_call, sizes=sizes)
+    call = xla.with_gradient(call, scale=scale, soft_cap=soft_cap)
+    return call(query, key_cache, value_cache, visible, key_new, value_new)
 
 
 def check(query: Array, key_cache: Array, visible: Visibility) -> None:
@@ -95,37 +95,6 @@ def check(query: Array, key_cache: Array, visible: Visibility) -> None:
             f"the TPU kernel holds `among` of at most {_MAX_AMONG} queries, got "
             f"{query.shape[1]}"
         )
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _differentiable(sizes, query, keys, values, visible, key_new, value_new):
-    return _call(query, keys, values, visible, key_new, value_new, sizes=sizes)
-
-
-def _forward(sizes, *arrays):
-    return _differentiable(sizes, *arrays), arrays
-
-
-def _backward(sizes, arrays, gradient):
-    query, keys, values, visible, key_new, value_new = arrays
-
-    def plain(query, keys, values, new):
-        return xla.attention(
-            query,
-            keys,
-            values,
-            visible,
-            *new,
-            scale=sizes.scale,
-            soft_cap=sizes.soft_cap,
-        )
-
-    _, pull = jax.vjp(plain, query, keys, values, (key_new, value_new))
-    *found, new = pull(gradient)
-    return (*found, None, *new)
-
-
-_differentiable.defvjp(_forward, _backward)
 
 
 # Jitted so that layers of equal shapes trace the kernel once.

@@ -1,5 +1,9 @@
 """Attention in plain jnp for every platform: matmuls on the cache as it lies."""
 
+import functools
+from collections.abc import Callable
+
+import jax
 import jax.numpy as jnp
 from jax import Array
 
@@ -69,3 +73,29 @@ def attention(
     output = output / jnp.where(total > 0, total, 1.0)
     output = output.transpose(0, 3, 1, 2, 4)
     return output.reshape(batch, num_queries, num_heads, head_dim).astype(query.dtype)
+
+
+def with_gradient(
+    kernel: Callable[..., Array], *, scale: float, soft_cap: float | None
+) -> Callable[..., Array]:
+    """`kernel(query, keys, values, visible, key_new, value_new)`, differentiable.
+
+    The backward pass recomputes the plain path and is its gradient; reverse mode only.
+    """
+    call = jax.custom_vjp(kernel)
+
+    def forward(*arrays):
+        return call(*arrays), arrays
+
+    def backward(arrays, gradient):
+        query, keys, values, visible, *new = arrays
+        plain = functools.partial(attention, scale=scale, soft_cap=soft_cap)
+        _, pull = jax.vjp(
+            lambda query, keys, values, new: plain(query, keys, values, visible, *new),
+            *(query, keys, values, new),
+        )
+        query, keys, values, new = pull(gradient)
+        return query, keys, values, None, *new
+
+    call.defvjp(forward, backward)
+    return call
