@@ -4,6 +4,7 @@
 and back, every tensor in its own dtype, so that a round trip is equal bit for bit.
 """
 
+import dataclasses
 import math
 import os
 import pathlib
@@ -46,9 +47,9 @@ def info(
         size = math.prod(entry.shape) * entry.dtype.itemsize
         stored[entry.dtype.name] = stored.get(entry.dtype.name, 0) + size
     sizes = {"float32": 4, "bfloat16": 2}
-    facts = {
+    facts: dict[str, Any] = {
         "architecture": checkpoint.config.name,
-        "config": checkpoint.config,
+        "config": dataclasses.asdict(checkpoint.config),
         "num_params": num_params,
         "stored": stored,
         "memory": {dtype: num_params * size for dtype, size in sizes.items()},

@@ -13,7 +13,7 @@ _EMPTY = inspect.Parameter.empty
 
 def summary(method: Callable) -> str:
     """The first sentence of the method's docstring."""
-    return inspect.getdoc(method).split("\n\n")[0].replace("\n", " ")
+    return (inspect.getdoc(method) or "").split("\n\n")[0].replace("\n", " ")
 
 
 def guarantee(method: Callable) -> str:

@@ -4,8 +4,11 @@ The steps run from the host, which is slower than the compiled loop and gives th
 tokens.
 """
 
+import contextlib
 import sys
 import time
+from collections.abc import Callable, Iterator
+from typing import TextIO
 
 import jax
 import numpy as np
@@ -17,7 +20,11 @@ OPEN = "░"  # a position not committed yet
 
 
 def watch(
-    job: generation.Job, *, seed: int = 0, keep_eos_tail: bool = False, file=None
+    job: generation.Job,
+    *,
+    seed: int = 0,
+    keep_eos_tail: bool = False,
+    file: TextIO | None = None,
 ) -> generation.Result:
     """Decodes `job` and shows every step in `file` (default: standard output).
 
@@ -27,12 +34,10 @@ def watch(
     traced, sizes = knobs.split(job.method, job.settings)
     decoder = job.method(*job.models, **sizes, **traced)
     steps = decode.stream(decoder, job.params, job.prompt, jax.random.key(seed))
-    live = _live(file)
-    began, last, number = time.perf_counter(), None, 0
-    with live or _Plain(file) as screen:
+    began, last = time.perf_counter(), None
+    with _shown(file) as show:
         for number, last in enumerate(steps, 1):
-            rows = [drawn(job, last[0], b) for b in range(len(last[0].start))]
-            screen.update(_screen(rows, number) if live else (number, rows))
+            show(number, [drawn(job, last[0], b) for b in range(len(last[0].start))])
     timing = {
         "compile_s": 0.0,  # not told apart here: the first step compiles
         "prefill_s": 0.0,
@@ -58,31 +63,22 @@ def drawn(job: generation.Job, made: Generation, row: int) -> str:
     return "".join([*text, job.tokenizer.decode(run)])
 
 
-class _Plain:
-    """Lines for a file that is no terminal."""
-
-    def __init__(self, file):
-        self.file = file
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *error):
-        return None
-
-    def update(self, shown) -> None:
-        number, rows = shown
-        for index, row in enumerate(rows):
-            print(f"step {number} row {index}: {row!r}", file=self.file, flush=True)
-
-
-def _live(file):
+@contextlib.contextmanager
+def _shown(file: TextIO) -> Iterator[Callable[[int, list[str]], None]]:
+    """A function that shows (step, text of every row) in `file`."""
     if not file.isatty():
-        return None
+
+        def lines(number: int, rows: list[str]) -> None:
+            for index, row in enumerate(rows):
+                print(f"step {number} row {index}: {row!r}", file=file, flush=True)
+
+        yield lines
+        return
     from rich.console import Console
     from rich.live import Live
 
-    return Live(console=Console(file=file), auto_refresh=False, transient=True)
+    with Live(console=Console(file=file), auto_refresh=False, transient=True) as live:
+        yield lambda number, rows: live.update(_screen(rows, number), refresh=True)
 
 
 def _screen(rows: list[str], number: int):

@@ -93,13 +93,14 @@ def documents(text: str) -> list[str]:
         is_definition = isinstance(
             node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
         )
+        last = node.lineno if node.end_lineno is None else node.end_lineno
         # A statement joins the run of statements before it; so does a second statement
         # on a line that is already taken.
         shares_line = stops and node.lineno <= stops[-1]
         if stops and (shares_line or not (is_definition or was_definition)):
-            stops[-1] = max(stops[-1], node.end_lineno)
+            stops[-1] = max(stops[-1], last)
         else:
-            stops.append(node.end_lineno)
+            stops.append(last)
         was_definition = is_definition
     starts = [0, *stops][: len(stops)]
     if stops:

@@ -66,17 +66,17 @@ class Config:
     """A decoder-only transformer. The defaults are a Llama without its sizes.
 
     Embedding, layers of norm, attention, norm, MLP on a residual stream, a last norm,
-    and a linear head. `head_dim` is width / num_heads and `num_kv_heads` num_heads when
-    None; `mlp_width` is 4 * width.
+    and a linear head. Where they are 0, `num_kv_heads` is num_heads, `head_dim` is
+    width / num_heads and `mlp_width` 4 * width.
     """
 
     vocab_size: int
     width: int
     num_layers: int
     num_heads: int
-    num_kv_heads: int | None = None
-    head_dim: int | None = None
-    mlp_width: int | None = None
+    num_kv_heads: int = 0
+    head_dim: int = 0
+    mlp_width: int = 0
     # Embedding and positions.
     rope: Rope | None = Rope()  # None: a learned table of max_positions
     rope_sliding: Rope | None = None  # of sliding layers; None: as the others
@@ -97,7 +97,7 @@ class Config:
     query_scale: float | None = None  # of scores; None: head_dim ** -0.5
     attention_soft_cap: float | None = None
     window: int | None = None  # keys a sliding layer sees, itself included
-    sliding: tuple[bool, ...] | None = None  # by layer; None: all, if window is set
+    sliding: tuple[bool, ...] = ()  # by layer; empty: all, if window is set
     # Head.
     tied: bool = False  # the head's weight is the embedding
     logit_scale: float = 1.0
@@ -115,18 +115,18 @@ class Config:
 
     def __post_init__(self):
         put = object.__setattr__
-        if self.num_kv_heads is None:
+        if not self.num_kv_heads:
             put(self, "num_kv_heads", self.num_heads)
-        if self.head_dim is None:
+        if not self.head_dim:
             if self.width % self.num_heads:
                 raise ValueError(
                     f"num_heads={self.num_heads} must divide width={self.width}, "
                     "or give head_dim"
                 )
             put(self, "head_dim", self.width // self.num_heads)
-        if self.mlp_width is None:
+        if not self.mlp_width:
             put(self, "mlp_width", 4 * self.width)
-        if self.sliding is None:
+        if not self.sliding:
             put(self, "sliding", (self.window is not None,) * self.num_layers)
         for field in ("sliding", "eos_ids", "taps"):
             put(self, field, tuple(getattr(self, field)))

@@ -278,12 +278,13 @@ def _apply(
             if query.has_extra is not None:
                 soft = jnp.where(query.has_extra[:, :, None], soft, 0)
         mix = SelfConditioning(config)
-        stream = mix.apply({"params": params["self_conditioning"]}, stream, soft)
+        stream = parts.applied(mix, params["self_conditioning"], stream, soft)
     taps = {"embed": stream} if "embed" in config.taps else {}
     cache = list(cache)
     for layer in range(last):
-        stream, cache[layer] = Block(config, layer, denoise).apply(
-            {"params": params[f"layer_{layer}"]},
+        stream, cache[layer] = parts.applied(
+            Block(config, layer, denoise),
+            params[f"layer_{layer}"],
             stream,
             query.positions,
             query.slots,
@@ -292,7 +293,7 @@ def _apply(
         )
         if f"layer_{layer}" in config.taps:
             taps[f"layer_{layer}"] = stream
-    hidden = _norm(config).apply({"params": params["norm"]}, stream)
+    hidden = parts.applied(_norm(config), params["norm"], stream)
     return Output(hidden, taps), tuple(cache)
 
 

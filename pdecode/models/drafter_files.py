@@ -73,7 +73,7 @@ def medusa(folder: str | os.PathLike) -> Medusa:
         values = [tensors.read(found[k, depth, leaf]) for k in range(num_heads)]
         return np.stack([value.T if leaf == "weight" else value for value in values])
 
-    params = {
+    params: dict[str, Any] = {
         f"block_{depth}": {
             "kernel": jnp.asarray(stacked(depth, "weight")),
             "bias": jnp.asarray(stacked(depth, "bias")),

@@ -11,7 +11,7 @@ class Fields:
 
     def __init__(self, raw: dict):
         self.raw = raw
-        self.seen = set(_HARMLESS)
+        self.seen: set[str] = set(_HARMLESS)
 
     def get(self, name: str, default: Any = None) -> Any:
         self.seen.add(name)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from pdecode import cache as caches
-from pdecode.contracts import Visibility
+from pdecode.contracts import Params, Visibility
 from pdecode.kernels import attention as attention_kernel
 from pdecode.models.config import Config, Experts, Rope
 
@@ -73,8 +73,13 @@ class Norm(nn.Module):
         return value.astype(x.dtype)
 
 
-def norm(config: Config, name: str) -> Norm:
+def norm(config: Config, name: str | None = None) -> Norm:
     return Norm(config.norm, config.norm_eps, config.norm_offset, name=name)
+
+
+def applied(module: nn.Module, params: Params, *inputs: Any) -> Any:
+    """What `module` makes of `inputs` with these parameters, and nothing mutable."""
+    return module.apply({"params": params}, *inputs)
 
 
 def dense(config: Any, features: int, bias: bool, name: str) -> nn.Dense:
@@ -121,6 +126,7 @@ class Attention(nn.Module):
             query, key = rotate(query, angles), rotate(key, angles)
         key, value = key.swapaxes(1, 2), value.swapaxes(1, 2)
         if cache is not None:
+            assert slots is not None, "what a cache stores has a place in it"
             # Writes happen before reads: a lane may see what this call stores.
             cache = {
                 "k": caches.write(cache["k"], slots, key.astype(cache["k"].dtype)),
@@ -176,6 +182,7 @@ class Moe(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         config, experts = self.config, self.config.experts
+        assert experts is not None, "a layer without experts has an Mlp"
         lanes = x.reshape(-1, config.width)
         router = dense(config, experts.num_experts, False, "router")(lanes)
         probs = jax.nn.softmax(router.astype(jnp.float32))

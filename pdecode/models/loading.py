@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from pdecode.contracts import Model, Params
+from pdecode.contracts import Params
 from pdecode.models import embedded, families, placement, tensors
 from pdecode.models import tokenizer as tokenizers
 from pdecode.models.names import Source
@@ -45,9 +45,10 @@ def load(
     *,
     dtype: str | None = None,
     mesh: Mesh | None = None,
-) -> tuple[Model, Params, Any]:
+) -> tuple[Any, Params, Any]:
     """(model, params, tokenizer) of a checkpoint folder, or of an embedded model.
 
+    The first is a `Model`, or for the embedded "heads" a `heads.Heads`.
     `dtype` of parameters, activations and cache; None: the checkpoint's own. With a
     mesh each device receives its part of every parameter (`placement`), else the
     default device receives all. The tokenizer of a folder without one refuses text and
@@ -260,7 +261,7 @@ def _own_dtype(index: Mapping[str, tensors.Entry], sources: dict[str, Source]) -
             entry = index[name]
             size = int(np.prod(entry.shape))
             sizes[entry.dtype.name] = sizes.get(entry.dtype.name, 0) + size
-    dtype = max(sizes, key=sizes.get) if sizes else "float32"
+    dtype = max(sizes, key=lambda name: sizes[name]) if sizes else "float32"
     if dtype == "float64":
         return "float32"
     if dtype not in ("float32", "float16", "bfloat16"):

@@ -10,7 +10,7 @@ import math
 from typing import Any
 
 import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 # Mesh axes in the order they are taken. What the mesh lacks, what the array has used
 # already and what does not divide the dimension is left out.
@@ -51,7 +51,7 @@ def logical_axes(path: tuple[str, ...], rank: int) -> tuple[str | None, ...]:
 
 
 def spec(
-    logical: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh
+    logical: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh | AbstractMesh
 ) -> PartitionSpec:
     """The mesh axes of an array [shape] whose dimensions mean `logical`."""
     used: set[str] = set()
@@ -69,7 +69,7 @@ def spec(
     return PartitionSpec(*entries)
 
 
-def specs(shapes: Any, mesh: Mesh) -> Any:
+def specs(shapes: Any, mesh: Mesh | AbstractMesh) -> Any:
     """A NamedSharding for every parameter in a tree of shapes (or arrays)."""
 
     def place(path, leaf):

@@ -181,12 +181,12 @@ def _render(template: str, messages, variables: Mapping[str, Any]) -> str:
     environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols]
     )
-    environment.globals["raise_exception"] = refuse
     environment.filters["tojson"] = lambda value, indent=None: json.dumps(
         value, ensure_ascii=False, indent=indent
     )
     try:
-        return environment.from_string(template).render(
+        made = environment.from_string(template, globals={"raise_exception": refuse})
+        return made.render(
             messages=list(messages), add_generation_prompt=True, **variables
         )
     except jinja2.TemplateError as error:

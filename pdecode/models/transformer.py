@@ -40,6 +40,7 @@ def init(config: Config, key: Array) -> Params:
     scale = config.width**-0.5 if config.tied or config.embed_scale else 1.0
     params = {"embed": embed * scale}
     if config.rope is None:
+        assert config.max_positions is not None, "Config checked it"
         table = jax.random.normal(keys[1], (config.max_positions, config.width))
         params["positions"] = 0.1 * table.astype(jnp.float32)
     if not config.tied:
@@ -52,7 +53,7 @@ def init(config: Config, key: Array) -> Params:
         params[f"layer_{layer}"] = parts.Block(config).init(
             keys[3 + layer], stream, _angles(config, layer, place), visible, None, None
         )["params"]
-    params["norm"] = parts.norm(config, None).init(key, stream)["params"]
+    params["norm"] = parts.norm(config).init(key, stream)["params"]
     return params
 
 
@@ -169,7 +170,7 @@ def sequence_visibility(
     positions = index - start
     if config.attention == "causal":
         stop = index + 1
-    elif config.attention == "block_causal":
+    elif config.block_len is not None:
         block_end = (positions // config.block_len + 1) * config.block_len
         stop = jnp.minimum(stop, start + block_end)
     return Visibility(start, stop, written), positions
@@ -293,7 +294,7 @@ def _embed(config: Config, params: Params, query: Query) -> Array:
 
 
 def _final_norm(config: Config, params: Params, stream: Array) -> Array:
-    return parts.norm(config, None).apply({"params": params["norm"]}, stream)
+    return parts.applied(parts.norm(config), params["norm"], stream)
 
 
 def _head(config: Config, params: Params) -> Head:

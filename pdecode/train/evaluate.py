@@ -120,8 +120,8 @@ def blockwise_heads(
     rows, scored = packing.windows(tokens, row_len, row_len - 1)
     rows, _ = _some(rows, scored, max_rows)
     rows = rows[: max(len(rows) // _BATCH, 1) * _BATCH]
-    nats, counts = 0.0, 0.0
+    nats, counts = np.zeros(()), np.zeros(())
     for start in range(0, len(rows), _BATCH):
         some = _heads_row(config, params, target, rows[start : start + _BATCH])
         nats, counts = nats + np.asarray(some[0]), counts + np.asarray(some[1])
-    return [float(x) for x in nats / counts / math.log(2)]
+    return (nats / counts / math.log(2)).tolist()

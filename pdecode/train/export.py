@@ -118,6 +118,7 @@ def embed(
     )
     frozen = {}
     if config.objective == "blockwise_heads":
+        assert config.init_from is not None, "training needed their target"
         frozen, _ = embedded.read_from(config.init_from)
     training, validation = streams
     heldout = packing.stream(snippets.text())

@@ -101,6 +101,7 @@ def forward(
     num_heads, num_kv, dim = config.num_heads, config.num_kv_heads, config.head_dim
     groups, eps = num_heads // num_kv, config.norm_eps
     scale = dim**-0.5 if config.query_scale is None else config.query_scale
+    assert config.rope is not None, "`supports` asks for rotary positions"
     angles = np.arange(length)[:, None] * config.rope.frequencies(dim)
     cos = jnp.asarray(np.cos(angles), jnp.float32)[None, :, None, :]
     sin = jnp.asarray(np.sin(angles), jnp.float32)[None, :, None, :]

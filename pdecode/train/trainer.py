@@ -162,11 +162,10 @@ def train(
 
     # Data.
     if streams is None:
-        streams = tuple(
-            packing.load_split(split, config.data_dir)
-            for split in ("train", "validation")
-        )
-    training, validation = streams
+        training = packing.load_split("train", config.data_dir)
+        validation = packing.load_split("validation", config.data_dir)
+    else:
+        training, validation = streams
     sampler = packing.sampler(
         training,
         row_len=config.row_len,
@@ -224,9 +223,9 @@ def train(
     # Loop.
     began = time.monotonic()
     for step in range(first, config.steps):
-        is_short = config.short_len and step < config.steps - config.long_steps
-        # Positions that no row has reached yet would only tell that they are untrained.
-        row_len = config.short_len if is_short else config.row_len
+        row_len = config.row_len
+        if config.short_len is not None and step < config.steps - config.long_steps:
+            row_len = config.short_len
         rows = sampler.batch(step).reshape(-1, row_len)
         if config.objective == "masked_diffusion":
             rows = packing.fill_after_eos(rows, config.eos_fill, config.seed, step)
@@ -241,6 +240,7 @@ def train(
             seconds = round(spent + time.monotonic() - began, 1)
             line = {"step": done, "seconds": seconds, "loss": value}
             line["grad_norm"] = float(norm)
+            # Positions that no row has reached yet would only tell that they are new.
             line |= export.figures(
                 dataclasses.replace(config, row_len=row_len, short_len=None),
                 state["params"],
