@@ -120,3 +120,15 @@ def roles(method: Callable) -> tuple[str, ...]:
 def family(method: Callable) -> str:
     """The folder of pdecode.methods that `method` lives in, such as "masked"."""
     return method.__module__.split(".")[-2]
+
+
+def noise(method: Callable) -> str:
+    """What the target of `method` was trained with, as in `Model.noise`."""
+    if method is methods.diffusion_gemma:
+        return "uniform"
+    return "absorbing" if family(method) in ("masked", "visual") else "causal"
+
+
+def fitting(kind: str) -> list[str]:
+    """Names of the methods whose target has this `Model.noise`."""
+    return [name for name in methods.__all__ if noise(getattr(methods, name)) == kind]

@@ -23,8 +23,12 @@ from pdecode.contracts import STOPPED_BY, Generation, Heads, Model, Params, Prom
 from pdecode.decode import Stats
 from pdecode.evals import measure
 
-# Families that decode with the embedded diffusion model unless another is given.
-MASKED_FAMILIES = ("masked", "visual")
+# By the noise of a model: what it is in words, and the method it gets by default.
+KINDS = {
+    "causal": ("a causal model", "autoregressive"),
+    "absorbing": ("a model trained with a mask token", "llada"),
+    "uniform": ("a model trained with uniform noise", "diffusion_gemma"),
+}
 
 
 class Job(NamedTuple):
@@ -73,10 +77,11 @@ def generate(
 ) -> Result:
     """Continues `prompt`: a text, texts, one row of ids or rows of ids.
 
-    `method` names a method or a configuration (default: autoregressive or llada, by the
-    model), `model` and `drafter` an embedded model or a checkpoint folder (default:
-    the embedded one that fits the method; a method that takes heads gets them as its
-    drafter). Further settings are the method's knobs and sizes. `keep_eos_tail` decodes
+    `method` names a method or a configuration (default: autoregressive, llada or
+    diffusion_gemma, by the model), `model` and `drafter` an embedded model or a
+    checkpoint folder (default: the embedded one that fits the method; a method that
+    takes heads gets them as its drafter). Further settings are the method's knobs and
+    sizes. `keep_eos_tail` decodes
     and returns what lies behind EOS too. Raises ValueError or TypeError.
     """
     job = prepare(
@@ -122,8 +127,8 @@ def prepare(
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens={max_new_tokens} must be at least 1")
     if method is None:
-        needs_mask = model is not None and load(model, dtype)[0].noise == "absorbing"
-        method = "llada" if needs_mask else "autoregressive"
+        given = None if model is None else load(model, dtype)[0]
+        method = KINDS[given.noise if isinstance(given, Model) else "causal"][1]
     recipe, values = configurations.resolve(method)
     values |= settings
     if temperature is not None:
@@ -132,6 +137,15 @@ def prepare(
 
     model_name = model or default_model(recipe)
     target, params, tokenizer = load(model_name, dtype)
+    if not isinstance(target, Model):
+        raise ValueError(f"{model_name} is a set of heads: give it as the drafter")
+    needed = configurations.noise(recipe)
+    if needed != target.noise:
+        raise ValueError(
+            f"{method} needs {KINDS[needed][0]}, but {model_name} is "
+            f"{KINDS[target.noise][0]}: use one of "
+            f"{', '.join(configurations.fitting(target.noise))}"
+        )
     models, trees = [target], [params]
     for role in configurations.roles(recipe)[1:]:
         second, tree = _second(role, method, model_name, drafter, dtype)
@@ -163,12 +177,11 @@ def prepare(
 
 def default_model(method: Callable) -> str:
     """Name of the embedded model that `method` decodes with."""
-    is_masked = configurations.family(method) in MASKED_FAMILIES
-    return "diffusion" if is_masked else "target"
+    return "target" if configurations.noise(method) == "causal" else "diffusion"
 
 
 @functools.lru_cache(maxsize=8)
-def load(name: str, dtype: str | None = None) -> tuple[Model, Params, Any]:
+def load(name: str, dtype: str | None = None) -> tuple[Any, Params, Any]:
     """(model, params, tokenizer) of an embedded model, by name, or of a folder.
 
     For "heads" the first is a record of heads. `dtype` is for folders: None keeps the

@@ -1,8 +1,13 @@
 """Checkpoints from disk: the authors' numbers, and clear words for broken folders."""
 
+import contextlib
+import io
 import json
 import pathlib
+import re
 import shutil
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +15,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType
 
-from pdecode import checkpoint, decode, methods, models, prompts
+from pdecode import checkpoint, cli, decode, models, prompts
 from pdecode.contracts import Query, Visibility
 from pdecode.kernels import vocab_head
 from pdecode.methods.masked import diffusion_gemma as method
@@ -18,6 +23,12 @@ from pdecode.models import diffusion_gemma, drafter_files, loading, tensors
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 TOLERANCE = 2e-4
+
+
+@pytest.fixture(autouse=True)
+def no_cache_on_disk(monkeypatch):
+    """Tests compile for themselves and write nothing to the user's folders."""
+    monkeypatch.setattr("pdecode.caching.enable", lambda: None)
 
 
 def expected(name):
@@ -348,10 +359,24 @@ def test_shards_load_like_one_file(broken):
     jax.tree.map(np.testing.assert_array_equal, params, whole)
 
 
-def check_refusal(folder, message):
-    with pytest.raises(ValueError, match=message) as caught:
-        models.load(folder)
-    assert "\n" not in str(caught.value)
+def command(*arguments):
+    """(exit code, standard output, standard error) of the command line."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = cli.main([str(each) for each in arguments])
+    return code, out.getvalue(), err.getvalue()
+
+
+def check_refusal(folder, message, *arguments):
+    """A ValueError from Python, one line and exit code 2 from the command line."""
+    if not arguments:
+        arguments = ("generate", "--model", folder, "--prompt-ids", "[[1]]")
+        with pytest.raises(ValueError, match=message):
+            models.load(folder)
+    code, out, err = command(*arguments)
+    assert code == cli.BAD_INPUT and out == ""
+    assert err.count("\n") == 1 and err.startswith("pdecode: error: ")
+    assert re.search(message, err), err
 
 
 def test_damaged_files_are_refused(broken):
@@ -370,7 +395,7 @@ def test_damaged_files_are_refused(broken):
     check_refusal(broken.folder, r"config\.json is damaged")
     (broken.folder / "config.json").unlink()
     check_refusal(broken.folder, r"has no config\.json")
-    check_refusal(broken.folder / "nowhere", "is no folder")
+    check_refusal(broken.folder / "nowhere", "no (such )?folder")
 
 
 def test_a_partial_download_is_refused(broken):
@@ -407,6 +432,88 @@ def test_configurations_are_refused_by_field(broken):
     broken.config(model_type="llada", activation_type="silu", mystery=3)
     with pytest.warns(UserWarning, match="not understood and are ignored: mystery"):
         models.load(broken.folder)
+
+
+LLAMA = dict(
+    model_type="llama",
+    vocab_size=96,
+    hidden_size=32,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+)
+MIXED = dict(LLAMA, model_type="qwen3_moe")
+
+
+@pytest.mark.parametrize(
+    "config, message",
+    [
+        (
+            dict(LLAMA, rope_scaling={"type": "yarn", "factor": 2.0}),
+            "type 'yarn'.*ll",
+        ),
+        (
+            dict(LLAMA, rope_scaling={"rope_type": "llama3"}),
+            "'llama3', but lacks its f",
+        ),
+        (dict(LLAMA, rope_scaling="linear"), "rope_scaling='linear', which is no obj"),
+        (dict(LLAMA, rope_parameters={"partial_rotary_factor": 0.5}), "partial_rotary"),
+        (dict(LLAMA, hidden_act="relu2"), "hidden_act='relu2'.*supported: silu"),
+        (dict(LLAMA, quantization_config={"bits": 4}), "quantization_config="),
+        (
+            dict(LLAMA, num_attention_heads=0),
+            "num_heads=0 must be an int of",
+        ),
+        (dict(LLAMA, num_attention_heads=5), "num_heads=5 must divide width=32"),
+        (dict(LLAMA, num_key_value_heads=3), "num_kv_heads=3 must divide num_heads=4"),
+        (dict(LLAMA, hidden_size="32"), "width='32' must be an int"),
+        (dict(LLAMA, eos_token_id="</s>"), "eos_token_id='</s>', which is no id"),
+        (dict(LLAMA, model_type="dream"), "lacks mask_token_id"),
+        (dict(LLAMA, model_type="dream", mask_token_id=96), "mask_id=96 is no id of"),
+        (dict(MIXED, decoder_sparse_step=2), "decoder_sparse_step=2.*supported: 1"),
+        (dict(MIXED, mlp_only_layers=[0]), r"mlp_only_layers=\[0\]"),
+        (dict(MIXED, num_experts=4), "lacks num_experts_per_tok"),
+        (
+            dict(LLAMA, model_type="qwen2", layer_types=["linear_attention"] * 2),
+            "layer_types linear_attention, which are not supported",
+        ),
+        (
+            dict(LLAMA, model_type="gemma2", layer_types=["full_attention"]),
+            "sliding names 1 layers of 2",
+        ),
+        (dict(LLAMA, model_type="gemma2", attention_bias=True), "attention_bias=True"),
+        (dict(model_type="diffusion_gemma"), "lacks canvas_length"),
+    ],
+)
+def test_what_a_configuration_says_and_we_cannot_do(tmp_path, config, message):
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    check_refusal(tmp_path, message)
+
+
+def test_text_without_a_tokenizer_is_refused():
+    check_refusal(
+        None,
+        r"llada_tiny has no tokenizer\.json: give the prompt as token ids",
+        *("generate", "--model", GOLDEN / "llada_tiny", "--prompt", "hello"),
+    )
+
+
+@pytest.mark.parametrize(
+    "name, method, message",
+    [
+        (
+            "llada_tiny",
+            "jacobi",
+            "jacobi needs a causal model, but .* is a model",
+        ),
+        ("llada_tiny", "autoregressive", r"use one of any_order, dream, .*, llada"),
+        ("llada_tiny", "diffusion_gemma", "needs a model trained with uniform noise"),
+        ("diffusion_gemma_tiny", "fast_dllm", "use one of diffusion_gemma"),
+    ],
+)
+def test_a_method_that_does_not_fit_names_those_that_do(name, method, message):
+    folder = GOLDEN / name
+    arguments = ("--model", folder, "--method", method, "--prompt-ids", "[[1]]")
+    check_refusal(None, message, "generate", *arguments)
 
 
 def test_methods_refuse_models_that_do_not_fit():
@@ -504,8 +611,11 @@ def test_tokenizer_and_chat_template(broken):
     assert (tokenizer.eos_id, tokenizer.mask_id) == (6, 7)
     chat = [{"role": "user", "content": "hello"}]
     assert tokenizer.chat(chat) == [3, 5, 1, 6, 4, 5]
-    with pytest.raises(ValueError, match=r"<\|oops\|>; known: <\|end\|>, <\|mask\|>"):
+    message = r"<\|oops\|>; known: <\|end\|>, <\|mask\|>"
+    with pytest.raises(ValueError, match=message):
         tokenizer.encode("hello <|oops|>")
+    prompt = ("--model", broken.folder, "--prompt", "hello <|oops|>")
+    check_refusal(None, message, "generate", *prompt)
     for attack in ("{{ ''.__class__.__mro__ }}", "{{ raise_exception('no') }}"):
         tokenizer_folder(broken.folder, attack)
         with pytest.raises(ValueError, match="the chat template refused"):
@@ -524,27 +634,52 @@ def recorded_cases():
 
 
 @pytest.mark.parametrize("name, case", list(recorded_cases()))
-def test_recorded_generations(name, case):
-    model, params, _ = models.load(GOLDEN / name)
+def test_recorded_generations_through_the_command_line(name, case):
     arrays = expected(name)
     settings = dict(case["settings"])
     size = settings.pop("gen_length")
-    kind = case.get("kind", "dream")
-    if kind in ("fast", "prefix", "dual"):
-        settings["cache"] = "none" if kind == "fast" else kind
-        kind = "fast_dllm"
-    # Without an EOS the whole canvas is decoded, as the authors' code does.
-    out, stats = decode.run(
-        getattr(methods, kind),
-        model._replace(eos_ids=()),
-        params,
-        prompts.from_rows(list(arrays[f"{case['name']}_prompt"]), max_new=size),
-        jax.random.key(0),
-        knobs=settings,
-        max_new_tokens=size,
-    )
-    want = arrays[f"{case['name']}_output"]
-    np.testing.assert_array_equal(out.tokens[:, : want.shape[1]], want)
+    method = case.get("kind", "dream")
+    if method in ("fast", "prefix", "dual"):
+        settings["cache"] = "none" if method == "fast" else method
+        method = "fast_dllm"
+    (prompt,) = arrays[f"{case['name']}_prompt"].tolist()
+    want = arrays[f"{case['name']}_output"][0, len(prompt) :].tolist()
+    arguments = ["--method", method, "--max-new-tokens", size]
+    for knob, value in settings.items():
+        arguments += ["--set", f"{knob}={value}"]
+    # The authors' code decodes what lies behind EOS too. Company changes nothing.
+    rows = [prompt, prompt[:4], [*prompt, 3, 5]]
+    made = generated(name, rows, *arguments, "--keep-eos-tail")
+    assert made["tokens"][0] == want
     if "nfe" in case:
         guided = 2 if settings.get("cfg_scale") else 1
-        assert int(stats.num_calls[0]) <= case["nfe"] * guided
+        assert made["stats"]["calls"][0] <= case["nfe"] * guided
+    (eos,) = models.load(GOLDEN / name)[0].eos_ids
+    if eos in want:
+        cut = generated(name, [prompt], *arguments)
+        assert cut["tokens"] == [want[: want.index(eos)]]
+        assert cut["stopped_by"] == ["eos"]
+
+
+def generated(name, rows, *arguments):
+    """What `pdecode generate --json` prints for rows of ids."""
+    code, out, err = command(
+        "generate", "--model", GOLDEN / name, "--prompt-ids", json.dumps(rows),
+        *arguments, "--json",
+    )  # fmt: skip
+    assert (code, err) == (0, "")
+    return json.loads(out)
+
+
+def test_the_installed_command_gives_what_was_recorded():
+    prompt, want = (expected("llada_tiny")[f"case2_{x}"] for x in ("prompt", "output"))
+    done = subprocess.run(
+        [
+            sys.executable, "-m", "pdecode", "generate", "--json", "--keep-eos-tail",
+            "--model", GOLDEN / "llada_tiny", "--method", "llada",
+            "--set", "steps=16", "--set", "block_length=8", "--max-new-tokens", "32",
+            "--prompt-ids", json.dumps(prompt.tolist()),
+        ],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert json.loads(done.stdout)["tokens"] == want[:, prompt.shape[1] :].tolist()

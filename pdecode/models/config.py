@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from typing import Any
 
 import numpy as np
 
@@ -115,6 +116,10 @@ class Config:
 
     def __post_init__(self):
         put = object.__setattr__
+        for field in ("vocab_size", "width", "num_layers", "num_heads"):
+            _check_size(field, getattr(self, field), 1)
+        for field in ("num_kv_heads", "head_dim", "mlp_width"):
+            _check_size(field, getattr(self, field) or 0, 0)
         if not self.num_kv_heads:
             put(self, "num_kv_heads", self.num_heads)
         if not self.head_dim:
@@ -154,6 +159,10 @@ class Config:
                 raise ValueError(
                     f"unknown rope scaling {rope.scaling!r}; known: {SCALINGS}"
                 )
+        if self.mask_id is not None and not 0 <= self.mask_id < self.vocab_size:
+            raise ValueError(
+                f"mask_id={self.mask_id} is no id of vocab_size={self.vocab_size}"
+            )
         if self.rope is None and self.max_positions is None:
             raise ValueError("learned positions need max_positions")
         if len(self.sliding) != self.num_layers:
@@ -175,3 +184,8 @@ class Config:
                     f"unknown tap {tap!r}; known: embed, layer_0 .. "
                     f"layer_{self.num_layers - 1}"
                 )
+
+
+def _check_size(field: str, value: Any, low: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < low:
+        raise ValueError(f"{field}={value!r} must be an int of at least {low}")

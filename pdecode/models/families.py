@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from pdecode.models import diffusion_gemma, names, transformer
 from pdecode.models.config import Config, Experts, Rope
-from pdecode.models.fields import Fields, activation, eos_ids, rope
+from pdecode.models.fields import Fields, activation, eos_ids, rope, sliding
 
 
 class Family(NamedTuple):
@@ -69,17 +69,12 @@ def _mistral(fields: Fields) -> Config:
 
 def _sliding(fields: Fields, num_layers: int) -> dict[str, Any]:
     """Qwen: sliding layers only if switched on, from max_window_layers up."""
-    window = fields.get("sliding_window")
+    window, by_layer = fields.get("sliding_window"), sliding(fields)
     if not fields.get("use_sliding_window", False) or window is None:
         return {}
     first = fields.get("max_window_layers", num_layers)
-    kinds = fields.get("layer_types")
-    sliding = (
-        tuple(kind == "sliding_attention" for kind in kinds)
-        if kinds
-        else tuple(layer >= first for layer in range(num_layers))
-    )
-    return dict(window=window, sliding=sliding)
+    above = tuple(layer >= first for layer in range(num_layers))
+    return dict(window=window, sliding=by_layer or above)
 
 
 def _qwen(fields: Fields, *, name: str, norm: bool, bias: bool, **facts) -> Config:
@@ -177,7 +172,7 @@ def _llada(fields: Fields) -> Config:
         qkv_bias=fields.get("include_qkv_bias", False),
         max_positions=fields.get("max_sequence_length"),
         norm_eps=fields.get("rms_norm_eps", 1e-5),
-        tied=fields.get("weight_tying", False),
+        tied=fields.get("weight_tying", True),
         eos_ids=eos_ids(fields),
         name="llada",
         **_absorbing(fields, attention="bidirectional"),
@@ -240,12 +235,9 @@ def _gemma(fields: Fields, *, every: int, **facts) -> Config:
     fields.expect("attention_bias", False)
     sizes = _sizes(fields)
     layers = range(sizes["num_layers"])
-    kinds = fields.get("layer_types")
     return Config(
         **{**sizes, "tied": fields.get("tie_word_embeddings", True)},
-        sliding=tuple(kind == "sliding_attention" for kind in kinds)
-        if kinds
-        else tuple((layer + 1) % every != 0 for layer in layers),
+        sliding=sliding(fields) or tuple((layer + 1) % every != 0 for layer in layers),
         window=fields.get("sliding_window", 4096),
         activation=activation(
             fields,
@@ -272,7 +264,7 @@ def _gemma3(fields: Fields) -> Config:
     )
     local = fields.get("rope_local_base_freq", 10_000.0)
     both = fields.get("rope_parameters") or {}
-    sliding = (
+    rope_sliding = (
         rope(fields, "sliding_attention")
         if "sliding_attention" in both
         else Rope(theta=float(local))
@@ -284,7 +276,7 @@ def _gemma3(fields: Fields) -> Config:
         fields,
         every=every,
         rope=full,
-        rope_sliding=sliding,
+        rope_sliding=rope_sliding,
         qk_norm=True,
         name="gemma3",
     )
@@ -298,15 +290,14 @@ def _diffusion_gemma(fields: Fields) -> diffusion_gemma.Config:
     text.expect("attention_bias", False)
     text.expect("tie_word_embeddings", True)
     text.expect("use_bidirectional_attention", "vision", False)
-    kinds = text.need("layer_types")
-    unknown = set(kinds) - {"sliding_attention", "full_attention"}
-    if unknown or kinds[-1] != "full_attention":
-        raise ValueError(f"config.json has layer_types={kinds}: the last must be full")
+    slides = sliding(text)
+    if not slides or slides[-1]:
+        raise ValueError("config.json's layer_types must end with full_attention")
     heads, head_dim = text.need("num_key_value_heads"), text.need("head_dim")
     # Full layers differ; the sizes stand under the index of any of them, or as global.
-    own = text.get("per_layer_config", {}).get(str(kinds.index("full_attention")), {})
+    own = text.get("per_layer_config", {}).get(str(slides.index(False)), {})
     turning = text.get("rope_parameters", {})
-    sliding = turning.get("sliding_attention", {})
+    local = turning.get("sliding_attention", {})
     full = turning.get("full_attention", {})
     return diffusion_gemma.Config(
         vocab_size=text.need("vocab_size"),
@@ -324,10 +315,10 @@ def _diffusion_gemma(fields: Fields) -> diffusion_gemma.Config:
             text.need("top_k_experts"),
             text.need("moe_intermediate_size"),
         ),
-        sliding=tuple(kind == "sliding_attention" for kind in kinds),
+        sliding=slides,
         window=text.need("sliding_window"),
         canvas_len=canvas_len,
-        rope_sliding=Rope(theta=float(sliding.get("rope_theta", 10_000.0))),
+        rope_sliding=Rope(theta=float(local.get("rope_theta", 10_000.0))),
         rope_full=Rope(
             theta=float(full.get("rope_theta", 1_000_000.0)),
             fraction=float(full.get("partial_rotary_factor", 0.25)),

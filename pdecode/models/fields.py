@@ -92,7 +92,19 @@ def rope(fields: Fields, layer_type: str | None = None) -> Rope:
     if both:
         scaling = both.get(layer_type, both) if layer_type else both
         theta = scaling.get("rope_theta", theta)
+    if not isinstance(scaling, dict):
+        raise ValueError(
+            f"config.json has rope_scaling={scaling!r}, which is no object"
+        )
     kind = scaling.get("rope_type", scaling.get("type", "default"))
+
+    def need(name: str) -> float:
+        if scaling.get(name) is None:
+            raise ValueError(
+                f"config.json has rope type {kind!r}, but lacks its {name}"
+            )
+        return float(scaling[name])
+
     if scaling.get("partial_rotary_factor", 1.0) != 1.0:
         raise ValueError(
             "config.json has a partial_rotary_factor, which is not supported here"
@@ -100,15 +112,15 @@ def rope(fields: Fields, layer_type: str | None = None) -> Rope:
     if kind == "default":
         return Rope(theta=float(theta))
     if kind == "linear":
-        return Rope(theta=float(theta), scaling=kind, factor=float(scaling["factor"]))
+        return Rope(theta=float(theta), scaling=kind, factor=need("factor"))
     if kind == "llama3":
         return Rope(
             theta=float(theta),
             scaling=kind,
-            factor=float(scaling["factor"]),
-            low_freq_factor=float(scaling["low_freq_factor"]),
-            high_freq_factor=float(scaling["high_freq_factor"]),
-            original_max_positions=int(scaling["original_max_position_embeddings"]),
+            factor=need("factor"),
+            low_freq_factor=need("low_freq_factor"),
+            high_freq_factor=need("high_freq_factor"),
+            original_max_positions=int(need("original_max_position_embeddings")),
         )
     raise ValueError(
         f"config.json has rope type {kind!r}, which is not supported; supported: "
@@ -118,4 +130,20 @@ def rope(fields: Fields, layer_type: str | None = None) -> Rope:
 
 def eos_ids(fields: Fields) -> tuple[int, ...]:
     value = fields.get("eos_token_id", ())
-    return (value,) if isinstance(value, int) else tuple(value)
+    ids = tuple(value) if isinstance(value, (list, tuple)) else (value,)
+    if not all(isinstance(each, int) for each in ids):
+        raise ValueError(f"config.json has eos_token_id={value!r}, which is no id")
+    return ids
+
+
+def sliding(fields: Fields) -> tuple[bool, ...]:
+    """Which layers slide, by `layer_types`; empty if the configuration has none."""
+    kinds = fields.get("layer_types") or ()
+    known = ("full_attention", "sliding_attention")
+    unknown = sorted(set(kinds) - set(known))
+    if unknown:
+        raise ValueError(
+            f"config.json has layer_types {', '.join(unknown)}, which are not "
+            f"supported; supported: {', '.join(known)}"
+        )
+    return tuple(kind == "sliding_attention" for kind in kinds)
