@@ -32,31 +32,44 @@ _COMPANIONS = (
 def info(
     path: str | os.PathLike, mesh_axes: Mapping[str, int] | None = None
 ) -> dict[str, Any]:
-    """Facts about a checkpoint folder, as plain data.
+    """Facts about a checkpoint folder, published or converted, as plain data.
 
     `architecture`, `config`, `num_params`, `stored` {dtype: bytes}, `memory` {dtype:
     bytes the parameters take in it}, and with `mesh_axes`, such as {"tensor": 4},
     `per_device` {dtype: bytes of the fullest device}. Raises ValueError as `load` does.
     """
-    checkpoint = loading.open_folder(path)
-    leaves = jax.tree.leaves(checkpoint.shapes)
+    folder = pathlib.Path(path)
+    if (folder / loading.ORBAX).is_dir():
+        shapes = loading.stored(folder)["params"]
+        config = dataclasses.replace(
+            loading.read_config(folder)[1], dtype=shapes["embed"].dtype.name
+        )
+        read = jax.tree.leaves(shapes)
+    else:
+        checkpoint = loading.open_folder(folder)
+        config, shapes = checkpoint.config, checkpoint.shapes
+        sources = checkpoint.sources.values()
+        read = [
+            checkpoint.index[name]
+            for name in {name for each in sources for name in each.names}
+        ]
+    leaves = jax.tree.leaves(shapes)
     num_params = sum(math.prod(leaf.shape) for leaf in leaves)
     stored: dict[str, int] = {}
-    for name in {name for each in checkpoint.sources.values() for name in each.names}:
-        entry = checkpoint.index[name]
-        size = math.prod(entry.shape) * entry.dtype.itemsize
-        stored[entry.dtype.name] = stored.get(entry.dtype.name, 0) + size
+    for each in read:
+        size = math.prod(each.shape) * each.dtype.itemsize
+        stored[each.dtype.name] = stored.get(each.dtype.name, 0) + size
     sizes = {"float32": 4, "bfloat16": 2}
     facts: dict[str, Any] = {
-        "architecture": checkpoint.config.name,
-        "config": dataclasses.asdict(checkpoint.config),
+        "architecture": config.name,
+        "config": dataclasses.asdict(config),
         "num_params": num_params,
         "stored": stored,
         "memory": {dtype: num_params * size for dtype, size in sizes.items()},
     }
     if mesh_axes:
         mesh = jax.sharding.AbstractMesh(tuple(mesh_axes.values()), tuple(mesh_axes))
-        shardings = jax.tree.leaves(placement.specs(checkpoint.shapes, mesh))
+        shardings = jax.tree.leaves(placement.specs(shapes, mesh))
         local = sum(
             math.prod(sharding.shard_shape(leaf.shape))
             for leaf, sharding in zip(leaves, shardings, strict=True)

@@ -196,6 +196,7 @@ def _llada_moe(fields: Fields) -> Config:
         rope=rope(fields),
         activation=activation(fields, "hidden_act", "silu"),
         qkv_bias=bias,
+        out_bias=bias,
         qk_norm=fields.get("qk_layernorm", True),
         experts=_experts(fields, "expert_intermediate_size"),
         name="llada_moe",

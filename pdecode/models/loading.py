@@ -111,13 +111,21 @@ def restore(folder: str | os.PathLike, tree: Any = None) -> Any:
     """
     import orbax.checkpoint as ocp
 
-    path = (pathlib.Path(folder) / ORBAX).absolute()
+    target = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), stored(folder))
+    if tree is not None:
+        target["params"] = tree
     with ocp.StandardCheckpointer() as checkpointer:
-        meta = checkpointer.metadata(path).item_metadata
-        target = jax.tree.map(lambda m: np.zeros(m.shape, m.dtype), dict(meta.tree))
-        if tree is not None:
-            target["params"] = tree
-        return checkpointer.restore(path, target)
+        return checkpointer.restore((pathlib.Path(folder) / ORBAX).absolute(), target)
+
+
+def stored(folder: str | os.PathLike) -> dict[str, Any]:
+    """Shapes and dtypes of the Orbax tree of a converted folder."""
+    import orbax.checkpoint as ocp
+
+    with ocp.StandardCheckpointer() as checkpointer:
+        path = (pathlib.Path(folder) / ORBAX).absolute()
+        tree = dict(checkpointer.metadata(path).item_metadata.tree)
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
 
 
 def read_params(
@@ -303,13 +311,8 @@ def _restored(folder, family, config, dtype, mesh) -> tuple[Any, Params]:
     else:
         device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         shardings = jax.tree.map(lambda _: device, shapes)
-    import orbax.checkpoint as ocp
-
-    with ocp.StandardCheckpointer() as checkpointer:
-        meta = checkpointer.metadata((folder / ORBAX).absolute()).item_metadata
-    stored = dict(meta.tree)["params"]
     if dtype is None:
-        dtype = stored["embed"].dtype
+        dtype = stored(folder)["params"]["embed"].dtype
     dtype = jnp.dtype(dtype)
     target = jax.tree.map(
         lambda shape, sharding: jax.ShapeDtypeStruct(
