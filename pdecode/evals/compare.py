@@ -8,7 +8,7 @@ not counted; wall times are medians of repeats, each over all prompts.
 
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -170,7 +170,7 @@ def prepare(settings: Settings) -> Context:
     )
 
 
-def race(context: Context, spent: dict[str, float]) -> Iterator[Row]:
+def race(context: Context, spent: dict[str, float]) -> Generator[Row, None, None]:
     """Rows in order, each when its method is measured and judged.
 
     `spent` collects seconds: "compile" (summed over threads), "wait" (of this thread
@@ -201,10 +201,10 @@ def race(context: Context, spent: dict[str, float]) -> Iterator[Row]:
             spent["timing"] += ended - waited
             for entry, program, times in zip(group, programs, timed):
                 began = time.perf_counter()
-                row, found = _judged(context, entry, program, times, baseline)
-                baseline = (row, *found) if baseline is None else baseline
+                judged = _judged(context, entry, program, times, baseline)
+                baseline = judged if baseline is None else baseline
                 spent["judging"] += time.perf_counter() - began
-                yield row
+                yield judged[0]
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
 
@@ -289,8 +289,14 @@ def _timed(context: Context, entry: Entry, programs: measure.Programs) -> _Timed
     return _Timed(last, prefills, decodes)
 
 
-def _judged(context: Context, entry: Entry, programs, timed: _Timed, baseline):
-    """(Row, [rows with EOS, their margins]) of one method."""
+def _judged(
+    context: Context,
+    entry: Entry,
+    programs,
+    timed: _Timed,
+    baseline: tuple[Row, list, list] | None,
+) -> tuple[Row, list, list]:
+    """(Row, rows with EOS, their margins) of one method."""
     texts_ids, with_eos, commit_steps = [], [], []
     for decoded in timed.decodes:
         made = decoded.generation
@@ -354,7 +360,7 @@ def _judged(context: Context, entry: Entry, programs, timed: _Timed, baseline):
         texts=tuple(texts),
         commit_steps=tuple(commit_steps),
     )
-    return row, [with_eos, margins]
+    return row, with_eos, margins
 
 
 def _totals(timed: _Timed) -> dict[str, int]:

@@ -190,11 +190,11 @@ def closing(context: Context, rows: Sequence[Row]) -> list[str]:
 def is_near_lossless(context: Context, row: Row, baseline: Row) -> bool:
     """By the rule above; False without a judge."""
     held_out = context.held_out["bits_per_byte"]
-    if None in (row.bits_per_byte, baseline.bits_per_byte, held_out):
+    bits, best = row.bits_per_byte, baseline.bits_per_byte
+    if bits is None or best is None or held_out is None:
         return False
-    allowed = BITS_ALLOWANCE * max(baseline.bits_per_byte, held_out)
     is_close = row.exact_match >= baseline.exact_match - MATCH_ALLOWANCE
-    return row.bits_per_byte <= allowed and is_close
+    return bits <= BITS_ALLOWANCE * max(best, held_out) and is_close
 
 
 def document(
@@ -295,6 +295,7 @@ def device() -> dict[str, Any]:
 
 def _cost_lines(context: Context, finished: Finished) -> list[str]:
     rows, curve, _, machine = finished
+    assert curve is not None and machine is not None, "`finish` measured both"
     batch = context.settings.batch_size
     one = curve.at(1)
     relative = ", ".join(f"{w}: {curve.at(w) / one:.2f}" for w in WIDTHS)
