@@ -566,10 +566,12 @@ def test_medusa_heads(tmp_path):
         drafter_files.medusa(tmp_path / "alone")
 
 
-@pytest.mark.parametrize("version", [1, 3])
-def test_eagle_drafters(tmp_path, version):
+@pytest.mark.parametrize(
+    "version, prefix", [(1, "layers.0."), (3, "midlayer."), (3, "layers.0.")]
+)
+def test_eagle_drafters(tmp_path, version, prefix):
     rng = np.random.default_rng(0)
-    prefix, wide = ("midlayer.", 8) if version == 3 else ("layers.0.", 4)
+    wide = 8 if version == 3 else 4
     shapes = {
         prefix + "self_attn.q_proj.weight": (4, wide),
         prefix + "mlp.down_proj.weight": (4, 6),
@@ -579,6 +581,8 @@ def test_eagle_drafters(tmp_path, version):
     arrays = {name: rng.normal(size=shape) for name, shape in shapes.items()}
     if version == 3:
         arrays["d2t"] = np.arange(5)
+        arrays["t2d"] = np.arange(7) < 5
+        arrays[prefix + "hidden_norm.weight"] = np.ones(4)
     save(tmp_path, **arrays)
     drafter = drafter_files.eagle(tmp_path)
     assert drafter.version == version and ("d2t" in drafter.params) == (version == 3)

@@ -120,15 +120,17 @@ def eagle(folder: str | os.PathLike) -> Eagle:
     """
     folder = pathlib.Path(folder)
     index = tensors.index(folder)
-    version = 3 if any(name.startswith("midlayer.") for name in index) else 1
+    # The authors' version 3 calls its one layer midlayer; converted, it is layers.0.
+    is_mid = any(name.startswith("midlayer.") for name in index)
+    version = 3 if is_mid or any("hidden_norm." in name for name in index) else 1
     known = dict(_OUTER)
-    layers = {0} if version == 3 else set()
+    layers = {0} if is_mid else set()
     for name in index:
         match = re.match(r"layers\.(\d+)\.", name)
         if match:
             layers.add(int(match[1]))
     for layer in layers:
-        prefix = "midlayer." if version == 3 else f"layers.{layer}."
+        prefix = "midlayer." if is_mid else f"layers.{layer}."
         for path, name in _LAYER.items():
             known[f"layer_{layer}/{path}"] = prefix + name
     unexpected = sorted(set(index) - set(known.values()))
