@@ -410,6 +410,24 @@ def test_a_partial_download_is_refused(broken):
     check_refusal(broken.folder, "partial download: 1 of 2 shards.*part-1.*unfinished")
 
 
+def test_a_damaged_listing_is_refused(broken):
+    broken.split()
+    listing = broken.folder / "model.safetensors.index.json"
+    files = json.loads(listing.read_text())["weight_map"]
+    for text, message in (
+        ("[", r"index\.json is damaged"),
+        ("[]", r"index\.json is damaged"),
+        (json.dumps({"weight_map": list(files)}), r"index\.json is damaged"),
+        (json.dumps({"weight_map": {NORM: "../x"}}), r"names files elsewhere: \.\./x"),
+        (
+            json.dumps({"weight_map": files | {"surprise": "part-0.safetensors"}}),
+            "promises tensors that no shard has: surprise",
+        ),
+    ):
+        listing.write_text(text)
+        check_refusal(broken.folder, message)
+
+
 def test_wrong_tensors_are_named(broken):
     def change(values):
         del values["model.transformer.ln_f.weight"]
@@ -459,7 +477,8 @@ MIXED = dict(LLAMA, model_type="qwen3_moe")
             dict(LLAMA, rope_scaling={"rope_type": "llama3"}),
             "'llama3', but lacks its f",
         ),
-        (dict(LLAMA, rope_scaling="linear"), "rope_scaling='linear', which is no obj"),
+        (dict(LLAMA, rope_scaling="linear"), "settings 'linear', which are no object"),
+        (dict(LLAMA, rope_parameters=[1]), r"settings \[1\], which are no object"),
         (dict(LLAMA, rope_parameters={"partial_rotary_factor": 0.5}), "partial_rotary"),
         (dict(LLAMA, hidden_act="relu2"), "hidden_act='relu2'.*supported: silu"),
         (dict(LLAMA, quantization_config={"bits": 4}), "quantization_config="),
@@ -486,6 +505,11 @@ MIXED = dict(LLAMA, model_type="qwen3_moe")
         ),
         (dict(LLAMA, model_type="gemma2", attention_bias=True), "attention_bias=True"),
         (dict(model_type="diffusion_gemma"), "lacks canvas_length"),
+        (
+            dict(model_type="diffusion_gemma", canvas_length=8, text_config=3),
+            "has 3 where an object belongs",
+        ),
+        ([LLAMA], "damaged: it holds no object"),
     ],
 )
 def test_what_a_configuration_says_and_we_cannot_do(tmp_path, config, message):
@@ -633,6 +657,8 @@ def test_tokenizer_and_chat_template(broken):
         models.load(broken.folder)[2].chat(chat)
     (broken.folder / "tokenizer.json").write_text("{")
     check_refusal(broken.folder, r"tokenizer\.json is damaged")
+    (broken.folder / "tokenizer_config.json").write_text("[]")
+    check_refusal(broken.folder, r"tokenizer_config\.json is damaged: it holds no obj")
 
 
 def recorded_cases():

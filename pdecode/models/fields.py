@@ -10,6 +10,8 @@ class Fields:
     """A config.json as it is being read; knows what nobody asked for."""
 
     def __init__(self, raw: dict):
+        if not isinstance(raw, dict):
+            raise ValueError(f"config.json has {raw!r} where an object belongs")
         self.raw = raw
         self.seen: set[str] = set(_HARMLESS)
 
@@ -88,14 +90,15 @@ def rope(fields: Fields, layer_type: str | None = None) -> Rope:
     """Rotary settings from `rope_parameters`, or `rope_theta` and `rope_scaling`."""
     theta = fields.get("rope_theta", 10_000.0)
     scaling = fields.get("rope_scaling") or {}
-    both = fields.get("rope_parameters")
+    both = fields.get("rope_parameters") or {}
+    for given in (scaling, both):
+        if not isinstance(given, dict):
+            raise ValueError(
+                f"config.json has rotary settings {given!r}, which are no object"
+            )
     if both:
         scaling = both.get(layer_type, both) if layer_type else both
         theta = scaling.get("rope_theta", theta)
-    if not isinstance(scaling, dict):
-        raise ValueError(
-            f"config.json has rope_scaling={scaling!r}, which is no object"
-        )
     kind = scaling.get("rope_type", scaling.get("type", "default"))
 
     def need(name: str) -> float:

@@ -78,9 +78,11 @@ def index(folder: str | os.PathLike, stem: str = "model") -> dict[str, Entry]:
         return tensors
     try:
         promised = json.loads(listing.read_text(encoding="utf-8"))["weight_map"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{listing} is damaged: {error}") from None
-    names = sorted(set(promised.values()))
+        names = sorted(set(promised.values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{listing} is damaged: {error!r}") from None
+    if outside := [name for name in names if pathlib.Path(name).name != name]:
+        raise ValueError(f"{listing} names files elsewhere: {some(outside)}")
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
         hint = f" (unfinished: {', '.join(unfinished)})" if unfinished else ""

@@ -149,13 +149,16 @@ def _settings(folder: pathlib.Path) -> dict:
     if not path.is_file():
         return {}
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        settings = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is damaged: {error}") from None
+    if not isinstance(settings, dict):
+        raise ValueError(f"{path} is damaged: it holds no object")
+    return settings
 
 
 def _content(token: str | Mapping[str, Any]) -> str:
-    return token if isinstance(token, str) else token["content"]
+    return token if isinstance(token, str) else token.get("content", "")
 
 
 def _template(folder: pathlib.Path, settings: dict) -> str | None:
