@@ -517,6 +517,20 @@ def test_what_a_configuration_says_and_we_cannot_do(tmp_path, config, message):
     check_refusal(tmp_path, message)
 
 
+def test_a_dtype_is_one_of_three():
+    message = "dtype='int8' must be one of float32, bfloat16, float16"
+    arguments = ("--model", GOLDEN / "llada_tiny", "--dtype", "int8")
+    check_refusal(None, message, "generate", *arguments, "--prompt-ids", "[[1]]")
+
+
+def test_a_model_finds_its_method():
+    rows = [[3, 4, 5], [6]]
+    made = generated("diffusion_gemma_tiny", rows, "--max-new-tokens", 12)
+    assert made["method"] == "diffusion_gemma" and len(made["tokens"]) == 2
+    alone = generated("diffusion_gemma_tiny", rows[:1], "--max-new-tokens", 12)
+    assert alone["tokens"] == made["tokens"][:1]
+
+
 def test_text_without_a_tokenizer_is_refused():
     check_refusal(
         None,

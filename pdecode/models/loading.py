@@ -24,6 +24,7 @@ from pdecode.models import tokenizer as tokenizers
 from pdecode.models.names import Source
 
 ORBAX = "orbax"  # the subfolder of a converted checkpoint
+DTYPES = ("float32", "bfloat16", "float16")  # that parameters are loaded in
 
 # Buffers that old checkpoints carry and that follow from the configuration.
 _BUFFERS = (".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias")
@@ -80,7 +81,7 @@ def open_folder(path: str | os.PathLike, *, dtype: str | None = None) -> Checkpo
     sources = _resolved(family.names(config), index, family.alias)
     if dtype is None:
         dtype = _own_dtype(index, sources)
-    config = dataclasses.replace(config, dtype=jnp.dtype(dtype).name)
+    config = dataclasses.replace(config, dtype=_checked(dtype))
     shapes = _shapes(family, config)
     checkpoint = Checkpoint(folder, family, config, index, sources, shapes)
     _check(checkpoint)
@@ -272,11 +273,17 @@ def _own_dtype(index: Mapping[str, tensors.Entry], sources: dict[str, Source]) -
     dtype = max(sizes, key=lambda name: sizes[name]) if sizes else "float32"
     if dtype == "float64":
         return "float32"
-    if dtype not in ("float32", "float16", "bfloat16"):
+    if dtype not in DTYPES:
         raise ValueError(
             f"the checkpoint's weights are {dtype}: quantised checkpoints are not "
             "supported; give dtype= only for plain floating-point ones"
         )
+    return dtype
+
+
+def _checked(dtype: str) -> str:
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype={dtype!r} must be one of {', '.join(DTYPES)}")
     return dtype
 
 
@@ -312,8 +319,8 @@ def _restored(folder, family, config, dtype, mesh) -> tuple[Any, Params]:
         device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         shardings = jax.tree.map(lambda _: device, shapes)
     if dtype is None:
-        dtype = stored(folder)["params"]["embed"].dtype
-    dtype = jnp.dtype(dtype)
+        dtype = stored(folder)["params"]["embed"].dtype.name
+    dtype = _checked(dtype)
     target = jax.tree.map(
         lambda shape, sharding: jax.ShapeDtypeStruct(
             shape.shape, dtype, sharding=sharding
@@ -321,7 +328,7 @@ def _restored(folder, family, config, dtype, mesh) -> tuple[Any, Params]:
         shapes,
         shardings,
     )
-    config = dataclasses.replace(config, dtype=dtype.name)
+    config = dataclasses.replace(config, dtype=dtype)
     return config, restore(folder, target)["params"]
 
 
