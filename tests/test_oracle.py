@@ -237,7 +237,7 @@ def gemma(tmp_path_factory):
         sliding_window=WINDOW,
         num_experts=5,
         top_k_experts=2,
-        moe_intermediate_size=10,
+        moe_intermediate_size=12,
         max_position_embeddings=128,
     )
     vision = transformers.Gemma4VisionConfig(

@@ -131,7 +131,7 @@ def _sdar(fields: Fields) -> Config:
     """SDAR (Cheng et al., 2025, arXiv:2510.06303): a Qwen3, causal between blocks."""
     block_len = fields.get("block_size", fields.get("block_length", 4))
     facts = _absorbing(fields, attention="block_causal", block_len=block_len)
-    if fields.get("num_experts"):
+    if fields.get("num_experts") or fields.get("num_local_experts"):
         return _qwen3_moe(fields, "sdar_moe", **facts)
     return _qwen3(fields, "sdar", **facts)
 
