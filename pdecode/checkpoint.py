@@ -5,6 +5,7 @@ and back, every tensor in its own dtype, so that a round trip is equal bit for b
 """
 
 import dataclasses
+import json
 import math
 import os
 import pathlib
@@ -17,6 +18,8 @@ import numpy as np
 
 from pdecode.models import loading, placement, tensors
 from pdecode.models.names import Source
+
+RENAMED = "renamed.json"  # usual tensor name -> the name in the file
 
 # Beside the weights; all else in a folder is left behind.
 _COMPANIONS = (
@@ -93,10 +96,20 @@ def convert(source: str | os.PathLike, target: str | os.PathLike) -> None:
 
 
 def to_orbax(source: pathlib.Path, target: pathlib.Path) -> None:
-    """`target`/orbax holds {"params": tree, "other": tensors the model ignores}."""
+    """`target`/orbax holds {"params": tree, "other": tensors the model ignores}.
+
+    Files that spell a family's names in their own way leave a list of them, RENAMED.
+    """
     import orbax.checkpoint as ocp
 
     checkpoint = loading.open_folder(source)
+    usual = checkpoint.family.names(checkpoint.config)
+    renamed = {
+        name: found
+        for path, each in checkpoint.sources.items()
+        for name, found in zip(usual[path].names, each.names, strict=True)
+        if name != found
+    }
     used = {name for each in checkpoint.sources.values() for name in each.names}
     tree = {
         "params": loading.read_params(checkpoint, keep_dtypes=True),
@@ -107,6 +120,8 @@ def to_orbax(source: pathlib.Path, target: pathlib.Path) -> None:
         },
     }
     _companions(source, target)
+    if renamed:
+        (target / RENAMED).write_text(json.dumps(renamed, indent=1) + "\n")
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save((target / loading.ORBAX).absolute(), tree)
 
@@ -119,6 +134,9 @@ def to_safetensors(source: pathlib.Path, target: pathlib.Path) -> None:
     published: dict[str, np.ndarray] = {}
     for path, parts in _by_tensors(family.names(config)).items():
         published |= _published(path, parts, params)
+    if (source / RENAMED).is_file():
+        renamed = json.loads((source / RENAMED).read_text(encoding="utf-8"))
+        published = {renamed.get(k, k): value for k, value in published.items()}
     published |= {name: np.asarray(value) for name, value in tree["other"].items()}
     _companions(source, target)
     tensors.write(target / "model.safetensors", published, {"format": "pt"})

@@ -278,6 +278,21 @@ def test_a_round_trip_through_orbax_is_equal_bit_for_bit(name, tmp_path):
     check_refusal(None, "exists already: name a new folder", "convert", source, there)
 
 
+def test_a_round_trip_keeps_the_names_in_the_files(broken, tmp_path):
+    def change(values):
+        for name in list(values):
+            values[name.removeprefix("model.")] = values.pop(name)
+
+    broken.rewrite(change)
+    before = set(tensors.index(broken.folder))
+    checkpoint.convert(broken.folder, tmp_path / "orbax")
+    checkpoint.convert(tmp_path / "orbax", tmp_path / "back")
+    assert set(tensors.index(tmp_path / "back")) == before
+    _, params, _ = models.load(tmp_path / "back")
+    _, whole, _ = models.load(GOLDEN / "llada_tiny")
+    jax.tree.map(np.testing.assert_array_equal, params, whole)
+
+
 @pytest.mark.parametrize("name", FOLDERS)
 def test_sharded_loading_gives_the_same_arrays(name):
     devices = np.array(jax.devices()[:8]).reshape(2, 2, 2)
@@ -671,6 +686,7 @@ def test_tokenizer_and_chat_template(broken):
         models.load(broken.folder)[2].chat(chat)
     (broken.folder / "tokenizer.json").write_text("{")
     check_refusal(broken.folder, r"tokenizer\.json is damaged")
+    tokenizer_folder(broken.folder, None)
     (broken.folder / "tokenizer_config.json").write_text("[]")
     check_refusal(broken.folder, r"tokenizer_config\.json is damaged: it holds no obj")
 
