@@ -143,6 +143,7 @@ class Sampling(NamedTuple):
     min_p: Any = None
     banned: tuple[int, ...] = ()  # not in the law at all
     undrawn: tuple[int, ...] = ()  # in the law that statistics describe, never drawn
+    is_top_p_first: bool = False  # top-p of the law as it is before top-k
 
 
 class Prediction(NamedTuple):

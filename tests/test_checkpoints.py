@@ -17,7 +17,7 @@ import pytest
 from jax.sharding import AxisType
 
 from pdecode import checkpoint, cli, decode, generation, models, prompts
-from pdecode.contracts import Query, Visibility
+from pdecode.contracts import Query, Sampling, Visibility
 from pdecode.kernels import vocab_head
 from pdecode.methods.masked import diffusion_gemma as method
 from pdecode.models import diffusion_gemma, drafter_files, loading, tensors
@@ -733,6 +733,20 @@ def generated(name, rows, *arguments):
     )  # fmt: skip
     assert (code, err) == (0, "")
     return json.loads(out)
+
+
+def test_dream_takes_the_nucleus_of_the_whole_law():
+    # Cut to the best two, 0.4 and 0.3 are 0.57 and 0.43: the first alone passes 0.5.
+    logits = jnp.log(jnp.asarray([0.4, 0.3, 0.2, 0.1]))
+    kept = {
+        first: vocab_head.filter_logits(
+            logits, Sampling(1.0, 2, 0.5, is_top_p_first=first)
+        )
+        > vocab_head.BANNED
+        for first in (False, True)
+    }
+    assert kept[False].tolist() == [True, False, False, False]
+    assert kept[True].tolist() == [True, True, False, False]
 
 
 def test_the_installed_command_gives_what_was_recorded(tmp_path):

@@ -171,7 +171,10 @@ def filter_logits(raw: Array, sampling: Sampling) -> Array:
         keep &= rank < sampling.top_k
     probs = jax.nn.softmax(jnp.where(keep, _cool(raw, sampling), BANNED))
     if sampling.top_p is not None:
-        descending = jnp.take_along_axis(probs, order, -1)
+        nucleus = probs
+        if sampling.is_top_p_first:
+            nucleus = jax.nn.softmax(_cool(raw, sampling))
+        descending = jnp.take_along_axis(nucleus, order, -1)
         before = jnp.cumsum(descending, -1) - descending
         keep &= jnp.take_along_axis(before, rank, -1) < sampling.top_p
     if sampling.min_p is not None:

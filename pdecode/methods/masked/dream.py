@@ -2,7 +2,7 @@
 
 Ye et al., 2025, arXiv:2508.15487 (generation). `alg="origin"` commits each open
 position by chance; the others commit the best floor(n * (1 - s / t)), scored after
-temperature, top-k and top-p, in a law that still holds the mask. Greedily, a position
+temperature, top-p and top-k, in a law that still holds the mask. Greedily, a position
 whose best token is the mask spends its share and stays open, as in the authors' code.
 `alg_temp` > 0 draws the positions instead. Deviations: steps whose share is zero are
 skipped, not computed; above temperature 0 the mask is not drawn; the last step fills.
@@ -42,7 +42,8 @@ def dream(
     num_steps = max_new_tokens if steps is None else steps
     time = jnp.linspace(1.0, eps, num_steps + 1).astype(jnp.float32)
     share = (1 - time[1:] / time[:-1]).at[-1].set(1.0)
-    sampling = Sampling(temperature, top_k, top_p, undrawn=masked.undrawn(model))
+    undrawn = masked.undrawn(model)
+    sampling = Sampling(temperature, top_k, top_p, undrawn=undrawn, is_top_p_first=True)
     scores = {
         # Of the law's own best token at temperature 0, be it the mask.
         "maskgit_plus": lambda p: jnp.exp(p.sampled_log_prob + _lead(p, temperature)),
