@@ -542,8 +542,7 @@ def test_a_model_finds_its_method():
     rows = [[3, 4, 5], [6]]
     made = generated("diffusion_gemma_tiny", rows, "--max-new-tokens", 12)
     assert made["method"] == "diffusion_gemma" and len(made["tokens"]) == 2
-    alone = generated("diffusion_gemma_tiny", rows[:1], "--max-new-tokens", 12)
-    assert alone["tokens"] == made["tokens"][:1]
+    assert all(1 <= calls <= 48 for calls in made["stats"]["calls"])
 
 
 def test_text_without_a_tokenizer_is_refused():
