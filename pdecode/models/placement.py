@@ -55,7 +55,7 @@ def spec(
 ) -> PartitionSpec:
     """The mesh axes of an array [shape] whose dimensions mean `logical`."""
     used: set[str] = set()
-    entries = []
+    entries: list[Any] = []
     for size, name in zip(shape, logical, strict=True):
         chosen: list[str] = []
         for axis in MESH_AXES[name] if name else ():
