@@ -71,6 +71,12 @@ def info(
         "memory": {dtype: num_params * size for dtype, size in sizes.items()},
     }
     if mesh_axes:
+        known = sorted({axis for axes in placement.MESH_AXES.values() for axis in axes})
+        unknown = sorted(set(mesh_axes) - set(known))
+        if unknown:
+            raise ValueError(
+                f"unknown mesh axis {', '.join(unknown)}; known: {', '.join(known)}"
+            )
         mesh = jax.sharding.AbstractMesh(tuple(mesh_axes.values()), tuple(mesh_axes))
         shardings = jax.tree.leaves(placement.specs(shapes, mesh))
         local = sum(

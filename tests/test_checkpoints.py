@@ -320,6 +320,8 @@ def test_info():
     assert facts["num_params"] == size
     assert facts["stored"] == {"float32": 4 * size}
     assert facts["memory"] == {"float32": 4 * size, "bfloat16": 2 * size}
+    with pytest.raises(ValueError, match="unknown mesh axis rows; known: data, exp"):
+        checkpoint.info(GOLDEN / "llada_tiny", {"rows": 4})
     local = facts["per_device"]["bfloat16"]
     assert size / 4 * 2 < local < size / 3 * 2  # norms are whole everywhere
 
