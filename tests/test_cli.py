@@ -1,5 +1,6 @@
 """The command line: what it prints, and one line for everything a user gets wrong."""
 
+import io
 import json
 import pathlib
 import shutil
@@ -96,6 +97,16 @@ def test_watch_shows_open_positions_and_ends_with_the_same_text(capsys):
     assert lines[0].count(watch.OPEN) == 6 and watch.OPEN not in lines[3]
     plain = generate(capsys, *arguments, *more)
     assert lines[-1] == plain["text"][0]
+
+
+def test_watch_redraws_every_step_on_a_terminal(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    file = io.StringIO()
+    monkeypatch.setattr(file, "isatty", lambda: True, raising=False)
+    with watch._shown(file) as show:
+        for number in (1, 2):
+            show(number, ["text"])
+            assert f"step {number}" in file.getvalue()
 
 
 def test_prompt_file_and_prompt_are_the_same(capsys, tmp_path):
