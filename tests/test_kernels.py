@@ -164,3 +164,15 @@ def test_rows_and_heads_are_split_over_the_mesh_in_context(monkeypatch):
         got = jax.jit(call)(*placed)
     assert seen == [(1, 3, 2, 8)]  # one row and two of eight heads a device
     np.testing.assert_allclose(got, reference.attention(*arrays, scale=0.4), atol=2e-6)
+
+
+def test_a_cache_split_over_its_slots_is_left_to_the_compiler():
+    mesh = sharding.make_mesh(sequence=4)
+    sizes = (1, 2, 2, 1, 1024, 16, 8, np.float32, True, False, None)
+    arrays = build(sizes, "ragged prefix", "nothing", 5)
+    with jax.set_mesh(mesh):
+        trace = jax.jit(functools.partial(kernel.attention, scale=0.4)).trace(*arrays)
+        text = trace.lower(lowering_platforms=("tpu",)).as_text()
+        with pytest.raises(NotImplementedError, match="'sequence', which only"):
+            kernel.attention(*arrays, scale=0.4, implementation="pallas_tpu")
+    assert "tpu_custom_call" not in text

@@ -46,8 +46,8 @@ def attention(
 
     `implementation` is one of IMPLEMENTATIONS, or None: the kernel where the program is
     lowered for TPU and the kernel serves the call, else "xla". On several devices the
-    kernel needs the mesh in context (`jax.set_mesh`): rows are split over "data" and
-    heads over "tensor".
+    kernel needs the mesh in context (`jax.set_mesh`): it is mapped over rows and key
+    heads as `pdecode.models.placement` splits them.
 
     Raises:
       ValueError: an unknown implementation, heads that do not group, or `among`
@@ -91,6 +91,7 @@ def attention(
         return kernel(*arrays)
     try:
         tpu.check(query, key_cache, visible)
+        _split_of(key_cache)
     except NotImplementedError:
         return plain(*arrays)
     return jax.lax.platform_dependent(*arrays, tpu=kernel, default=plain)
@@ -100,20 +101,28 @@ def _on_each_device(
     kernel: Callable[..., Array], query: Array, key_cache: Array, *others
 ) -> Array:
     """`kernel` on its part of the rows and heads where a mesh is in context."""
-    if not mesh.free_axes():
+    if mesh.in_context() is None:
         return kernel(query, key_cache, *others)
-    axes = mesh.splits(data=query.shape[0], tensor=key_cache.shape[1])
-    data = "data" if "data" in axes else None
-    tensor = "tensor" if "tensor" in axes else None
-    lanes = PartitionSpec(data, None, tensor)
-    slots = PartitionSpec(data, tensor)
+    rows, heads = _split_of(key_cache)
+    lanes, slots = PartitionSpec(rows, None, heads), PartitionSpec(rows, heads)
     return jax.shard_map(
         kernel,
-        in_specs=(lanes, slots, slots, PartitionSpec(data), slots, slots),
+        in_specs=(lanes, slots, slots, PartitionSpec(rows), slots, slots),
         out_specs=lanes,
-        axis_names=set(mesh.free_axes()),
         check_vma=False,
     )(query, key_cache, *others)
+
+
+def _split_of(key_cache: Array):
+    """Mesh axes that split the rows and the key heads, None where nothing does."""
+    cached = ("rows", "kv_heads", "slots", None)
+    rows, heads, slots, _ = mesh.spec(cached, key_cache.shape)
+    if slots is not None:
+        raise NotImplementedError(
+            f"the slots of the cache are split over mesh axis {slots!r}, which only "
+            "implementation='xla' serves"
+        )
+    return rows, heads
 
 
 def narrowed(

@@ -1,30 +1,31 @@
 """The mesh a kernel runs on: the one that `jax.set_mesh` put in context.
 
 The compiler splits plain jnp by itself. It cannot split a Pallas kernel, and would send
-whole tiles of logits between devices, so kernels are mapped over the mesh by hand.
+whole tiles of logits between devices, so kernels are mapped over the mesh by hand, as
+the table in `pdecode.models.placement` places their arguments.
 """
 
 import jax
-from jax.sharding import AxisType
+from jax.sharding import AbstractMesh, AxisType, PartitionSpec
+
+from pdecode.models import placement
 
 
-def free_axes() -> dict[str, int]:
-    """Sizes of the axes of the mesh in context that the compiler still splits over."""
+def in_context() -> AbstractMesh | None:
+    """The mesh to map over: None without one, or where it is mapped over already."""
     mesh = jax.sharding.get_abstract_mesh()
-    types = zip(mesh.axis_names, mesh.axis_types, strict=True)
-    return {axis: mesh.shape[axis] for axis, type in types if type == AxisType.Auto}
+    if (
+        mesh.empty
+        or mesh.size == 1
+        or any(kind != AxisType.Auto for kind in mesh.axis_types)
+    ):
+        return None
+    return mesh
 
 
-def splits(**sizes: int) -> dict[str, int]:
-    """Parts that each named mesh axis cuts a dimension into, where it does.
-
-    `splits(data=8, tensor=32000)` is {"data": 2, "tensor": 4} on such a mesh. An axis
-    that the mesh lacks, that does not divide the dimension, or that is mapped over
-    already is left out; without a mesh the result is empty.
-    """
-    axes = free_axes()
-    return {
-        axis: axes[axis]
-        for axis, size in sizes.items()
-        if axes.get(axis, 1) > 1 and size % axes[axis] == 0
-    }
+def spec(logical: tuple[str | None, ...], shape: tuple[int, ...]) -> PartitionSpec:
+    """`placement.spec` on the mesh in context; nothing is split without one."""
+    mesh = in_context()
+    if mesh is None:
+        return PartitionSpec(*(None for _ in shape))
+    return placement.spec(logical, shape, mesh)

@@ -7,7 +7,7 @@ softmax of Milakov and Gimelshein, 2018, arXiv:1805.02867.
 """
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -77,6 +77,7 @@ class Wanted(NamedTuple):
     banned: tuple[int, ...]
     undrawn: tuple[int, ...]
     is_aligned: bool  # tiles of the vocabulary begin where tiles of noise do
+    width_axis: Any  # mesh axes that split the width of the weights, mapped over
     soft_cap: float | None
 
 
@@ -98,6 +99,7 @@ def statistics(
         banned=sampling.banned,
         undrawn=sampling.undrawn,
         is_aligned=True,
+        width_axis=None,
         soft_cap=head.soft_cap,
     )
     rows = Rows(
@@ -151,40 +153,48 @@ def merge(a: Partial, b: Partial, temperature: Array) -> Partial:
 
 
 def _over_shards(wanted: Wanted, rows: Rows, head: Head, batch: int) -> Partial:
-    """The whole vocabulary, over the mesh axes that split rows and ids if there are.
+    """The whole vocabulary, over the mesh in context if there is one.
 
-    Every device works through its own ids, then a `Partial` a device is gathered: what
-    travels is a few numbers a row, never weights or logits.
+    Every device works through its own rows and ids, then a `Partial` of each part of
+    the ids is gathered: what travels is a few numbers a row, never logits, and of the
+    weights only tiles whose width is split ("fsdp").
     """
-    axes = mesh.splits(data=batch, tensor=head.weight.shape[0])
-    if not axes:
+    if mesh.in_context() is None:
         return _over_tiles(wanted, rows, head, 0)
-    local = head.weight.shape[0] // axes.get("tensor", 1)
-    wanted = wanted._replace(is_aligned=local % rng.VOCAB_TILE == 0)
+    (by_row,) = mesh.spec(("rows",), (batch,))
+    by_id, by_width = mesh.spec(("vocab", "embed"), head.weight.shape)
 
-    def run(by_row, temperature, by_id, scale) -> Partial:
-        (hidden, keys, of), (weight, bias) = by_row, by_id
+    def run(of_rows, temperature, weight, bias, scale) -> Partial:
+        hidden, keys, of = of_rows
         rows, head = Rows(hidden, keys, of, temperature), Head(weight, bias, scale)
-        if "tensor" not in axes:
-            return _over_tiles(wanted, rows, head, 0)
-        first = jax.lax.axis_index("tensor") * local
-        found = jax.lax.all_gather(_over_tiles(wanted, rows, head, first), "tensor")
+        local = weight.shape[0]
+        facts = wanted._replace(
+            is_aligned=by_id is None or local % rng.VOCAB_TILE == 0, width_axis=by_width
+        )
+        if by_id is None:
+            return _over_tiles(facts, rows, head, 0)
+        first = jax.lax.axis_index(by_id) * local
+        found = jax.lax.all_gather(_over_tiles(facts, rows, head, first), by_id)
         lowest = jax.tree.map(lambda leaf: leaf[0], found)
         others = jax.tree.map(lambda leaf: leaf[1:], found)
         return jax.lax.scan(
             lambda a, b: (merge(a, b, temperature), None), lowest, others
         )[0]
 
-    whole = PartitionSpec()
-    data = PartitionSpec("data") if "data" in axes else whole
-    tensor = PartitionSpec("tensor") if "tensor" in axes else whole
+    split, whole = PartitionSpec(by_row), PartitionSpec()
+    of_ids = (PartitionSpec(by_id, by_width), PartitionSpec(by_id))
     return jax.shard_map(
         run,
-        in_specs=(data, whole, tensor, whole),
-        out_specs=data,
-        axis_names=set(axes),
+        in_specs=(split, whole, *of_ids, whole),
+        out_specs=split,
         check_vma=False,
-    )(rows[:3], rows.temperature, (head.weight, head.bias), head.scale)
+    )(
+        (rows.hidden, rows.keys, rows.of),
+        rows.temperature,
+        head.weight,
+        head.bias,
+        head.scale,
+    )
 
 
 def _over_tiles(wanted: Wanted, rows: Rows, head: Head, first: Array | int) -> Partial:
@@ -194,8 +204,11 @@ def _over_tiles(wanted: Wanted, rows: Rows, head: Head, first: Array | int) -> P
 
     def tile(start: Array | int, size: int) -> Partial:
         cut = functools.partial(jax.lax.dynamic_slice_in_dim, slice_size=size)
+        weight = cut(head.weight, start)
+        if wanted.width_axis is not None:
+            weight = jax.lax.all_gather(weight, wanted.width_axis, axis=1, tiled=True)
         part = Head(
-            cut(head.weight, start),
+            weight,
             None if head.bias is None else cut(head.bias, start),
             head.scale,
         )

@@ -63,9 +63,9 @@ def statistics(
     are float32 (float64 for float64 hidden states).
 
     Above DENSE_LOGITS the peak memory is a few tiles of the logits. On several devices
-    put the mesh in context (`jax.set_mesh`): where its axis "tensor" splits the
-    vocabulary, a device reads its own part of the weights and a few numbers a row are
-    exchanged. Both hold unless `logits`, `probs` or a filter needs the whole law.
+    put the mesh in context (`jax.set_mesh`): each then reads its own part of the
+    vocabulary for its own rows, and a few numbers a row are exchanged. Both hold unless
+    `logits`, `probs` or a filter needs the whole law.
 
     Raises:
       ValueError: an unknown name, more top ids than ids, or `of_log_prob` without `of`.
@@ -80,7 +80,7 @@ def statistics(
         raise ValueError("wants 'of_log_prob' but of=None: pass the tokens")
     is_filtered = not (sampling.top_k is sampling.top_p is sampling.min_p is None)
     num_logits = hidden.shape[0] * hidden.shape[1] * vocab_size
-    is_large = num_logits > DENSE_LOGITS or mesh.splits(tensor=vocab_size)
+    is_large = num_logits > DENSE_LOGITS or mesh.in_context() is not None
     if is_large and not is_filtered and not names & {"logits", "probs"}:
         return streaming.statistics(head, hidden, wants, sampling, keys, of)
 
