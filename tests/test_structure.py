@@ -2,6 +2,7 @@
 
 import ast
 import pathlib
+import re
 import statistics
 
 import jax
@@ -66,6 +67,23 @@ def test_no_cache_sized_copy_in_the_loop(method, models, sizes):
     assert slots, "no cache found in the program"
     found = [move for size in slots for move in cache_sized_moves(text, 4, size)]
     assert not found, found
+
+
+def test_one_row_and_one_query_write_in_place():
+    """A fused update that two consumers share would copy the cache for one of them."""
+    prompt = prompts.from_rows([[1, 2, 3, 4, 5]], max_new=14)
+    model, params = CAUSAL
+    lowered, _ = decode.lower(
+        methods.autoregressive, model, params, prompt, jax.random.key(0),
+        max_new_tokens=14,
+    )  # fmt: skip
+    # The suite's flags choose another code generator, see conftest.py.
+    is_old = jax.__version__.startswith("0.10.")
+    options = {"xla_cpu_use_fusion_emitters": True} if is_old else {}
+    text = lowered.compile(compiler_options=options).as_text()
+    whole = re.findall(r"= f32\[(?:1,)?2,(?:19|2\d),6\]\S* (\S+)\(", text)
+    assert "scatter" in whole, whole
+    assert "dynamic-update-slice" not in whole, whole
 
 
 def test_method_files_are_short_and_independent():
