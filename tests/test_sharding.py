@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import table
 from jax.sharding import AbstractMesh, PartitionSpec
-from table import CASES, MAX_NEW, ROWS
+from table import CASES, MAX_NEW
 
 from pdecode import decode as decode_module
 from pdecode import methods, prompts, sharding
@@ -76,11 +76,10 @@ def placed(models, params, prompt, key, mesh):
 
 
 def arguments(name, mesh=None):
-    """(method, models, params, prompt, key) of a case with eight rows."""
+    """(method, models, params, prompt, key) of a case."""
     case = CASES[name]
     models, params = models_of(case)
-    rows, new = ROWS + ROWS[:3], table.NEW + table.NEW[:3]
-    prompt, key = table.prompt(rows, new), jax.random.key(1)
+    prompt, key = table.prompt(), jax.random.key(1)
     if mesh is not None:
         models, params, prompt, key = placed(models, params, prompt, key, mesh)
         params = params[0] if len(params) == 1 else tuple(params)
@@ -208,4 +207,4 @@ def test_bad_meshes_and_rows_are_refused():
         sharding.make_mesh(tensor=0)
     mesh = sharding.make_mesh(data=2, fsdp=2)
     with pytest.raises(ValueError, match="5 rows do not divide over data x fsdp = 4"):
-        sharding.shard_rows(table.prompt(), mesh)
+        sharding.shard_rows(table.prompt(table.ROWS[:5], table.NEW[:5]), mesh)
