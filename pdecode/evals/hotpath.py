@@ -1,0 +1,357 @@
+"""How near the hardware a call and a decode come: `pdecode bench --suite hotpath`.
+
+Everything is measured in one run: the machine's own copy bandwidth and matmul rate, one
+call (apply and head) at several widths, attention and the vocabulary head by
+implementation, and whole decodes against transformers on the same weights where torch
+is installed. Compile and warm-up are not in any time. Weights are random.
+
+Bytes of a call are its weights and the cached keys and values it reads, each once;
+operations are two a weight and query and four a query, cached token and head dimension.
+"""
+
+import dataclasses
+import functools
+import importlib.util
+import statistics
+import tempfile
+import time
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from pdecode import methods, prompts
+from pdecode.contracts import Head, Params, Sampling, Visibility
+from pdecode.evals import hardware, measure
+from pdecode.kernels import attention, vocab_head
+from pdecode.models import loading, transformer
+from pdecode.models.config import Config, Rope
+
+# name: vocabulary, width, layers, query heads, key heads, MLP width
+SHAPES = {
+    "3m": (1024, 192, 7, 3, 3, 512),
+    "30m": (8192, 512, 8, 8, 8, 1536),
+    "130m": (32000, 768, 15, 12, 12, 2048),
+    "qwen3-8b": (151936, 4096, 36, 32, 8, 12288),
+    "llada-8b": (126464, 4096, 32, 32, 32, 12288),
+}
+DECODED = ("3m", "30m", "130m")  # those compared with torch
+CANVAS = 256  # queries of a full-canvas call
+REPEATED = 8  # times a kernel runs in one program, each on the result of the last
+
+
+class Peaks(NamedTuple):
+    """What this machine reaches when it does nothing else."""
+
+    bandwidth: float  # bytes a second, read and written by a copy
+    flops: float  # of one large matmul in the dtype of the run
+
+
+class Line(NamedTuple):
+    """One measurement."""
+
+    part: str  # call | attention | head | decode
+    shape: str
+    what: str
+    batch_size: int
+    num_queries: float
+    ms: float
+    bandwidth_share: float | None  # of the measured copy
+    flops_share: float | None  # of the measured matmul
+    temp_mb: float | None  # temporary memory of the compiled program
+    ratio: float | None  # over `baseline`: above 1 is faster or, of a call, dearer
+    baseline: str | None
+    note: str = ""
+
+
+def config(shape: str, dtype: str) -> Config:
+    """The named shape; ValueError listing the known ones."""
+    if shape not in SHAPES:
+        raise ValueError(f"unknown shape {shape!r}; known: {', '.join(SHAPES)}")
+    vocab, width, num_layers, heads, kv_heads, inner = SHAPES[shape]
+    return Config(
+        vocab_size=vocab,
+        width=width,
+        num_layers=num_layers,
+        num_heads=heads,
+        num_kv_heads=kv_heads,
+        mlp_width=inner,
+        tied=shape in DECODED,
+        rope=Rope(),
+        dtype=dtype,
+        name=shape,
+    )
+
+
+def peaks(dtype: str) -> Peaks:
+    """Copies 256 MiB and multiplies square matrices, best of several."""
+    on_cpu = jax.default_backend() == "cpu"
+    block = jnp.ones((64 << 20,), jnp.float32)
+    copy = jax.jit(lambda x: x + 1)
+    size = 1024 if on_cpu else 8192
+    square = jnp.ones((size, size), dtype)
+    product = jax.jit(lambda x: x @ x)
+    return Peaks(
+        2 * block.nbytes / _best(copy, block), 2 * size**3 / _best(product, square)
+    )
+
+
+def calls(shape: str, dtype: str, batch: int, context: int, found: Peaks) -> list[Line]:
+    """One call of 1 and 8 queries behind `context` tokens, and of a full canvas."""
+    made = config(shape, dtype)
+    params = _random(made)
+    model = transformer.make_model(made)
+    num_params = sum(leaf.size for leaf in jax.tree.leaves(params))
+    weight_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+    per_token = 2 * made.num_layers * made.num_kv_heads * made.head_dim
+    # An untied embedding is only read at the rows asked for.
+    if not made.tied:
+        num_params -= params["embed"].size
+        weight_bytes -= params["embed"].nbytes
+    lines: list[Line] = []
+    for what, width in (("1 query", 1), ("8 queries", 8), ("canvas", CANVAS)):
+        is_canvas = what == "canvas"
+        seen = CANVAS if is_canvas else context
+        count = 1 if num_params > 1e9 or is_canvas else 8
+        program, arguments = hardware.repeated_call(
+            model, params, batch, seen, width, count, is_canvas=is_canvas
+        )
+        seconds = _best(program, *arguments) / count
+        cached = batch * seen * per_token * jnp.dtype(dtype).itemsize
+        work = 2 * num_params * batch * width
+        work += (
+            4
+            * batch
+            * width
+            * seen
+            * made.num_layers
+            * made.num_heads
+            * (made.head_dim)
+        )
+        first = lines[0].ms if lines else None
+        lines.append(
+            Line(
+                "call", shape, what, batch, width, 1e3 * seconds,
+                (weight_bytes + cached) / seconds / found.bandwidth,
+                work / seconds / found.flops,
+                _temp_mb(program),
+                None if first is None else 1e3 * seconds / first,
+                None if first is None else "cost of the 1-query call",
+            )
+        )  # fmt: skip
+    return lines
+
+
+def attentions(shape: str, dtype: str, batch: int, slots: int, found: Peaks):
+    """Each implementation of attention that serves this platform, one layer."""
+    made = config(shape, dtype)
+    cache = (batch, made.num_kv_heads, slots, made.head_dim)
+    keys, values = jnp.ones(cache, dtype), jnp.ones(cache, dtype)
+    names = ["reference", "xla"]
+    names += {"tpu": ["pallas_tpu"], "gpu": ["pallas_gpu"]}.get(
+        jax.default_backend(), []
+    )
+    lines = []
+    for width in (1, 8, CANVAS):
+        query = jnp.ones((batch, width, made.num_heads, made.head_dim), dtype)
+        place = jnp.zeros((batch, width), jnp.int32)
+        visible = Visibility(place, place + slots)
+        slowest = None
+        for name in names:
+            program = _attend.lower(query, keys, values, visible, name).compile()
+            seconds = _best(program, query, keys, values, visible) / REPEATED
+            slowest = slowest or seconds
+            work = 4 * batch * width * slots * made.num_heads * made.head_dim
+            lines.append(
+                Line(
+                    "attention", shape, name, batch, width, 1e3 * seconds,
+                    (keys.nbytes + values.nbytes) / seconds / found.bandwidth,
+                    work / seconds / found.flops, _temp_mb(program),
+                    slowest / seconds, "reference",
+                )
+            )  # fmt: skip
+    return lines
+
+
+def heads(shape: str, dtype: str, batch: int, found: Peaks) -> list[Line]:
+    """Statistics of a canvas, logits in full and in tiles."""
+    made = config(shape, dtype)
+    weight = jnp.ones((made.vocab_size, made.width), dtype)
+    hidden = jnp.ones((batch, CANVAS, made.width), dtype)
+    lines, first = [], None
+    for name, wants in (("dense", ("logits",)), ("tiles", ())):
+        program = _decide.lower(weight, hidden, wants).compile()
+        seconds = _best(program, weight, hidden) / REPEATED
+        first = first or seconds
+        work = 2 * weight.size * batch * CANVAS
+        lines.append(
+            Line(
+                "head", shape, name, batch, CANVAS, 1e3 * seconds,
+                weight.nbytes / seconds / found.bandwidth,
+                work / seconds / found.flops, _temp_mb(program),
+                first / seconds, "dense",
+                f"logits {4e-6 * batch * CANVAS * made.vocab_size:.0f} MB",
+            )
+        )  # fmt: skip
+    return lines
+
+
+def decodes(shape: str, prompt_len: int, num_new: int, repeats: int) -> list[Line]:
+    """Whole decodes of one prompt in float32 against torch, on the same weights."""
+    if importlib.util.find_spec("transformers") is None:
+        return []
+    from pdecode.evals import torch_loops as theirs
+
+    vocab, width, num_layers, num_heads, kv_heads, inner = SHAPES[shape]
+    with tempfile.TemporaryDirectory() as folder:
+        theirs.make(
+            folder, vocab_size=vocab, hidden_size=width, intermediate_size=inner,
+            num_hidden_layers=num_layers, num_attention_heads=num_heads,
+            num_key_value_heads=kv_heads,
+        )  # fmt: skip
+        causal, params, _ = loading.load(folder)
+        made = loading.open_folder(folder).config
+        torch_model = theirs.load(folder)
+    mask_id = vocab - 1
+    masked = transformer.make_model(
+        dataclasses.replace(
+            made, attention="bidirectional", noise="absorbing", mask_id=mask_id
+        )
+    )
+    row = [int(x) for x in jax.random.randint(jax.random.key(1), (prompt_len,), 0, 99)]
+    steps = max(num_new // 4, 1)
+    cases = (
+        ("autoregressive", methods.autoregressive, causal, {},
+         lambda: theirs.generate(torch_model, row, num_new, None)),
+        ("prompt_lookup", methods.prompt_lookup, causal, {"num_draft": 7},
+         lambda: theirs.generate(torch_model, row, num_new, 7)),
+        ("llada", methods.llada, masked, {"steps": steps, "block_length": num_new},
+         lambda: theirs.diffuse(torch_model, row, num_new, mask_id,
+                                theirs.low_confidence(num_new, steps))),
+        ("fast_dllm", methods.fast_dllm, masked,
+         {"threshold": 0.002, "block_length": num_new},
+         lambda: theirs.diffuse(torch_model, row, num_new, mask_id,
+                                theirs.threshold(0.002))),
+    )  # fmt: skip
+    lines = []
+    for name, method, model, settings, run in cases:
+        ours, tokens, num_calls, spread = _decoded(
+            method, model, params, row, num_new, settings, run, repeats
+        )
+        (their_tokens, their_calls, _), seconds, their_seconds = spread
+        same = sum(a == b for a, b in zip(tokens, their_tokens, strict=True))
+        lines.append(
+            Line(
+                "decode", shape, name, 1, ours, 1e3 * seconds, None, None, None,
+                their_seconds / seconds, "torch loop",
+                f"{num_new / seconds:.0f} against {num_new / their_seconds:.0f} "
+                f"tokens/s, {num_calls} and {their_calls} calls, "
+                f"{same} of {num_new} tokens equal",
+            )
+        )  # fmt: skip
+    return lines
+
+
+def _decoded(method, model, params, row, num_new, settings, theirs, repeats):
+    """Medians of interleaved runs of ours (prefill included) and theirs."""
+    model = model._replace(eos_ids=())
+    prompt = prompts.from_rows([row], max_new=num_new, model=model)
+    programs = measure.compiled(
+        method, model, params, prompt, is_dated=False, max_new_tokens=num_new,
+        **settings,
+    )  # fmt: skip
+    key = jax.random.key(0)
+    measure.timed(programs, params, prompt, key)
+    ours_s, theirs_s = [], []
+    for _ in range(repeats):
+        decoded = measure.timed(programs, params, prompt, key)
+        ours_s.append(decoded.prefill_s + decoded.decode_s)
+        result = theirs()
+        theirs_s.append(result[2])
+    num_calls = int(decoded.stats.num_calls[0] + decoded.stats.num_prefill_calls[0])
+    queries = float(decoded.stats.num_query_tokens[0]) / int(decoded.stats.num_calls[0])
+    tokens = decoded.generation.tokens[0, len(row) : len(row) + num_new].tolist()
+    middle = statistics.median(ours_s), statistics.median(theirs_s)
+    return queries, tokens, num_calls, (result, *middle)
+
+
+@functools.partial(jax.jit, static_argnames=("name",))
+def _attend(query, keys, values, visible, name):
+    def again(_, query):
+        out = attention.attention(
+            query, keys, values, visible,
+            scale=query.shape[-1] ** -0.5, implementation=name,
+        )  # fmt: skip
+        return query + 1e-6 * out
+
+    return jax.lax.fori_loop(0, REPEATED, again, query)
+
+
+@functools.partial(jax.jit, static_argnames=("more",))
+def _decide(weight, hidden, more):
+    wants = ("token", "log_prob", "entropy", "margin", *more)
+
+    def again(_, hidden):
+        found = vocab_head.statistics(Head(weight), hidden, wants, Sampling())
+        # Asking for the logits takes the dense path; one of them is used.
+        one = 0.0 if found.logits is None else 1e-9 * found.logits[:, :, :1]
+        return hidden + one + 1e-9 * (found.entropy + found.margin)[..., None]
+
+    return jax.lax.fori_loop(0, REPEATED, again, hidden)
+
+
+def _random(made: Config) -> Params:
+    """Parameters of the shape, one leaf at a time in the dtype of the run."""
+    shapes = jax.eval_shape(lambda: transformer.init(made, jax.random.key(0)))
+    leaves, tree = jax.tree.flatten(shapes)
+    draw = jax.jit(
+        lambda key, shape: 0.02 * jax.random.normal(key, shape, made.dtype),
+        static_argnums=1,
+    )
+    keys = jax.random.split(jax.random.key(0), len(leaves))
+    filled = [draw(key, leaf.shape) for key, leaf in zip(keys, leaves)]
+    return jax.tree.unflatten(tree, filled)
+
+
+def _best(program: Any, *arguments: Any, repeats: int = 7) -> float:
+    """Least seconds of a program after one warm-up."""
+    jax.block_until_ready(program(*arguments))
+    times = []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        jax.block_until_ready(program(*arguments))
+        times.append(time.perf_counter() - began)
+    return min(times)
+
+
+def _temp_mb(program: Any) -> float | None:
+    found = program.memory_analysis()
+    return None if found is None else found.temp_size_in_bytes / 1e6
+
+
+def table(found: Peaks, lines: list[Line]) -> str:
+    """The measurements as text."""
+    out = [
+        f"measured peaks: copy {found.bandwidth / 1e9:.1f} GB/s, "
+        f"matmul {found.flops / 1e9:.0f} GFLOP/s",
+        "part       shape     what            batch queries        ms  bandwidth  "
+        "flops   temp MB  ratio",
+    ]
+    for line in lines:
+        out.append(
+            f"{line.part:10} {line.shape:9} {line.what:15} {line.batch_size:5} "
+            f"{line.num_queries:7.1f} {line.ms:9.3f}  {_share(line.bandwidth_share):>9}"
+            f" {_share(line.flops_share):>6} {_number(line.temp_mb, 1):>9}  "
+            f"{_number(line.ratio, 2):>5}"
+            + (f" {line.baseline}" if line.baseline else "")
+            + (f"; {line.note}" if line.note else "")
+        )
+    return "\n".join(out)
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.0%}"
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
