@@ -10,7 +10,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from pdecode import rng, sharding
 from pdecode.contracts import Head, Sampling
-from pdecode.kernels import streaming, vocab_head
+from pdecode.kernels import maxima, streaming, vocab_head
 
 ALL = (
     *("token", "log_prob", "sampled_log_prob", "max_log_prob", "of_log_prob"),
@@ -276,3 +276,13 @@ def test_a_split_vocabulary_travels_as_a_few_numbers_a_row(monkeypatch, axes, vo
         program = jax.jit(dense, out_shardings=whole).lower(arguments[0], hidden)
     text = program.compile().as_text()
     assert max(size for _, size in collectives(text)) >= 12 * vocab
+
+
+def test_maxima_are_those_of_a_sort():
+    values = np.random.default_rng(0).integers(-3, 4, (50, 5)).astype(np.float32)
+    values[:5] = vocab_head.BANNED
+    top, place = maxima.largest(values)
+    np.testing.assert_array_equal(top, values.max(-1))
+    np.testing.assert_array_equal(place, values.argmax(-1))
+    second = maxima.second_largest(values)
+    np.testing.assert_array_equal(second, np.sort(values, -1)[:, -2])

@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec
 
 from pdecode import rng
 from pdecode.contracts import Head, Prediction, Sampling
-from pdecode.kernels import mesh
+from pdecode.kernels import maxima, mesh
 
 BANNED = -1e30  # finite, so that 0 * log(0) and differences never make a NaN
 
@@ -230,17 +230,13 @@ def _over_tiles(wanted: Wanted, rows: Rows, head: Head, first: Array | int) -> P
 
 def _nothing(like: Partial) -> Partial:
     """What no ids at all say, in the shapes of `like`."""
-    none = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), like)
-    none = none._replace(top=none.top - jnp.inf)
-    if none.second is not None:
-        none = none._replace(second=none.second - jnp.inf)
-    if none.drawn is not None:
-        drawn = none.drawn._replace(score=none.drawn.score - jnp.inf)
-        none = none._replace(drawn=drawn)
-    if none.leaders is not None:
-        leaders = none.leaders._replace(logits=none.leaders.logits - jnp.inf)
-        none = none._replace(leaders=leaders)
-    return none
+    lowest = {"top", "second", "score", "logits"}
+
+    def none(path, leaf):
+        value = -jnp.inf if path[-1].name in lowest else 0
+        return jnp.full(leaf.shape, value, leaf.dtype)
+
+    return jax.tree_util.tree_map_with_path(none, like)
 
 
 def _tile_len(num_rows: int, num_ids: int) -> int:
@@ -271,8 +267,7 @@ def _tile(wanted: Wanted, rows: Rows, head: Head, first: Array | int) -> Partial
 
     second = drawn = leaders = of_logit = None
     if names & {"margin", "sampled_margin"}:
-        where = jnp.argmax(logits, 1).astype(jnp.int32)[:, None]
-        second = jnp.where(ids - first == where, -jnp.inf, logits).max(1)
+        second = maxima.second_largest(logits)
     if names & {"token", "log_prob", "sampled_log_prob"}:
         drawable = jnp.where(_among(ids, wanted.undrawn), BANNED, logits)
         score, where = _winner(wanted, rows, drawable, first)
@@ -318,20 +313,16 @@ def _winner(
     wanted: Wanted, rows: Rows, logits: Array, first: Array | int
 ) -> tuple[Array, Array]:
     """Largest logit + temperature * noise of a tile [N], and its place int32 [N]."""
-
-    def best(scores: Array) -> tuple[Array, Array]:
-        return scores.max(1), jnp.argmax(scores, 1).astype(jnp.int32)
-
     if rows.keys is None:
-        return best(logits)
+        return maxima.largest(logits)
 
     keys, is_aligned = rows.keys, wanted.is_aligned
 
     def drawn() -> tuple[Array, Array]:
         noise = _gumbel(keys, first, logits.shape[1], is_aligned).astype(logits.dtype)
-        return best(logits + rows.temperature * noise)
+        return maxima.largest(logits + rows.temperature * noise)
 
-    return jax.lax.cond(rows.temperature > 0, drawn, lambda: best(logits))
+    return jax.lax.cond(rows.temperature > 0, drawn, lambda: maxima.largest(logits))
 
 
 def _gumbel(keys: Array, first: Array | int, size: int, is_aligned: bool) -> Array:

@@ -12,7 +12,7 @@ from jax import Array
 
 from pdecode import rng
 from pdecode.contracts import Head, Prediction, Sampling
-from pdecode.kernels import mesh, streaming
+from pdecode.kernels import maxima, mesh, streaming
 from pdecode.kernels.streaming import BANNED
 
 # Up to so many logits (B * Q * V) the dense path is taken: 16 MiB of float32, where
@@ -131,7 +131,7 @@ def law(raw: Array, sampling: Sampling) -> Array:
 def sample(filtered: Array, temperature, keys: Array | None) -> Array:
     """argmax(logits + T * gumbel) as int32 [...]; keys [...] or None for the argmax."""
     if keys is None:
-        return jnp.argmax(filtered, -1).astype(jnp.int32)
+        return maxima.largest(filtered)[1]
     # The noise is worth skipping at temperature 0: over a canvas it costs more than
     # the argmax. The predicate is one scalar, so this is no divergence between rows.
     perturb = jax.lax.cond(
@@ -139,14 +139,14 @@ def sample(filtered: Array, temperature, keys: Array | None) -> Array:
         lambda: rng.gumbel(keys, filtered.shape[-1]).astype(filtered.dtype),
         lambda: jnp.zeros(filtered.shape, filtered.dtype),
     )
-    return jnp.argmax(filtered + temperature * perturb, -1).astype(jnp.int32)
+    return maxima.largest(filtered + temperature * perturb)[1]
 
 
 def categorical(probs: Array, keys: Array) -> Array:
     """One draw int32 [...] from probs [..., V] for keys [...]; zeros never win."""
     log_probs = jnp.where(probs > 0, jnp.log(jnp.where(probs > 0, probs, 1)), BANNED)
     drawn = log_probs + rng.gumbel(keys, probs.shape[-1]).astype(probs.dtype)
-    return jnp.argmax(drawn, -1).astype(jnp.int32)
+    return maxima.largest(drawn)[1]
 
 
 def ban(raw: Array, banned: tuple[int, ...]) -> Array:
@@ -201,7 +201,5 @@ def _take(values: Array, index: Array) -> Array:
 
 def _margin(log_probs: Array) -> Array:
     # Not top_k: where its ids are not read, the compiler sorts the whole vocabulary.
-    best = jnp.argmax(log_probs, -1, keepdims=True)
-    ids = jax.lax.broadcasted_iota(best.dtype, log_probs.shape, log_probs.ndim - 1)
-    second = jnp.where(ids == best, -jnp.inf, log_probs).max(-1)
+    second = maxima.second_largest(log_probs)
     return jnp.exp(log_probs.max(-1)) - jnp.exp(second)
