@@ -5,12 +5,12 @@ traceback; `--debug` shows it. Heavy imports happen inside the commands.
 """
 
 import argparse
-import dataclasses
 import json
 import os
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -34,7 +34,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SystemExit as stop:
         return int(stop.code or 0)
     try:
-        return args.command(args)
+        with warnings.catch_warnings():
+            warnings.showwarning = _warn
+            return args.command(args)
     except KeyboardInterrupt:
         print("pdecode: interrupted", file=sys.stderr)
         return INTERRUPTED
@@ -195,7 +197,7 @@ def _generate(args) -> int:
     if args.temperature is not None:
         settings.pop("temperature", None)
     prompt = _prompt(args)
-    options = {
+    options: dict[str, Any] = {
         "method": args.method,
         "model": args.model,
         "drafter": args.drafter,
@@ -332,8 +334,6 @@ def _info(args) -> int:
     from pdecode import checkpoint
 
     facts = checkpoint.info(args.path, _mesh(args.mesh))
-    if dataclasses.is_dataclass(facts.get("config")):
-        facts["config"] = dataclasses.asdict(facts["config"])
     if args.json:
         print(json.dumps(facts))
         return 0
@@ -343,11 +343,16 @@ def _info(args) -> int:
                 f"{name}: {value:,}" if isinstance(value, int) else f"{name}: {value}"
             )
             continue
-        print(f"{name}:")
+        print(f"{name} ({args.mesh}):" if name == "per_device" else f"{name}:")
         for key, each in value.items():
-            is_bytes = name != "config" and isinstance(each, int)
-            shown = f"{each / 2**20:,.2f} MiB" if is_bytes else each
-            print(f"  {key}: {shown}")
+            if name != "config":
+                unit, size = ("GiB", 2**30) if each >= 2**30 else ("MiB", 2**20)
+                print(f"  {key}: {each / size:,.2f} {unit}")
+            elif isinstance(each, dict):
+                given = (f"{k} {v}" for k, v in each.items() if v is not None)
+                print(f"  {key}: {', '.join(given)}")
+            elif each is not None and each is not False and each != ():
+                print(f"  {key}: {each}")
     return 0
 
 
@@ -416,6 +421,11 @@ def _print_columns(rows: Sequence[Sequence[str]]) -> None:
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     for row in rows:
         print("  ".join(f"{c:{w}}" for c, w in zip(row, widths)).rstrip())
+
+
+def _warn(message, category, filename, lineno, file=None, line=None) -> None:
+    del category, filename, lineno, file, line
+    print(f"pdecode: warning: {message}", file=sys.stderr)
 
 
 def _one_line(error: Exception) -> str:

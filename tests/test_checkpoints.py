@@ -469,8 +469,11 @@ def test_configurations_are_refused_by_field(broken):
     broken.config(model_type="quux")
     check_refusal(broken.folder, "unknown architecture 'quux'; known: llama, mistral")
     broken.config(model_type="llada", activation_type="silu", mystery=3)
-    with pytest.warns(UserWarning, match="not understood and are ignored: mystery"):
+    message = "config.json fields that were not understood and are ignored: mystery"
+    with pytest.warns(UserWarning, match=message):
         models.load(broken.folder)
+    code, _, err = command("info", broken.folder)
+    assert (code, err) == (0, f"pdecode: warning: {message}\n")
 
 
 LLAMA = dict(
