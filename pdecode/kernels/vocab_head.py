@@ -15,9 +15,9 @@ from pdecode.contracts import Head, Prediction, Sampling
 from pdecode.kernels import maxima, mesh, streaming
 from pdecode.kernels.streaming import BANNED
 
-# Up to so many logits (B * Q * V) the dense path is taken: 16 MiB of float32, where
-# cutting the weights into tiles still costs more than it saves.
-DENSE_LOGITS = 1 << 22
+# Up to so many logits (B * Q * V), 4 MiB of float32, the dense path is taken: there,
+# measured on CPU, cutting the weights into tiles costs more than it saves.
+DENSE_LOGITS = 1 << 20
 
 _LEAVES = frozenset(Prediction._fields)
 
