@@ -248,11 +248,9 @@ def new_stats(prefill: StepInfo) -> Stats:
 
 def count(stats: Stats, info: StepInfo) -> Stats:
     """`stats` with one step added; a row without a call adds to no histogram bin."""
-    rows = jnp.arange(info.num_calls.shape[0])
-    bins = jnp.clip(info.num_committed, 0, MAX_COMMITTED_BIN)
-    histogram = stats.committed_per_call.at[rows, bins].add(
-        (info.num_calls > 0).astype(jnp.int32)
-    )
+    bins = jnp.clip(info.num_committed, 0, MAX_COMMITTED_BIN)[:, None]
+    is_bin = bins == jnp.arange(MAX_COMMITTED_BIN + 1)[None]
+    is_counted = is_bin & (info.num_calls > 0)[:, None]
     return Stats(
         num_steps=stats.num_steps + 1,
         num_calls=stats.num_calls + info.num_calls,
@@ -265,5 +263,5 @@ def count(stats: Stats, info: StepInfo) -> Stats:
         num_committed=stats.num_committed + info.num_committed,
         num_proposed=stats.num_proposed + info.num_proposed,
         num_revoked=stats.num_revoked + info.num_revoked,
-        committed_per_call=histogram,
+        committed_per_call=stats.committed_per_call + is_counted.astype(jnp.int32),
     )

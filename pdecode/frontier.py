@@ -165,7 +165,7 @@ def frontier(
             output.hidden[:, width:],
             ("token", "log_prob"),
             sampling,
-            rng.noise(keys, rng.TARGET, queried),
+            rng.noise(keys, rng.TARGET, queried, temperature=sampling.temperature),
         )
 
         where = jnp.where(is_asked, asked, length)

@@ -176,7 +176,13 @@ def masked_diffusion(
             model, params, state, positions, valid, stale, has_refresh=bool(refresh)
         )
 
-        places = rng.noise(keys, rng.TARGET, positions, round=state.turn)
+        places = rng.noise(
+            keys,
+            rng.TARGET,
+            positions,
+            round=state.turn,
+            temperature=sampling.temperature,
+        )
         prediction = vocab_head.statistics(
             model.head(params), hidden, wants, sampling, places
         )

@@ -71,6 +71,7 @@ def draft_verify(
     num_stored = num_nodes - num_probes
     # A tree as deep as it has nodes is a chain: its accepted path needs no move.
     is_chain = drafter.max_depth == num_stored
+    is_plain_chain = is_chain and num_probes == 0
     is_match = isinstance(acceptance, str)
     wants = ("token", "log_prob") if is_match else ("logits", *acceptance.wants)
     wants = tuple(dict.fromkeys((*wants, *drafter.wants)))
@@ -123,20 +124,28 @@ def draft_verify(
         query, reach = verify_query(draft, prefix, num_stored, is_chain)
         target = target_params(params)
         output, cache = model.apply(target, query, state.cache)
-        places = rng.noise(keys, rng.TARGET, query.positions + 1)
+        places = rng.noise(
+            keys, rng.TARGET, query.positions + 1, temperature=sampling.temperature
+        )
         prediction = vocab_head.statistics(
             model.head(target), output.hidden, wants, sampling, places
         )
 
-        depth = trees.depths(reach)
         nodes = _without_probes(draft, num_stored)
-        if is_match:
+        if is_match and is_plain_chain:
+            leaf, next_token = _along(nodes, prediction.token)
+        elif is_match:
             leaf, next_token = _walk(nodes, prediction.token, drafter.max_depth)
         else:
             judged = jax.tree.map(lambda leaf: leaf[:, : 1 + num_stored], prediction)
             leaf, next_token = _draw(acceptance, nodes, judged, keys, root)
-        path = trees.path_to(reach, depth, leaf, drafter.max_depth)
-        num_accepted = jnp.take_along_axis(depth, leaf[:, None], 1)[:, 0]
+        if is_plain_chain:
+            path = jnp.minimum(jnp.arange(1, num_nodes + 1)[None], leaf[:, None])
+            num_accepted = leaf
+        else:
+            depth = trees.depths(reach)
+            path = trees.path_to(reach, depth, leaf, drafter.max_depth)
+            num_accepted = jnp.take_along_axis(depth, leaf[:, None], 1)[:, 0]
 
         new_tokens, judged_at = _emitted(draft, path, num_accepted, next_token)
         place = jnp.arange(drafter.max_depth + 1)[None]
@@ -257,6 +266,13 @@ def verify_query(draft: Draft, prefix: Prefix, num_stored: int, is_chain: bool):
         visible=visible,
     )
     return query, reach
+
+
+def _along(draft: Draft, wanted: Array):
+    """`_walk` of a chain: how far each token is the target's own, and the next one."""
+    is_wanted = draft.tokens == wanted[:, :-1]
+    leaf = jnp.cumprod(is_wanted, 1, dtype=jnp.int32).sum(1, dtype=jnp.int32)
+    return leaf, jnp.take_along_axis(wanted, leaf[:, None], 1)[:, 0]
 
 
 def _walk(draft: Draft, wanted: Array, max_depth: int):

@@ -90,7 +90,12 @@ def draft_model(
                 )
                 output, cache = model.apply(params[1], query, cache)
                 hidden = output.hidden[:, depths[above] == level - 1]
-            places = rng.noise(keys, rng.TARGET, (root + level)[:, None])
+            places = rng.noise(
+                keys,
+                rng.TARGET,
+                (root + level)[:, None],
+                temperature=sampling.temperature,
+            )
             wants = ("token",) if draws == "coupled" else ("probs",)
             prediction = vocab_head.statistics(head, hidden, wants, sampling, places)
             # The level above in node order, so parent i is lane i of `hidden`.

@@ -36,18 +36,21 @@ def lookup(tokens: Array, length: Array, num_draft: int, max_ngram: int) -> Arra
     `tokens` [L], of which `length` are text. The match must end before the suffix does,
     so that at least one token follows it.
     """
-    place = jnp.arange(tokens.shape[0])
-    found = jnp.zeros((), bool)
-    after = jnp.zeros((), jnp.int32)
-    for size in range(max_ngram, 0, -1):
-        # suffix a b, text  a b c a b : place 0 matches, and c follows at place 2.
-        match = (place + size < length) & (length > size)
-        for j in range(size):
-            wanted = tokens[jnp.maximum(length - size + j, 0)]
-            match &= jnp.roll(tokens, -j) == wanted
-        is_better = ~found & match.any()
-        after = jnp.where(is_better, jnp.argmax(match).astype(jnp.int32) + size, after)
-        found |= match.any()
+    # suffix a b, text  a b c a b : what ends at 2 agrees on two tokens, c follows.
+    size = tokens.shape[0]
+    end = jnp.arange(size)
+    back = jnp.arange(1, max_ngram + 1)
+    suffix = tokens[jnp.maximum(length - back, 0)]
+    suffix = jnp.where(length >= back, suffix, -1)
+    padded = jnp.pad(tokens, (max_ngram, 0), constant_values=-2)
+    agreed = jnp.zeros(size, jnp.int32)
+    is_run = end < length
+    for i in range(max_ngram):
+        is_run &= padded[max_ngram - 1 - i :][:size] == suffix[i]
+        agreed += is_run
+    # The longest, and of those the leftmost: one integer maximum, which vectorises.
+    best = jnp.max(agreed * size + (size - 1 - end))
+    found, after = best >= size, size - 1 - best % size
     source = after + jnp.arange(num_draft)
     is_text = found & (source < length)
     return jnp.where(is_text, tokens[jnp.minimum(source, tokens.shape[0] - 1)], -1)
