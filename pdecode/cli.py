@@ -257,60 +257,11 @@ def _train(args) -> int:
 
 
 def _bench(args) -> int:
-    from pdecode.evals import report
+    from pdecode.evals import bench
 
-    repeats = args.repeats
-    if repeats is None:
-        repeats = 15 if args.suite == "loop" else 5
-    for name, value in (("batch_size", args.batch_size), ("repeats", repeats)):
-        if value < 1:
-            raise ValueError(f"{name}={value} must be at least 1")
-    run = _bench_loop if args.suite == "loop" else _bench_hotpath
-    measured = run(args, repeats)
-    if args.out:
-        made = {
-            "suite": args.suite,
-            "versions": report.versions(),
-            "device": report.device(),
-            **measured,
-        }
-        with open(args.out, "w") as file:
-            json.dump(made, file, indent=1)
-            file.write("\n")
+    bench.run(args.suite, _names(args.shapes), args.dtype, args.batch_size,
+              args.repeats, args.out)  # fmt: skip
     return 0
-
-
-def _bench_loop(args, repeats: int) -> dict[str, Any]:
-    from pdecode.evals import loop
-
-    found = []
-    for case in loop.CASES:
-        print(f"measuring {case.name}", file=sys.stderr, flush=True)
-        found.append(loop.overhead(case, batch_size=args.batch_size, repeats=repeats))
-    print(loop.table(found))
-    return {"cases": [each._asdict() for each in found]}
-
-
-def _bench_hotpath(args, repeats: int) -> dict[str, Any]:
-    from pdecode.evals import hotpath
-
-    shapes = _names(args.shapes)
-    for shape in shapes:
-        hotpath.config(shape, args.dtype)
-    found = hotpath.peaks(args.dtype)
-    lines = []
-    for shape in shapes:
-        print(f"measuring {shape}", file=sys.stderr, flush=True)
-        batch = args.batch_size
-        lines += hotpath.calls(shape, args.dtype, batch, 256, found)
-        lines += hotpath.attentions(shape, args.dtype, batch, 1024, found)
-        lines += hotpath.heads(shape, args.dtype, batch, found)
-        if shape in hotpath.DECODED:
-            lines += hotpath.decodes(shape, 64, 64, repeats)
-    print(hotpath.table(found, lines))
-    if not any(line.part == "decode" for line in lines):
-        print("decodes are compared with torch: pip install 'pdecode[oracle]'")
-    return {"peaks": found._asdict(), "lines": [line._asdict() for line in lines]}
 
 
 def _doctor(args) -> int:

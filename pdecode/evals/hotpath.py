@@ -36,6 +36,7 @@ SHAPES = {
     "llada-8b": (126464, 4096, 32, 32, 32, 12288),
 }
 DECODED = ("3m", "30m", "130m")  # those compared with torch
+DTYPES = ("float32", "bfloat16")
 CANVAS = 256  # queries of a full-canvas call
 REPEATED = 8  # times a kernel runs in one program, each on the result of the last
 
@@ -65,9 +66,11 @@ class Line(NamedTuple):
 
 
 def config(shape: str, dtype: str) -> Config:
-    """The named shape; ValueError listing the known ones."""
+    """The named shape; ValueError listing the known shapes and dtypes."""
     if shape not in SHAPES:
         raise ValueError(f"unknown shape {shape!r}; known: {', '.join(SHAPES)}")
+    if dtype not in DTYPES:
+        raise ValueError(f"unknown dtype {dtype!r}; known: {', '.join(DTYPES)}")
     vocab, width, num_layers, heads, kv_heads, inner = SHAPES[shape]
     return Config(
         vocab_size=vocab,
