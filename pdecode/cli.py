@@ -112,6 +112,20 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--out", help="JSON file for the results")
 
+    made = add("aot", _aot, "what a decode costs on hardware that is not here")
+    made.add_argument(
+        "--target", default="tpu-v5e-2x4", help="tpu-GENERATION-TOPOLOGY or cuda"
+    )
+    made.add_argument("--model", default="llada-8b", help="known shape, or a folder")
+    made.add_argument("--drafter", help="the same, for the drafter")
+    made.add_argument("--method", help="see pdecode methods")
+    made.add_argument("--mesh", help="axes and sizes, as fsdp=4,tensor=8")
+    made.add_argument("--batch-size", type=int, help="default: one row a device")
+    made.add_argument("--prompt-len", type=int, default=512)
+    made.add_argument("--max-new-tokens", type=int, default=512)
+    made.add_argument("--json", action="store_true", help="one JSON object")
+    _add_set(made, "KNOB=VALUE")
+
     add("doctor", _doctor, "check this installation with one decode")
 
     made = add("convert", _convert, "convert a checkpoint to or from orbax")
@@ -261,6 +275,36 @@ def _bench(args) -> int:
 
     bench.run(args.suite, _names(args.shapes), args.dtype, args.batch_size,
               args.repeats, args.out)  # fmt: skip
+    return 0
+
+
+def _aot(args) -> int:
+    import jax
+
+    if not jax.config.jax_platforms:
+        # libtpu would look for the hardware that is not here.
+        jax.config.update("jax_platforms", "cpu")
+    from pdecode import aot, configurations
+
+    for name in ("batch_size", "prompt_len", "max_new_tokens"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise ValueError(f"{name}={value} must be at least 1")
+    if args.set and args.method is None:
+        raise ValueError("--set needs --method: knobs belong to a method")
+    method = configurations.resolve(args.method)[0] if args.method else None
+    found = aot.report(
+        args.target,
+        args.model,
+        args.method,
+        drafter=args.drafter,
+        mesh=_mesh(args.mesh),
+        batch_size=args.batch_size,
+        prompt_len=args.prompt_len,
+        max_new_tokens=args.max_new_tokens,
+        settings=_settings(method, args.set),
+    )
+    print(json.dumps(found, indent=1) if args.json else aot.text(found))
     return 0
 
 

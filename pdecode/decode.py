@@ -192,6 +192,26 @@ def run(
     return _run(params, prompt, key, traced, max_steps=max_steps, **static)
 
 
+def trace(
+    method: Callable[..., Decoder],
+    model: Model | tuple,
+    params: Params,
+    prompt: Prompt,
+    key: Array,
+    *,
+    knobs: dict[str, float] | None = None,
+    max_steps: int | None = None,
+    **sizes: Any,
+):
+    """The program that `run` would run, traced: `lower` it for any platform.
+
+    Arguments may be `jax.ShapeDtypeStruct`s, with shardings on devices of a topology
+    that is not here.
+    """
+    static, traced = _bind(method, model, {**(knobs or {}), **sizes})
+    return _run.trace(params, prompt, key, traced, max_steps=max_steps, **static)
+
+
 def lower(
     method: Callable[..., Decoder],
     model: Model | tuple,

@@ -1,0 +1,107 @@
+"""Programs for hardware that is not here: what they hold, and how it is read."""
+
+import json
+
+import jax
+import pytest
+
+from pdecode import aot, cli, hlo
+
+TEXT = """\
+HloModule jit__run
+
+%add (x: f32[], y: f32[]) -> f32[] {
+  ROOT %sum = f32[] add(%x, %y)
+}
+
+%async_collective_fusion.1 (p: s32[8,1]) -> s32[8,4] {
+  ROOT %again = s32[8,4]{1,0} all-gather(%p), dimensions={1}
+}
+
+%body (p: (bf16[8,16])) -> (bf16[8,16]) {
+  %r.1 = bf16[8,16]{1,0:T(8,128)(2,1)S(1)} all-reduce(%p), to_apply=%add
+  %r.2 = bf16[8,16]{1,0:T(8,128)(2,1)} all-reduce(%p), to_apply=%add
+  %g = (f32[2], f32[8]) all-gather-start(%p), dimensions={0}
+  %f = s32[8,4]{1,0} fusion(%p), kind=kCustom, calls=%async_collective_fusion.1
+  %k = bf16[8]{0} custom-call(%p), custom_call_target="tpu_custom_call"
+  %s = bf16[8,16]{1,0} scatter(%p, %p, %p), to_apply=%add
+}
+
+%condition (p: (bf16[8,16])) -> pred[] {
+  ROOT %c = pred[] constant(true)
+}
+
+ENTRY %main (p: bf16[8,16]) -> (bf16[8,16]) {
+  %before = f32[4]{0} reduce-scatter(%p), to_apply=%add
+  ROOT %w = (bf16[8,16]{1,0:T(8,128)}, pred[8]{0}, /*index=2*/s32[]) while(%t), condition=%condition, body=%body
+}
+"""  # noqa: E501
+
+
+def test_collectives_are_read_with_their_size_and_place():
+    read = hlo.read(TEXT)
+    assert [tuple(each) for each in read.collectives] == [
+        ("all-reduce", "bf16[8,16]", 256, 2, True),
+        ("all-gather", "f32[8]", 32, 1, True),
+        ("reduce-scatter", "f32[4]", 16, 1, False),
+    ]
+    assert read.carried_bytes == 256 + 8 + 4
+    assert read.mosaic_calls == {"loop": 1, "before": 0}
+    assert read.cache_writes == {"scatter": 1}
+
+
+@pytest.mark.parametrize(
+    "target, model, message",
+    [
+        ("tpu-v9-2x4", "tiny", "known generations: v5e, v5p, v6e"),
+        ("gpu", "tiny", "write cuda, or tpu-GENERATION-TOPOLOGY"),
+        ("cuda", "llada-9b", "known shapes are tiny, llada-8b"),
+    ],
+)
+def test_unknown_names_are_refused(target, model, message):
+    with pytest.raises(ValueError, match=message):
+        aot.report(target, model)
+
+
+def test_the_default_mesh_uses_every_device():
+    assert aot.default_mesh(8, 32) == {"fsdp": 1, "tensor": 8}
+    assert aot.default_mesh(256, 32) == {"fsdp": 16, "tensor": 16}
+    assert aot.default_mesh(64, 8) == {"fsdp": 8, "tensor": 8}
+
+
+def test_cuda_is_lowered_and_reported(capsys):
+    arguments = ["aot", "--target", "cuda", "--model", "tiny", "--prompt-len", "32"]
+    assert cli.main([*arguments, "--max-new-tokens", "32", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    weights = found["num_params"] - 2048 * 512 - 5 * 512  # no lookup, no norms
+    (call,) = found["calls"]
+    assert call["flops_by_formula"] == 2 * weights * 8 * 64
+    assert "peak_bytes" not in found
+
+
+def compiled(model, **options):
+    pytest.importorskip("libtpu", reason="needs the tpu-aot extra")
+    if jax.default_backend() != "cpu":
+        pytest.skip("JAX_PLATFORMS=cpu keeps libtpu from looking for a TPU")
+    return aot.report("tpu-v5e-2x4", model, **options)
+
+
+@pytest.mark.tpu_aot
+@pytest.mark.parametrize("model", ["tiny", "llada-8b"])
+def test_a_tpu_program_keeps_to_its_share(model):
+    found = compiled(model)
+    assert found["mosaic_calls"]["loop"] > 0
+    assert 0 < found["all_reduces_per_layer"] <= 2.5
+    assert found["peak_bytes"] < found["memory_bytes"]
+    if model == "tiny":
+        return
+    # The loop carries weights, cache and canvas: 5 % above an eighth at most.
+    assert found["loop_bytes"] <= 1.05 * found["share_bytes"]
+    # Two a layer, and one for the split embedding table.
+    assert found["all_reduces_per_layer"] <= 2 + 1 / 32
+    (call,) = found["calls"]
+    lanes = call["rows"] * call["lanes"]
+    stream = lanes * 4096 * 2
+    others = [x for x in found["collectives"] if x["in_loop"] and x["bytes"] != stream]
+    # The sampler exchanges statistics: a few numbers a lane and device.
+    assert others and all(x["bytes"] <= 64 * lanes for x in others)
