@@ -119,4 +119,13 @@ def shard_rows(tree: Any, mesh: Mesh) -> Any:
 
 def replicate(tree: Any, mesh: Mesh) -> Any:
     """The same on every device: keys, knobs, a toy's law."""
-    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+    whole = NamedSharding(mesh, PartitionSpec())
+
+    def put(leaf):
+        if not jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            return jax.device_put(leaf, whole)
+        # Across processes only plain arrays can be put.
+        bits = jax.device_put(jax.random.key_data(leaf), whole)
+        return jax.random.wrap_key_data(bits, impl=jax.random.key_impl(leaf))
+
+    return jax.tree.map(put, tree)
