@@ -20,7 +20,15 @@ _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%\S+ = (.*?) ([a-z][\w-]*)\(")
 _SHAPE = re.compile(r"\b([a-z]\w*)\[([\d,]*)\]")
 _CALLED = re.compile(r"(?:calls|to_apply|body|condition)=%([\w.-]+)")
 _BRANCHES = re.compile(r"(?:branch_computations|called_computations)=\{([^}]*)\}")
-_TARGET = re.compile(r'custom_call_target="([^"]+)"')
+# Lines without any of these are passed over: programs of large models have a million.
+_READ = (
+    *COLLECTIVES,
+    "while(",
+    "tpu_custom_call",
+    "scatter(",
+    "dynamic-update-slice(",
+    "AsyncCollectiveDone",
+)
 
 
 class Collective(NamedTuple):
@@ -50,13 +58,21 @@ def read(text: str) -> Program:
     are inside it.
     """
     bodies = _computations(text)
+    called = {
+        name: [each for line in lines for each in _called(line)]
+        for name, lines in bodies.items()
+    }
+    bodies = {
+        name: [line for line in lines if any(word in line for word in _READ)]
+        for name, lines in bodies.items()
+    }
     inside: set[str] = set()
     carried = 0
     for lines in bodies.values():
         for line in lines:
-            found = _INSTRUCTION.match(line)
+            found = _INSTRUCTION.match(line) if " while(" in line else None
             if found and found[2] == "while":
-                reached = _reached(bodies, line)
+                reached = _reached(called, line)
                 if len(reached) > len(inside):
                     inside, carried = reached, _bytes(found[1])
     counts: collections.Counter = collections.Counter()
@@ -111,18 +127,20 @@ def _computations(text: str) -> dict[str, list[str]]:
     return bodies
 
 
-def _reached(bodies: dict[str, list[str]], line: str) -> set[str]:
+def _reached(called: dict[str, list[str]], line: str) -> set[str]:
     """Names of the computations that `line` calls, and what they call."""
     waiting, found = _called(line), set()
     while waiting:
         name = waiting.pop()
-        if name not in found and name in bodies:
+        if name not in found and name in called:
             found.add(name)
-            waiting += [each for line in bodies[name] for each in _called(line)]
+            waiting += called[name]
     return found
 
 
 def _called(line: str) -> list[str]:
+    if "=%" not in line and "computations={" not in line:
+        return []
     names = _CALLED.findall(line)
     for group in _BRANCHES.findall(line):
         names += [name.strip().lstrip("%") for name in group.split(",")]
