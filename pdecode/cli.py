@@ -281,7 +281,7 @@ def _bench(args) -> int:
 def _aot(args) -> int:
     import jax
 
-    if not jax.config.jax_platforms:
+    if not os.environ.get("JAX_PLATFORMS"):
         # libtpu would look for the hardware that is not here.
         jax.config.update("jax_platforms", "cpu")
     from pdecode import aot, configurations
