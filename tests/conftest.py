@@ -1,3 +1,4 @@
+import gc
 import importlib.metadata
 import os
 
@@ -20,6 +21,8 @@ import jax  # noqa: E402
 import pytest  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# Compiled programs live as long as the suite; walking them again and again is waste.
+gc.set_threshold(100_000, 20, 100)
 
 
 def pytest_collection_modifyitems(items):

@@ -110,17 +110,13 @@ def check_mesh(name, data, tensor):
         np.testing.assert_array_equal(got_stats.num_calls, stats.num_calls)
 
 
-# One of each way to use the cache; the others run with `-m meshes`.
-@pytest.mark.parametrize(
-    "name",
-    ["autoregressive", "blockwise", "specinfer", "mc_sjd", "llada_guided", "dual_cache",
-     "remdm_conf", "random_order"],
-)  # fmt: skip
+# One of each family; the others, and other meshes, in the thorough test.
+@pytest.mark.parametrize("name", ["mc_sjd", "dual_cache", "random_order"])
 def test_tokens_on_a_mesh_are_those_of_one_device(name):
     check_mesh(name, 2, 4)
 
 
-@pytest.mark.meshes
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", CASES)
 def test_every_method_on_every_mesh(name):
     for data, tensor in MESHES:
