@@ -11,7 +11,9 @@
     )
 
 On several TPUs run it under `jax.set_mesh(mesh)`: the attention kernel and the split
-vocabulary head are mapped over the mesh in context. The table in `pdecode.models.placement` says which mesh axes split what. All axes are of
+vocabulary head are mapped over the mesh in context.
+
+The table in `pdecode.models.placement` says which mesh axes split what. All axes are of
 type Auto: with Explicit axes a while loop over sharded caches must spell out the
 sharding of every intermediate.
 """
