@@ -252,10 +252,11 @@ def plot(made: dict[str, Any], path: pathlib.Path) -> list[pathlib.Path]:
         places = [(row["tokens_per_call"], row["bits_per_byte"]) for row in some]
         if places:
             axes.scatter(*zip(*places), marker=marker, label=guarantee)
-        for row, place in zip(some, places):
-            axes.annotate(
-                row["name"], place, xytext=(4, 3), textcoords="offset points", size=7
-            )
+    for names, place in _together(rows):
+        axes.annotate(
+            "\n".join(names), place, xytext=(4, 4), textcoords="offset points", size=7
+        )
+    axes.margins(x=0.12, y=0.1)
     held_out = made["held_out"]["bits_per_byte"]
     if held_out is not None:
         axes.axhline(held_out, ls="--", lw=1, color="grey", label="held-out text")
@@ -264,6 +265,21 @@ def plot(made: dict[str, Any], path: pathlib.Path) -> list[pathlib.Path]:
     axes.legend()
     figure.savefig(path, dpi=150)
     return [path]
+
+
+def _together(rows: Sequence[dict[str, Any]]) -> list[tuple[list[str], tuple]]:
+    """Names that share one label, and its place: points too near to be told apart."""
+    places = [(row["tokens_per_call"], row["bits_per_byte"]) for row in rows]
+    wide, high = (max(max(axis) - min(axis), 1e-9) for axis in zip(*places))
+    found: list[tuple[list[str], tuple]] = []
+    for row, (x, y) in zip(rows, places):
+        for names, (left, low) in found:
+            if abs(x - left) < 0.06 * wide and abs(y - low) < 0.05 * high:
+                names.append(row["name"])
+                break
+        else:
+            found.append(([row["name"]], (x, y)))
+    return found
 
 
 def versions() -> dict[str, str]:
