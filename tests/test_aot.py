@@ -88,7 +88,10 @@ def compiled(model, **options):
 
 @pytest.mark.tpu_aot
 @pytest.mark.parametrize("model", ["tiny", "llada-8b"])
-def test_a_tpu_program_keeps_to_its_share(model):
+def test_a_tpu_program_keeps_to_its_share(model, monkeypatch):
+    # libtpu ends the process at a flag of the host's compiler, which has read it here.
+    jax.devices()
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
     found = compiled(model)
     assert found["mosaic_calls"]["loop"] > 0
     assert 0 < found["all_reduces_per_layer"] <= 2.5
