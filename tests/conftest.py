@@ -25,34 +25,10 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 gc.set_threshold(100_000, 20, 100)
 
 
-# Further rows of tables that the default run samples, and tests in processes of their
-# own: minutes more, `pytest -m thorough`.
-THOROUGH = (
-    "test_lossless_in_law[sjd]",
-    "test_lossless_in_law[gs_sjd]",
-    "test_two_processes_agree_with_one",
-    "test_number_of_masks_is_binomial[mdlm-sizes1]",
-    "test_number_of_masks_is_binomial[remdm-sizes3]",
-    "test_diffusion_gemma_generations[1]",
-    "test_diffusion_gemma_generations[2]",
-    "test_two_programs_decode_what_one_does[llada]",
-    "test_recorded_generations_through_the_command_line[llada_tiny-case1]",
-    "test_recorded_generations_through_the_command_line[llada_tiny-case2]",
-    "test_recorded_generations_through_the_command_line[llada_tiny-case7]",
-    "test_recorded_generations_through_the_command_line[llada_tiny-case8]",
-    "test_recorded_generations_through_the_command_line[dream_tiny-case1]",
-    "test_recorded_generations_through_the_command_line[dream_tiny-case2]",
-    "test_training_lowers_the_loss[masked_diffusion-muon-model1]",
-    "test_gradients_reach_every_parameter",
-)
-
-
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Marks the thorough; tests of one method go to one worker, for its program."""
+    """Tests of one method go to one worker, for its program."""
     for item in items:
-        if item.name in THOROUGH:
-            item.add_marker(pytest.mark.thorough)
         name = getattr(item, "callspec", None) and item.callspec.params.get("name")
         if item.path.name == "test_methods.py" and name:
             item.add_marker(pytest.mark.xdist_group(str(name)))

@@ -186,7 +186,10 @@ def recorded(arrays, case):
     return method.Draws(sample, noise)
 
 
-@pytest.mark.parametrize("number", [0, 1, 2])
+@pytest.mark.parametrize(
+    "number",
+    [0, *(pytest.param(number, marks=pytest.mark.thorough) for number in (1, 2))],
+)
 def test_diffusion_gemma_generations(gemma, number):
     arrays = expected("diffusion_gemma_tiny")
     cases = json.loads((GOLDEN / "diffusion_gemma_tiny/cases.json").read_text())
@@ -695,10 +698,16 @@ def test_tokenizer_and_chat_template(broken):
     check_refusal(broken.folder, r"tokenizer_config\.json is damaged: it holds no obj")
 
 
+# Settings that another case has too.
+FURTHER = {"llada_tiny": ("case1", "case2", "case7", "case8"),
+           "dream_tiny": ("case1", "case2")}  # fmt: skip
+
+
 def recorded_cases():
-    for name in ("llada_tiny", "dream_tiny"):
+    for name, further in FURTHER.items():
         for case in json.loads((GOLDEN / name / "cases.json").read_text()):
-            yield pytest.param(name, case, id=f"{name}-{case['name']}")
+            marks = pytest.mark.thorough if case["name"] in further else ()
+            yield pytest.param(name, case, id=f"{name}-{case['name']}", marks=marks)
 
 
 @pytest.mark.parametrize("name, case", list(recorded_cases()))

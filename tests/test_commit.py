@@ -168,9 +168,13 @@ def masks_after_each_step(decoder, rows, steps):
     "method, sizes",
     [
         (methods.mdlm, {}),
-        (methods.mdlm, {"schedule": "cosine"}),
+        pytest.param(methods.mdlm, {"schedule": "cosine"}, marks=pytest.mark.thorough),
         (methods.remdm, {"variant": "cap", "eta": 0.2}),
-        (methods.remdm, {"variant": "rescale", "eta": 0.5}),
+        pytest.param(
+            methods.remdm,
+            {"variant": "rescale", "eta": 0.5},
+            marks=pytest.mark.thorough,
+        ),
     ],
 )
 def test_number_of_masks_is_binomial(method, sizes):

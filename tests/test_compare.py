@@ -23,7 +23,15 @@ def no_cache_on_disk(monkeypatch):
 # Measuring.
 
 
-@pytest.mark.parametrize("name", ["autoregressive", "jacobi", "llada", "remdm"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "autoregressive",
+        "jacobi",
+        "remdm",
+        pytest.param("llada", marks=pytest.mark.thorough),
+    ],
+)
 def test_two_programs_decode_what_one_does(name):
     case = table.CASES[name]
     settings = {**case.sizes, **case.knobs, "temperature": 0.7, "max_new_tokens": 10}

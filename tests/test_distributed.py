@@ -37,6 +37,7 @@ def decode(mesh=None):
     return generation
 
 
+@pytest.mark.thorough
 def test_two_processes_agree_with_one():
     with socket.socket() as free:
         free.bind(("localhost", 0))

@@ -117,8 +117,8 @@ EXACT = {
 
 # Variants of a rule that another row of the table already puts through the same law.
 THOROUGH = (
-    "specinfer", "mc_sjd_repeat", "llada_random", "llada_margin", "llada_max_prob",
-    "eb_gamma_0",
+    "sjd", "gs_sjd", "specinfer", "mc_sjd_repeat", "llada_random", "llada_margin",
+    "llada_max_prob", "eb_gamma_0",
 )  # fmt: skip
 
 

@@ -161,7 +161,10 @@ def test_head_k_predicts_k_tokens_beyond_the_targets():
 
 @pytest.mark.parametrize(
     ("objective", "optimizer", "model"),
-    [("autoregressive", "adamw", MODEL), ("masked_diffusion", "muon", CANVAS)],
+    [
+        ("autoregressive", "adamw", MODEL),
+        pytest.param("masked_diffusion", "muon", CANVAS, marks=pytest.mark.thorough),
+    ],
 )
 def test_training_lowers_the_loss(tmp_path, objective, optimizer, model):
     config = dataclasses.replace(

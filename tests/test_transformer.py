@@ -299,6 +299,7 @@ def test_equal_configurations_make_one_model():
     hash(transformer.make_model(TINY))
 
 
+@pytest.mark.thorough
 def test_gradients_reach_every_parameter():
     for name in ("qwen", "gpt2", "gemma", "moe"):
         config = VARIANTS[name]
