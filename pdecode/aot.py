@@ -381,10 +381,11 @@ def _lower_call(job: Job, call: Call):
 
 def _program(job: Job):
     key = jax.eval_shape(lambda: jax.random.key(0))
-    return decode.trace(
+    traced, _ = decode.trace(
         job.method, job.models, job.params, job.prompt, key,
         **job.knobs, **job.sizes,
     )  # fmt: skip
+    return traced
 
 
 def _compiled(job: Job, calls: list[Call], chip: Chip, axes) -> dict[str, Any]:

@@ -203,35 +203,16 @@ def trace(
     max_steps: int | None = None,
     **sizes: Any,
 ):
-    """The program that `run` would run, traced: `lower` it for any platform.
+    """The program that `run` would run, traced, and its knobs.
 
-    Arguments may be `jax.ShapeDtypeStruct`s, with shardings on devices of a topology
-    that is not here.
+    Returns (`jax.stages.Traced`, knobs). `traced.lower().compile()(params, prompt, key,
+    knobs)` decodes, so that compile time can be told from run time; it lowers for other
+    platforms too. Arguments may be `jax.ShapeDtypeStruct`s, with shardings on devices
+    of a topology that is not here.
     """
-    static, traced = _bind(method, model, {**(knobs or {}), **sizes})
-    return _run.trace(params, prompt, key, traced, max_steps=max_steps, **static)
-
-
-def lower(
-    method: Callable[..., Decoder],
-    model: Model | tuple,
-    params: Params,
-    prompt: Prompt,
-    key: Array,
-    *,
-    knobs: dict[str, float] | None = None,
-    max_steps: int | None = None,
-    **sizes: Any,
-):
-    """The program that `run` would run, and its knobs.
-
-    Returns (`jax.stages.Lowered`, knobs): `lowered.compile()(params, prompt, key,
-    knobs)` decodes, so that compile time can be told from run time. Arguments may be
-    `jax.ShapeDtypeStruct`s, for compiling ahead of time.
-    """
-    static, traced = _bind(method, model, {**(knobs or {}), **sizes})
-    lowered = _run.lower(params, prompt, key, traced, max_steps=max_steps, **static)
-    return lowered, traced
+    static, bound = _bind(method, model, {**(knobs or {}), **sizes})
+    traced = _run.trace(params, prompt, key, bound, max_steps=max_steps, **static)
+    return traced, bound
 
 
 def _bind(method, model, values):

@@ -134,10 +134,10 @@ def test_the_loop_holds_a_part_of_the_cache():
     )
 
     def text(models, params):
-        lowered, _ = decode_module.lower(
+        traced, _ = decode_module.trace(
             method, models, params, prompt, key, max_new_tokens=MAX_NEW
         )
-        return lowered.compile().as_text()
+        return traced.lower().compile().as_text()
 
     for tree in (params, whole_params):
         found = text(models, tree)

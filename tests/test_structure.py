@@ -58,10 +58,10 @@ PROMPT = prompts.from_rows([[1, 2, 3], [4], [5, 6, 7, 8, 9], [1, 1]], max_new=14
 )
 def test_no_cache_sized_copy_in_the_loop(method, models, sizes):
     model, params = models
-    lowered, _ = decode.lower(
+    traced, _ = decode.trace(
         method, model, params, PROMPT, jax.random.key(0), max_new_tokens=14, **sizes
     )
-    text = lowered.compile().as_text()
+    text = traced.lower().compile().as_text()
     lengths = 5 + 14  # prompt and generation; slack differs by method
     slots = {size for size in range(lengths, lengths + 9) if f"[4,2,{size},6]" in text}
     assert slots, "no cache found in the program"
@@ -73,14 +73,14 @@ def test_one_row_and_one_query_write_in_place():
     """A fused update that two consumers share would copy the cache for one of them."""
     prompt = prompts.from_rows([[1, 2, 3, 4, 5]], max_new=14)
     model, params = CAUSAL
-    lowered, _ = decode.lower(
+    traced, _ = decode.trace(
         methods.autoregressive, model, params, prompt, jax.random.key(0),
         max_new_tokens=14,
     )  # fmt: skip
     # The suite's flags choose another code generator, see conftest.py.
     is_old = jax.__version__.startswith("0.10.")
     options = {"xla_cpu_use_fusion_emitters": True} if is_old else {}
-    text = lowered.compile(compiler_options=options).as_text()
+    text = traced.lower().compile(compiler_options=options).as_text()
     whole = re.findall(r"= f32\[(?:1,)?2,(?:19|2\d),6\]\S* (\S+)\(", text)
     assert "scatter" in whole, whole
     assert "dynamic-update-slice" not in whole, whole
