@@ -25,8 +25,7 @@ from pdecode import knobs as knob_rules
 from pdecode.contracts import Model, Prompt, Query, Sampling
 from pdecode.evals import hardware
 from pdecode.kernels import vocab_head
-from pdecode.models import loading, placement, transformer
-from pdecode.models.config import Config, Rope
+from pdecode.models import loading, placement, shapes, transformer
 
 _V5E = hardware.v5e(0, 0)
 
@@ -44,63 +43,6 @@ CHIPS = {
     "v5e": Chip(_V5E.flops, _V5E.bandwidth, 200e9, 16 * 2**30),
     "v5p": Chip(459e12, 2.765e12, 600e9, 95 * 2**30),
     "v6e": Chip(918e12, 1.64e12, 448e9, 32 * 2**30),
-}
-
-_MASKED = {"attention": "bidirectional", "noise": "absorbing"}
-SHAPES = {
-    "tiny": Config(
-        vocab_size=2048,
-        width=512,
-        num_layers=2,
-        num_heads=8,
-        head_dim=128,
-        mlp_width=1024,
-        mask_id=2047,
-        eos_ids=(2046,),
-        name="tiny",
-        **_MASKED,
-    ),
-    # GSAI-ML/LLaDA-8B-Instruct
-    "llada-8b": Config(
-        vocab_size=126464,
-        width=4096,
-        num_layers=32,
-        num_heads=32,
-        mlp_width=12288,
-        rope=Rope(theta=500_000.0),
-        norm_eps=1e-5,
-        mask_id=126336,
-        eos_ids=(126081,),
-        name="llada-8b",
-        **_MASKED,
-    ),
-    # Qwen/Qwen3-8B
-    "qwen3-8b": Config(
-        vocab_size=151936,
-        width=4096,
-        num_layers=36,
-        num_heads=32,
-        num_kv_heads=8,
-        head_dim=128,
-        mlp_width=12288,
-        rope=Rope(theta=1_000_000.0),
-        qk_norm=True,
-        eos_ids=(151645,),
-        name="qwen3-8b",
-    ),
-    # meta-llama/Llama-3.1-70B
-    "llama-70b": Config(
-        vocab_size=128256,
-        width=8192,
-        num_layers=80,
-        num_heads=64,
-        num_kv_heads=8,
-        mlp_width=28672,
-        rope=Rope(theta=500_000.0),
-        norm_eps=1e-5,
-        eos_ids=(128001,),
-        name="llama-70b",
-    ),
 }
 
 
@@ -133,7 +75,7 @@ def report(
     """Compiles a decode for `target` and says what it needs, as plain data.
 
     `target` is "tpu-GENERATION-TOPOLOGY", such as tpu-v5e-2x4, or "cuda". `model` and
-    `drafter` name one of SHAPES or a checkpoint folder, of which only the configuration
+    `drafter` name one of `shapes.SHAPES` or a checkpoint folder, of which only the configuration
     is read; a drafter takes the target's vocabulary. `mesh` (None: `default_mesh`),
     `batch_size` (None: one row a device, at least 8), bfloat16 throughout.
 
@@ -193,13 +135,13 @@ def default_mesh(num_devices: int, num_kv_heads: int) -> dict[str, int]:
 
 
 def shape_of(name: str) -> Any:
-    """The configuration of one of SHAPES or of a checkpoint folder, in bfloat16."""
-    if name in SHAPES:
-        return dataclasses.replace(SHAPES[name], dtype="bfloat16")
+    """The configuration of one of `shapes.SHAPES` or of a checkpoint folder, in bfloat16."""
+    if name in shapes.SHAPES:
+        return shapes.config(name, "bfloat16")
     if not os.path.isdir(name):
         raise ValueError(
             f"unknown model {name!r}: no such folder, and the known shapes are "
-            f"{', '.join(SHAPES)}"
+            f"{', '.join(shapes.SHAPES)}"
         )
     family, config = loading.read_config(name)
     if family.module is not transformer:
@@ -275,11 +217,11 @@ def _job(method, config, drafter, mesh, batch_size, prompt_len, settings) -> Job
     for each in configs:
         made = transformer.make_model(each)
         models.append(made if mesh is None else sharding.on_mesh(made, mesh))
-        shapes = jax.eval_shape(
+        tree = jax.eval_shape(
             lambda each=each: transformer.init(each, jax.random.key(0))
         )
-        shapes = jax.tree.map(lambda s: ShapeDtypeStruct(s.shape, jnp.bfloat16), shapes)
-        trees.append(_placed(shapes, mesh, placement.specs))
+        tree = jax.tree.map(lambda s: ShapeDtypeStruct(s.shape, jnp.bfloat16), tree)
+        trees.append(_placed(tree, mesh, placement.specs))
     knobs, sizes = knob_rules.split(recipe, {**implied, **settings})
     row: Any = ShapeDtypeStruct((batch_size,), jnp.int32)
     tokens: Any = ShapeDtypeStruct((batch_size, prompt_len), jnp.int32)

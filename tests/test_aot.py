@@ -6,6 +6,7 @@ import jax
 import pytest
 
 from pdecode import aot, cli, hlo
+from pdecode.models import shapes, transformer
 
 TEXT = """\
 HloModule jit__run
@@ -55,12 +56,33 @@ def test_collectives_are_read_with_their_size_and_place():
     [
         ("tpu-v9-2x4", "tiny", "known generations: v5e, v5p, v6e"),
         ("gpu", "tiny", "write cuda, or tpu-GENERATION-TOPOLOGY"),
-        ("cuda", "llada-9b", "known shapes are tiny, llada-8b"),
+        ("cuda", "llada-9b", "known shapes are tiny, 3m, .*llama-70b"),
     ],
 )
 def test_unknown_names_are_refused(target, model, message):
     with pytest.raises(ValueError, match=message):
         aot.report(target, model)
+
+
+@pytest.mark.parametrize(
+    "name, num_params",
+    [
+        ("llada-8b", 8_015_581_184),
+        ("qwen3-8b", 8_190_735_360),
+        ("llama-70b", 70_553_706_496),
+    ],
+)
+def test_a_shape_has_as_many_weights_as_the_model_it_is_of(name, num_params):
+    config = shapes.config(name, "bfloat16")
+    tree = jax.eval_shape(lambda: transformer.init(config, jax.random.key(0)))
+    assert sum(leaf.size for leaf in jax.tree.leaves(tree)) == num_params
+
+
+def test_unknown_shapes_and_dtypes_are_refused():
+    with pytest.raises(ValueError, match=r"known shapes: tiny, 3m, .*, llama-70b"):
+        shapes.config("8b", "float32")
+    with pytest.raises(ValueError, match="known: float32, bfloat16"):
+        shapes.config("3m", "float16")
 
 
 def test_the_default_mesh_uses_every_device():

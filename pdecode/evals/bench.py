@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pdecode.evals import hotpath, loop, report
+from pdecode.models import shapes as known_shapes
 
 CONTEXT, KERNEL_SLOTS = 256, 1024  # cached tokens of a call; slots of one attention
 PROMPT_LEN, NUM_NEW = 64, 64  # of the decodes that torch does too
@@ -47,7 +48,7 @@ def _loop(batch_size: int, repeats: int) -> dict[str, Any]:
 
 def _hotpath(shapes, dtype: str, batch: int, repeats: int) -> dict[str, Any]:
     for shape in shapes:
-        hotpath.config(shape, dtype)
+        known_shapes.config(shape, dtype)
     found = hotpath.peaks(dtype)
     lines = []
     for shape in shapes:

@@ -24,19 +24,10 @@ from pdecode import methods, prompts
 from pdecode.contracts import Head, Params, Sampling, Visibility
 from pdecode.evals import hardware, measure
 from pdecode.kernels import attention, vocab_head
-from pdecode.models import loading, transformer
-from pdecode.models.config import Config, Rope
+from pdecode.models import loading, shapes, transformer
+from pdecode.models.config import Config
 
-# name: vocabulary, width, layers, query heads, key heads, MLP width
-SHAPES = {
-    "3m": (1024, 192, 7, 3, 3, 512),
-    "30m": (8192, 512, 8, 8, 8, 1536),
-    "130m": (32000, 768, 15, 12, 12, 2048),
-    "qwen3-8b": (151936, 4096, 36, 32, 8, 12288),
-    "llada-8b": (126464, 4096, 32, 32, 32, 12288),
-}
 DECODED = ("3m", "30m", "130m")  # those compared with torch
-DTYPES = ("float32", "bfloat16")
 CANVAS = 256  # queries of a full-canvas call
 REPEATED = 8  # times a kernel runs in one program, each on the result of the last
 
@@ -65,27 +56,6 @@ class Line(NamedTuple):
     note: str = ""
 
 
-def config(shape: str, dtype: str) -> Config:
-    """The named shape; ValueError listing the known shapes and dtypes."""
-    if shape not in SHAPES:
-        raise ValueError(f"unknown shape {shape!r}; known: {', '.join(SHAPES)}")
-    if dtype not in DTYPES:
-        raise ValueError(f"unknown dtype {dtype!r}; known: {', '.join(DTYPES)}")
-    vocab, width, num_layers, heads, kv_heads, inner = SHAPES[shape]
-    return Config(
-        vocab_size=vocab,
-        width=width,
-        num_layers=num_layers,
-        num_heads=heads,
-        num_kv_heads=kv_heads,
-        mlp_width=inner,
-        tied=shape in DECODED,
-        rope=Rope(),
-        dtype=dtype,
-        name=shape,
-    )
-
-
 def peaks(dtype: str) -> Peaks:
     """Copies 256 MiB and multiplies square matrices, best of several."""
     on_cpu = jax.default_backend() == "cpu"
@@ -101,7 +71,7 @@ def peaks(dtype: str) -> Peaks:
 
 def calls(shape: str, dtype: str, batch: int, context: int, found: Peaks) -> list[Line]:
     """One call of 1 and 8 queries behind `context` tokens, and of a full canvas."""
-    made = config(shape, dtype)
+    made = shapes.config(shape, dtype)
     params = _random(made)
     model = transformer.make_model(made)
     num_params = sum(leaf.size for leaf in jax.tree.leaves(params))
@@ -147,7 +117,7 @@ def calls(shape: str, dtype: str, batch: int, context: int, found: Peaks) -> lis
 
 def attentions(shape: str, dtype: str, batch: int, slots: int, found: Peaks):
     """Each implementation of attention that serves this platform, one layer."""
-    made = config(shape, dtype)
+    made = shapes.config(shape, dtype)
     cache = (batch, made.num_kv_heads, slots, made.head_dim)
     keys, values = jnp.ones(cache, dtype), jnp.ones(cache, dtype)
     names = ["reference", "xla"]
@@ -178,7 +148,7 @@ def attentions(shape: str, dtype: str, batch: int, slots: int, found: Peaks):
 
 def heads(shape: str, dtype: str, batch: int, found: Peaks) -> list[Line]:
     """Statistics of a canvas, logits in full and in tiles."""
-    made = config(shape, dtype)
+    made = shapes.config(shape, dtype)
     weight = jnp.ones((made.vocab_size, made.width), dtype)
     hidden = jnp.ones((batch, CANVAS, made.width), dtype)
     lines, first = [], None
@@ -205,17 +175,18 @@ def decodes(shape: str, prompt_len: int, num_new: int, repeats: int) -> list[Lin
         return []
     from pdecode.evals import torch_loops as theirs
 
-    vocab, width, num_layers, num_heads, kv_heads, inner = SHAPES[shape]
+    sizes = shapes.config(shape, "float32")
     with tempfile.TemporaryDirectory() as folder:
         theirs.make(
-            folder, vocab_size=vocab, hidden_size=width, intermediate_size=inner,
-            num_hidden_layers=num_layers, num_attention_heads=num_heads,
-            num_key_value_heads=kv_heads,
+            folder, vocab_size=sizes.vocab_size, hidden_size=sizes.width,
+            intermediate_size=sizes.mlp_width, num_hidden_layers=sizes.num_layers,
+            num_attention_heads=sizes.num_heads,
+            num_key_value_heads=sizes.num_kv_heads,
         )  # fmt: skip
         causal, params, _ = loading.load(folder)
         made = loading.open_folder(folder).config
         torch_model = theirs.load(folder)
-    mask_id = vocab - 1
+    mask_id = sizes.vocab_size - 1
     masked = transformer.make_model(
         dataclasses.replace(
             made, attention="bidirectional", noise="absorbing", mask_id=mask_id
@@ -290,23 +261,24 @@ def _attend(query, keys, values, visible, name):
     return jax.lax.fori_loop(0, REPEATED, again, query)
 
 
-@functools.partial(jax.jit, static_argnames=("more",))
-def _decide(weight, hidden, more):
-    wants = ("token", "log_prob", "entropy", "margin", *more)
+@functools.partial(jax.jit, static_argnames=("asked",))
+def _decide(weight, hidden, asked):
+    wants = ("token", "log_prob", "entropy", "margin", *asked)
 
     def again(_, hidden):
         found = vocab_head.statistics(Head(weight), hidden, wants, Sampling())
         # Asking for the logits takes the dense path; one of them is used.
         one = 0.0 if found.logits is None else 1e-9 * found.logits[:, :, :1]
-        return hidden + one + 1e-9 * (found.entropy + found.margin)[..., None]
+        more = one + 1e-9 * (found.entropy + found.margin)[..., None]
+        return hidden + more.astype(hidden.dtype)
 
     return jax.lax.fori_loop(0, REPEATED, again, hidden)
 
 
 def _random(made: Config) -> Params:
     """Parameters of the shape, one leaf at a time in the dtype of the run."""
-    shapes = jax.eval_shape(lambda: transformer.init(made, jax.random.key(0)))
-    leaves, tree = jax.tree.flatten(shapes)
+    whole = jax.eval_shape(lambda: transformer.init(made, jax.random.key(0)))
+    leaves, tree = jax.tree.flatten(whole)
     draw = jax.jit(
         lambda key, shape: 0.02 * jax.random.normal(key, shape, made.dtype),
         static_argnums=1,
