@@ -284,12 +284,8 @@ def _aot(args) -> int:
     if not os.environ.get("JAX_PLATFORMS"):
         # libtpu would look for the hardware that is not here.
         jax.config.update("jax_platforms", "cpu")
-    from pdecode import aot, configurations
+    from pdecode import aot, configurations, costs
 
-    for name in ("batch_size", "prompt_len", "max_new_tokens"):
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            raise ValueError(f"{name}={value} must be at least 1")
     if args.set and args.method is None:
         raise ValueError("--set needs --method: knobs belong to a method")
     method = configurations.resolve(args.method)[0] if args.method else None
@@ -304,7 +300,7 @@ def _aot(args) -> int:
         max_new_tokens=args.max_new_tokens,
         settings=_settings(method, args.set),
     )
-    print(json.dumps(found, indent=1) if args.json else aot.text(found))
+    print(json.dumps(found, indent=1) if args.json else costs.text(found))
     return 0
 
 

@@ -5,7 +5,7 @@ import json
 import jax
 import pytest
 
-from pdecode import aot, cli, hlo
+from pdecode import aot, chips, cli, hlo
 from pdecode.models import shapes, transformer
 
 TEXT = """\
@@ -64,6 +64,14 @@ def test_unknown_names_are_refused(target, model, message):
         aot.report(target, model)
 
 
+@pytest.mark.parametrize("name", ["batch_size", "prompt_len", "max_new_tokens"])
+def test_sizes_below_one_are_refused(name, capsys):
+    with pytest.raises(ValueError, match=f"{name}=0 must be at least 1"):
+        aot.report("cuda", "tiny", **{name: 0})
+    assert cli.main(["aot", "--target", "cuda", f"--{name.replace('_', '-')}", "0"])
+    assert f"{name}=0 must be at least 1" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "name, num_params",
     [
@@ -86,9 +94,9 @@ def test_unknown_shapes_and_dtypes_are_refused():
 
 
 def test_the_default_mesh_uses_every_device():
-    assert aot.default_mesh(8, 32) == {"fsdp": 1, "tensor": 8}
-    assert aot.default_mesh(256, 32) == {"fsdp": 16, "tensor": 16}
-    assert aot.default_mesh(64, 8) == {"fsdp": 8, "tensor": 8}
+    assert chips.default_mesh(8, 32) == {"fsdp": 1, "tensor": 8}
+    assert chips.default_mesh(256, 32) == {"fsdp": 16, "tensor": 16}
+    assert chips.default_mesh(64, 8) == {"fsdp": 8, "tensor": 8}
 
 
 def test_cuda_is_lowered_and_reported(capsys):
