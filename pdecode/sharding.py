@@ -70,8 +70,16 @@ def on_mesh(model: Model, mesh: Mesh) -> Model:
     def init_cache(prompt, num_slots):
         return constrain_rows(model.init_cache(prompt, num_slots), mesh)
 
+    is_gathered = mesh.shape.get("fsdp", 1) > 1
+
     def placed(call):
         def apply(params, query, cache, *, layers=None):
+            if is_gathered:
+                # Weights do not change in the loop, so the compiler would gather them
+                # before it and carry them whole. Tied to this call's tokens they are
+                # gathered where they are used.
+                params, tokens = jax.lax.optimization_barrier((params, query.tokens))
+                query = query._replace(tokens=tokens)
             found = call(params, query, cache, layers=layers)
             return constrain_rows(found, mesh)
 

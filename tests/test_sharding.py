@@ -11,13 +11,19 @@ from jax.sharding import AbstractMesh, PartitionSpec
 from table import CASES, MAX_NEW
 
 from pdecode import decode as decode_module
-from pdecode import methods, prompts, sharding
+from pdecode import hlo, methods, prompts, sharding
 from pdecode.contracts import Heads, Model
 from pdecode.decode import run
 from pdecode.models import placement, transformer
 
 VOCAB, MASK = 48, 47
-MESHES = [(8, 1), (4, 2), (2, 4), (1, 8)]
+MESHES = [
+    {"data": 8},
+    {"data": 4, "tensor": 2},
+    {"data": 2, "tensor": 4},
+    {"tensor": 8},
+    {"fsdp": 4, "tensor": 2},
+]
 
 
 @functools.cache
@@ -97,8 +103,8 @@ def decode(name, mesh=None, temperature=0.0):
     return jax.tree.map(np.asarray, result)
 
 
-def check_mesh(name, data, tensor):
-    mesh = sharding.make_mesh(data=data, tensor=tensor)
+def check_mesh(name, **axes):
+    mesh = sharding.make_mesh(**axes)
     for temperature in (0.0, 1.0):
         expected, stats = decode(name, None, temperature)
         got, got_stats = decode(name, mesh, temperature)
@@ -113,14 +119,18 @@ def check_mesh(name, data, tensor):
 # One of each family; the others, and other meshes, in the thorough test.
 @pytest.mark.parametrize("name", ["mc_sjd", "dual_cache", "random_order"])
 def test_tokens_on_a_mesh_are_those_of_one_device(name):
-    check_mesh(name, 2, 4)
+    check_mesh(name, data=2, tensor=4)
+
+
+def test_tokens_with_gathered_weights_are_those_of_one_device():
+    check_mesh("dual_cache", fsdp=4, tensor=2)
 
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("name", CASES)
 def test_every_method_on_every_mesh(name):
-    for data, tensor in MESHES:
-        check_mesh(name, data, tensor)
+    for axes in MESHES:
+        check_mesh(name, **axes)
 
 
 def test_the_loop_holds_a_part_of_the_cache():
@@ -144,6 +154,49 @@ def test_the_loop_holds_a_part_of_the_cache():
         assert part in found and rows_only not in found and whole not in found
     # Negative control: the compiler has no reason to split heads by itself.
     assert rows_only in text((tiny()[0],), whole_params)
+
+
+@pytest.mark.parametrize("method", [methods.autoregressive, methods.llada])
+def test_weights_split_over_fsdp_stay_split_in_the_loop(method, monkeypatch):
+    mesh = sharding.make_mesh(fsdp=4, tensor=2)
+    prompt = table.prompt()
+
+    def carried_and_share(name):
+        is_causal = method is methods.autoregressive
+        config = transformer.Config(
+            vocab_size=VOCAB,
+            width=256,
+            num_layers=2,
+            num_heads=8,
+            mask_id=MASK,
+            attention="causal" if is_causal else "bidirectional",
+            noise="causal" if is_causal else "absorbing",
+            name=name,
+        )
+        model = transformer.make_model(config)
+        params = jax.eval_shape(lambda: transformer.init(config, jax.random.key(0)))
+        params = jax.tree.map(
+            lambda leaf, to: leaf.update(sharding=to),
+            params,
+            placement.specs(params, mesh),
+        )
+        cache = jax.eval_shape(lambda: model.init_cache(prompt, table.WIDTH + MAX_NEW))
+        with jax.set_mesh(mesh):
+            traced, _ = decode_module.trace(
+                method, sharding.on_mesh(model, mesh), params,
+                sharding.shard_rows(prompt, mesh),
+                sharding.replicate(jax.random.key(1), mesh), max_new_tokens=MAX_NEW,
+            )  # fmt: skip
+            text = traced.lower().compile().as_text()
+        total = sum(4 * leaf.size for leaf in jax.tree.leaves((params, cache)))
+        return hlo.read(text).carried_bytes, total / mesh.size
+
+    carried, share = carried_and_share("split")
+    assert carried <= 1.05 * share, carried / share
+    # Negative control: the compiler gathers before the loop what it can.
+    monkeypatch.setattr(jax.lax, "optimization_barrier", lambda tree: tree)
+    carried, share = carried_and_share("gathered")
+    assert carried > 2 * share, carried / share
 
 
 # LLaDA-8B: every dimension that the table splits.
