@@ -44,6 +44,27 @@ class Stats(NamedTuple):
     committed_per_call: Array  # int32 [B, 65]  steps by tokens committed
 
 
+# Counters of rows, which the loop carries as one array: one addition a step.
+_OF_ROWS = (
+    "num_calls",
+    "num_query_tokens",
+    "num_query_tokens_computed",
+    "num_committed",
+    "num_proposed",
+    "num_revoked",
+)
+
+
+class Counts(NamedTuple):
+    """`Stats` as the loop carries it."""
+
+    num_steps: Array  # int32 []
+    num_dispatches: Array  # int32 []
+    of_rows: Array  # int32 [6, B]  in the order of _OF_ROWS
+    committed_per_call: Array  # int32 [B, 65]
+    prefill: StepInfo
+
+
 class Trace(NamedTuple):
     """State of `with_trace`: the decoder's own state and what was saved."""
 
@@ -86,15 +107,17 @@ def decode_state(
     state, prefill = decoder.init(params, keys, prompt)
 
     def unfinished(carry):
-        state, stats = carry
-        return (stats.num_steps < limit) & ~decoder.done(state).all()
+        state, counts = carry
+        return (counts.num_steps < limit) & ~decoder.done(state).all()
 
     def turn(carry):
-        state, stats = carry
+        state, counts = carry
         state, info = decoder.step(params, keys, state)
-        return state, count(stats, info)
+        return state, count(counts, info)
 
-    return jax.lax.while_loop(unfinished, turn, (state, new_stats(prefill)))
+    carry = (state, new_counts(prefill))
+    state, counts = jax.lax.while_loop(unfinished, turn, carry)
+    return state, stats_of(counts)
 
 
 def finish(decoder: Decoder, state: Any) -> Generation:
@@ -119,19 +142,20 @@ def stream(
     @jax.jit
     def start(params, keys, prompt):
         state, prefill = decoder.init(params, keys, prompt)
-        return state, new_stats(prefill), decoder.done(state).all()
+        return state, new_counts(prefill), decoder.done(state).all()
 
     @jax.jit
-    def step(params, keys, state, stats):
+    def step(params, keys, state, counts):
         state, info = decoder.step(params, keys, state)
-        result = finish(decoder, state), count(stats, info)
-        return state, result, decoder.done(state).all()
+        counts = count(counts, info)
+        result = finish(decoder, state), stats_of(counts)
+        return state, counts, result, decoder.done(state).all()
 
     keys = rng.row_keys(key, prompt.row_ids)
-    state, stats, is_done = start(params, keys, prompt)
-    while int(stats.num_steps) < limit and not bool(is_done):
-        state, (generation, stats), is_done = step(params, keys, state, stats)
-        yield generation, stats
+    state, counts, is_done = start(params, keys, prompt)
+    while int(counts.num_steps) < limit and not bool(is_done):
+        state, counts, result, is_done = step(params, keys, state, counts)
+        yield result
 
 
 def with_trace(
@@ -228,41 +252,40 @@ def _run(params, prompt, key, traced, *, method, models, sizes, max_steps):
     return decode(decoder, params, prompt, key, max_steps=max_steps)
 
 
-def new_stats(prefill: StepInfo) -> Stats:
+def new_counts(prefill: StepInfo) -> Counts:
     """Counters at zero, but for what the prefill did."""
     zero = jnp.zeros_like(prefill.num_calls)
     none = jnp.zeros((), jnp.int32)
-    return Stats(
+    return Counts(
         num_steps=none,
-        num_calls=zero,
-        num_prefill_calls=prefill.num_calls,
-        num_prefill_tokens=prefill.num_query_tokens,
-        num_query_tokens=zero,
-        num_query_tokens_computed=zero,
         num_dispatches=none,
-        num_committed=zero,
-        num_proposed=zero,
-        num_revoked=zero,
+        of_rows=jnp.zeros((len(_OF_ROWS), *zero.shape), jnp.int32),
         committed_per_call=jnp.zeros((*zero.shape, MAX_COMMITTED_BIN + 1), jnp.int32),
+        prefill=prefill,
     )
 
 
-def count(stats: Stats, info: StepInfo) -> Stats:
-    """`stats` with one step added; a row without a call adds to no histogram bin."""
+def count(counts: Counts, info: StepInfo) -> Counts:
+    """`counts` with one step added; a row without a call adds to no histogram bin."""
     bins = jnp.clip(info.num_committed, 0, MAX_COMMITTED_BIN)[:, None]
     is_bin = bins == jnp.arange(MAX_COMMITTED_BIN + 1)[None]
     is_counted = is_bin & (info.num_calls > 0)[:, None]
+    return Counts(
+        num_steps=counts.num_steps + 1,
+        num_dispatches=counts.num_dispatches + info.num_dispatches,
+        of_rows=counts.of_rows + jnp.stack([getattr(info, x) for x in _OF_ROWS]),
+        committed_per_call=counts.committed_per_call + is_counted.astype(jnp.int32),
+        prefill=counts.prefill,
+    )
+
+
+def stats_of(counts: Counts) -> Stats:
+    """The counters by name."""
     return Stats(
-        num_steps=stats.num_steps + 1,
-        num_calls=stats.num_calls + info.num_calls,
-        num_prefill_calls=stats.num_prefill_calls,
-        num_prefill_tokens=stats.num_prefill_tokens,
-        num_query_tokens=stats.num_query_tokens + info.num_query_tokens,
-        num_query_tokens_computed=stats.num_query_tokens_computed
-        + info.num_query_tokens_computed,
-        num_dispatches=stats.num_dispatches + info.num_dispatches,
-        num_committed=stats.num_committed + info.num_committed,
-        num_proposed=stats.num_proposed + info.num_proposed,
-        num_revoked=stats.num_revoked + info.num_revoked,
-        committed_per_call=stats.committed_per_call + is_counted.astype(jnp.int32),
+        num_steps=counts.num_steps,
+        num_prefill_calls=counts.prefill.num_calls,
+        num_prefill_tokens=counts.prefill.num_query_tokens,
+        num_dispatches=counts.num_dispatches,
+        committed_per_call=counts.committed_per_call,
+        **dict(zip(_OF_ROWS, counts.of_rows, strict=True)),
     )

@@ -137,11 +137,11 @@ def _host_loop(programs: measure.Programs, step, params, prompt, key):
     """A function that decodes step by step from the host and returns seconds."""
 
     def once() -> float:
-        keys, state, stats = programs.start(params, prompt, key, programs.knobs)
+        keys, state, counts = programs.start(params, prompt, key, programs.knobs)
         jax.block_until_ready(state)
         began, is_done = time.perf_counter(), False
         while not is_done:
-            state, stats, done = step(params, keys, state, stats, programs.knobs)
+            state, counts, done = step(params, keys, state, counts, programs.knobs)
             is_done = bool(done)
         return time.perf_counter() - began
 

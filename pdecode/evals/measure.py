@@ -27,8 +27,8 @@ MAX_KEPT = 64  # programs kept in memory, so that a second call compiles nothing
 class Programs(NamedTuple):
     """A method, compiled for models, sizes and the shapes of one batch."""
 
-    start: Callable  # (params, prompt, key, knobs) -> (keys, state, stats)
-    loop: Callable  # (params, keys, state, stats, knobs) -> (generation, stats, steps)
+    start: Callable  # (params, prompt, key, knobs) -> (keys, state, counts)
+    loop: Callable  # (params, keys, state, counts, knobs) -> (generation, stats, steps)
     knobs: dict[str, Array]
     compile_s: float  # tracing, lowering and compiling; 0 if kept from before
     num_cached: int  # of the two, read from the persistent compilation cache
@@ -99,7 +99,7 @@ def timed(programs: Programs, params: Params, prompt: Prompt, key: Array) -> Dec
 
 
 def host_step(method: Callable, model: Model | tuple, settings: dict[str, Any]):
-    """One jitted step, (params, keys, state, stats, knobs) -> (state, stats, done []).
+    """One jitted (params, keys, state, counts, knobs) -> (state, counts, done []).
 
     For driving from the host what `Programs.start` began.
     """
@@ -107,10 +107,10 @@ def host_step(method: Callable, model: Model | tuple, settings: dict[str, Any]):
     _, sizes = knob_rules.split(method, settings)
 
     @jax.jit
-    def step(params, keys, state, stats, traced):
+    def step(params, keys, state, counts, traced):
         decoder = _decoder(method, models, sizes, traced)
         state, info = decoder.step(params, keys, state)
-        return state, decode.count(stats, info), decoder.done(state).all()
+        return state, decode.count(counts, info), decoder.done(state).all()
 
     return step
 
@@ -140,30 +140,30 @@ def _start(params, prompt, key, traced, *, method, models, sizes):
     decoder = _decoder(method, models, sizes, traced)
     keys = rng.row_keys(key, prompt.row_ids)
     state, prefill = decoder.init(params, keys, prompt)
-    return keys, state, decode.new_stats(prefill)
+    return keys, state, decode.new_counts(prefill)
 
 
 @functools.partial(jax.jit, static_argnames=("method", "models", "sizes", "is_dated"))
-def _loop(params, keys, state, stats, traced, *, method, models, sizes, is_dated):
+def _loop(params, keys, state, counts, traced, *, method, models, sizes, is_dated):
     decoder = _decoder(method, models, sizes, traced)
 
     def unfinished(carry):
-        state, stats, _ = carry
-        return (stats.num_steps < decoder.max_steps) & ~decoder.done(state).all()
+        state, counts, _ = carry
+        return (counts.num_steps < decoder.max_steps) & ~decoder.done(state).all()
 
     def turn(carry):
-        state, stats, steps = carry
+        state, counts, steps = carry
         state, info = decoder.step(params, keys, state)
         if not is_dated:
-            return state, decode.count(stats, info), steps
+            return state, decode.count(counts, info), steps
         is_committed = committed(state)
         # A position that was reopened is dated anew.
-        now = jnp.where(is_committed & (steps < 0), stats.num_steps, steps)
-        return state, decode.count(stats, info), jnp.where(is_committed, now, -1)
+        now = jnp.where(is_committed & (steps < 0), counts.num_steps, steps)
+        return state, decode.count(counts, info), jnp.where(is_committed, now, -1)
 
     steps = jnp.full(state.tokens.shape, -1, jnp.int32)
-    state, stats, steps = jax.lax.while_loop(unfinished, turn, (state, stats, steps))
-    return decode.finish(decoder, state), stats, steps
+    state, counts, steps = jax.lax.while_loop(unfinished, turn, (state, counts, steps))
+    return decode.finish(decoder, state), decode.stats_of(counts), steps
 
 
 _kept: dict[tuple, Programs] = {}
