@@ -132,14 +132,15 @@ def sample(filtered: Array, temperature, keys: Array | None) -> Array:
     """argmax(logits + T * gumbel) as int32 [...]; keys [...] or None for the argmax."""
     if keys is None:
         return maxima.largest(filtered)[1]
+
+    def drawn():
+        noise = rng.gumbel(keys, filtered.shape[-1]).astype(filtered.dtype)
+        return maxima.largest(filtered + temperature * noise)[1]
+
     # The noise is worth skipping at temperature 0: over a canvas it costs more than
     # the argmax. The predicate is one scalar, so this is no divergence between rows.
-    perturb = jax.lax.cond(
-        jnp.asarray(temperature) > 0,
-        lambda: rng.gumbel(keys, filtered.shape[-1]).astype(filtered.dtype),
-        lambda: jnp.zeros(filtered.shape, filtered.dtype),
-    )
-    return maxima.largest(filtered + temperature * perturb)[1]
+    is_drawn = jnp.asarray(temperature) > 0
+    return jax.lax.cond(is_drawn, drawn, lambda: maxima.largest(filtered)[1])
 
 
 def categorical(probs: Array, keys: Array) -> Array:
@@ -151,9 +152,11 @@ def categorical(probs: Array, keys: Array) -> Array:
 
 def ban(raw: Array, banned: tuple[int, ...]) -> Array:
     """Logits with the ids `banned` made impossible."""
-    if not banned:
-        return raw
-    return raw.at[..., jnp.asarray(banned, jnp.int32)].set(BANNED)
+    # Compared, not scattered: this melts into whatever reads the logits.
+    ids = jax.lax.broadcasted_iota(jnp.int32, raw.shape, raw.ndim - 1)
+    for token in banned:
+        raw = jnp.where(ids == token, BANNED, raw)
+    return raw
 
 
 def filter_logits(raw: Array, sampling: Sampling) -> Array:
