@@ -71,7 +71,6 @@ def draft_verify(
     num_stored = num_nodes - num_probes
     # A tree as deep as it has nodes is a chain: its accepted path needs no move.
     is_chain = drafter.max_depth == num_stored
-    is_plain_chain = is_chain and num_probes == 0
     is_match = isinstance(acceptance, str)
     wants = ("token", "log_prob") if is_match else ("logits", *acceptance.wants)
     wants = tuple(dict.fromkeys((*wants, *drafter.wants)))
@@ -132,20 +131,14 @@ def draft_verify(
         )
 
         nodes = _without_probes(draft, num_stored)
-        if is_match and is_plain_chain:
-            leaf, next_token = _along(nodes, prediction.token)
-        elif is_match:
-            leaf, next_token = _walk(nodes, prediction.token, drafter.max_depth)
+        depth = trees.depths(reach)
+        if is_match:
+            leaf, next_token = _match(nodes, prediction.token, reach, depth)
         else:
             judged = jax.tree.map(lambda leaf: leaf[:, : 1 + num_stored], prediction)
             leaf, next_token = _draw(acceptance, nodes, judged, keys, root)
-        if is_plain_chain:
-            path = jnp.minimum(jnp.arange(1, num_nodes + 1)[None], leaf[:, None])
-            num_accepted = leaf
-        else:
-            depth = trees.depths(reach)
-            path = trees.path_to(reach, depth, leaf, drafter.max_depth)
-            num_accepted = jnp.take_along_axis(depth, leaf[:, None], 1)[:, 0]
+        path = trees.path_to(reach, depth, leaf, drafter.max_depth)
+        num_accepted = jnp.take_along_axis(depth, leaf[:, None], 1)[:, 0]
 
         new_tokens, judged_at = _emitted(draft, path, num_accepted, next_token)
         place = jnp.arange(drafter.max_depth + 1)[None]
@@ -268,23 +261,13 @@ def verify_query(draft: Draft, prefix: Prefix, num_stored: int, is_chain: bool):
     return query, reach
 
 
-def _along(draft: Draft, wanted: Array):
-    """`_walk` of a chain: how far each token is the target's own, and the next one."""
-    is_wanted = draft.tokens == wanted[:, :-1]
-    leaf = jnp.cumprod(is_wanted, 1, dtype=jnp.int32).sum(1, dtype=jnp.int32)
+def _match(draft: Draft, wanted: Array, reach: Array, depth: Array):
+    """Leaf and next token [B]: follow nodes that are what the target wants there."""
+    parent = jnp.maximum(draft.parents + 1, 0)
+    hit = draft.tokens == jnp.take_along_axis(wanted, parent, 1)
+    num_lanes = 1 + hit.shape[1]
+    leaf = trees.deepest(hit, reach[:, :num_lanes, :num_lanes], depth[:, :num_lanes])
     return leaf, jnp.take_along_axis(wanted, leaf[:, None], 1)[:, 0]
-
-
-def _walk(draft: Draft, wanted: Array, max_depth: int):
-    """Leaf and next token [B]: follow children that equal the target's own token."""
-    leaf = jnp.zeros(wanted.shape[0], jnp.int32)
-    here = jnp.take_along_axis(wanted, leaf[:, None], 1)
-    for _ in range(max_depth):
-        hit = (draft.parents == leaf[:, None] - 1) & (draft.tokens == here)
-        # A lane that stopped finds no child later either: its token stays unmatched.
-        leaf = jnp.where(hit.any(1), jnp.argmax(hit, 1).astype(jnp.int32) + 1, leaf)
-        here = jnp.take_along_axis(wanted, leaf[:, None], 1)
-    return leaf, here[:, 0]
 
 
 def _without_probes(draft: Draft, num_stored: int) -> Draft:

@@ -88,9 +88,22 @@ def path_to(reach: Array, depth: Array, leaf: Array, max_depth: int) -> Array:
     """
     on_path = jnp.take_along_axis(reach, leaf[:, None, None], 1)[:, 0]  # [B, 1 + N]
     wanted = jnp.arange(1, max_depth + 1)[None]
+    lanes = jnp.arange(depth.shape[1], dtype=jnp.int32)[None, None]
     hit = on_path[:, None] & (depth[:, None] == wanted[..., None])  # [B, D, 1 + N]
-    lane = jnp.argmax(hit, -1).astype(jnp.int32)
-    return jnp.where(hit.any(-1), lane, leaf[:, None])
+    # One lane a depth at most; a plain maximum vectorises where an argmax does not.
+    lane = jnp.where(hit, lanes, 0).max(-1)
+    return jnp.where(lane > 0, lane, leaf[:, None])
+
+
+def deepest(hit: Array, reach: Array, depth: Array) -> Array:
+    """int32 [B]: the deepest lane that only nodes in `hit` (bool [B, N]) lead to.
+
+    It is the end of the longest accepted path; of equally long ones the first lane
+    counts, and the root where no child of it hits.
+    """
+    hit = jnp.pad(hit, ((0, 0), (1, 0)), constant_values=True)
+    is_open = (hit[:, None] | ~reach).all(-1)
+    return jnp.argmax(jnp.where(is_open, depth, -1), 1).astype(jnp.int32)
 
 
 def children(parents: Array, lane: Array, max_children: int) -> Array:

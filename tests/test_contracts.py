@@ -70,6 +70,20 @@ def test_masked_queries_read_both_sides():
         )
 
 
+def test_deepest_is_the_end_of_the_longest_path():
+    draw = np.random.default_rng(0)
+    parents = np.array([[draw.integers(-1, n) for n in range(9)] for _ in range(64)])
+    hit = draw.random(parents.shape) < 0.7
+    reach = trees.ancestors(jnp.asarray(parents))
+    found = trees.deepest(jnp.asarray(hit), reach, trees.depths(reach))
+    for b, row in enumerate(parents):
+        length = {0: 0}  # of the paths that hit, by lane
+        for n, parent in enumerate(row):
+            if hit[b, n] and parent + 1 in length:
+                length[n + 1] = length[parent + 1] + 1
+        assert found[b] == max(length, key=lambda lane: (length[lane], -lane))
+
+
 def test_tree_lanes_see_their_ancestors_only():
     # root 0; nodes 1, 2 are its children with tokens 1, 2; node 3 a child of 2.
     reach = trees.ancestors(jnp.array([[-1, -1, 1]]))[0]
