@@ -237,8 +237,10 @@ def test_repeated_call_runs(is_canvas):
     program, arguments = hardware.repeated_call(
         table.CAUSAL, table.TARGET, 2, 8, 4, 3, is_canvas=is_canvas
     )
-    tokens, _ = program(*arguments)
+    tokens, log_prob, _ = program(*arguments)
     assert tokens.shape == (2, 4)
+    # Three log-probabilities a lane: the head was not optimised away.
+    assert (np.asarray(log_prob) < 0).all()
 
 
 # The whole command.

@@ -135,12 +135,14 @@ def repeated_call(
 ):
     """A compiled program of `count` calls of apply and head, and its arguments.
 
-    Each call's tokens depend on the one before. A prefix call has its queries behind
-    `context` cached tokens; a canvas call has width <= context, and rewrites its first
-    `width` slots seeing all. The cache has `num_slots` (None: as few as possible).
+    Each call's tokens depend on the one before. Prefix calls move on as a decode does:
+    call i has its queries behind `context + i` cached tokens, so that what depends on
+    positions is worked out in every call. A canvas call has width <= context, and
+    rewrites its first `width` slots seeing all. The cache has `num_slots` (None: as few
+    as possible).
     """
     if num_slots is None:
-        num_slots = context + 1 + (0 if is_canvas else width)
+        num_slots = context + 1 + (0 if is_canvas else count + width)
     blank = prompts.from_rows([[0]] * batch, max_new=1)
     cache = model.init_cache(blank, num_slots)
     tokens = jnp.zeros((batch, width), jnp.int32)
@@ -166,21 +168,21 @@ def median_seconds(program, arguments: tuple, repeats: int) -> float:
 def _repeated(params, tokens, cache, *, model, context, count, is_canvas):
     batch, width = tokens.shape
     lane = jnp.broadcast_to(jnp.arange(width, dtype=jnp.int32), (batch, width))
-    first = 0 if is_canvas else context
-    place = first + lane
-    stop = jnp.full_like(place, context) if is_canvas else place + 1
-    visible = Visibility(start=jnp.zeros_like(place), stop=stop)
     head = model.head(params)
 
-    def call(_, carry):
-        tokens, cache = carry
+    def call(i, carry):
+        tokens, log_prob, cache = carry
+        place = lane if is_canvas else context + i + lane
+        stop = jnp.full_like(place, context) if is_canvas else place + 1
+        visible = Visibility(start=jnp.zeros_like(place), stop=stop)
         query = Query(tokens, place, place, visible)
         output, cache = model.apply(params, query, cache)
         found = vocab_head.statistics(
             head, output.hidden, ("token", "log_prob"), Sampling()
         )
-        return found.token, cache
+        return found.token, log_prob + found.log_prob, cache
 
-    # The cache leaves the loop too, or its writes could be dropped from the last turn.
-    tokens, cache = jax.lax.fori_loop(0, count, call, (tokens, cache))
-    return tokens, jax.tree.map(lambda leaf: leaf[:, :, -1], cache)
+    # What is not carried, or does not leave the loop, would not be worked out.
+    carry = (tokens, jnp.zeros(tokens.shape, jnp.float32), cache)
+    tokens, log_prob, cache = jax.lax.fori_loop(0, count, call, carry)
+    return tokens, log_prob, jax.tree.map(lambda leaf: leaf[:, :, -1], cache)

@@ -1,8 +1,9 @@
 """What the decoding loop costs beside the model: `pdecode bench --suite loop`.
 
 The reference is the same apply and head, at the same batch, queries and cache slots,
-repeated in one `fori_loop` in which each call's tokens come from the one before. The
-second reference is the same step, jitted, driven from the host with one wait a step.
+repeated in one `fori_loop` in which each call's tokens come from the one before and a
+prefix grows by one token a call. The second reference is the same step, jitted, driven
+from the host with one wait a step.
 """
 
 import statistics
@@ -78,7 +79,7 @@ def overhead(
         model,
         params,
         batch_size,
-        length if case.num_queries is None else length - (case.num_queries - 1),
+        length if case.num_queries is None else prompt_len - 1,
         case.num_queries or length,
         count,
         num_slots=num_slots,
