@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from pdecode import speculative
-from pdecode.contracts import Draft, Drafter, Heads, Model, Prefix, Round
+from pdecode.contracts import Draft, Drafter, Heads, Model, Prefix, Round, Sampling
 from pdecode.kernels import vocab_head
 
 
@@ -18,6 +18,8 @@ def greedy_chain(model: Model, heads: Heads, num_draft: int) -> Drafter:
         raise ValueError(
             f"num_draft={num_draft} exceeds the {heads.num_heads} heads of {heads.name}"
         )
+
+    sampling = Sampling(banned=speculative.banned(model))
 
     def init(params, keys, prompt, prefix: Prefix, output) -> Array:
         del keys
@@ -33,9 +35,9 @@ def greedy_chain(model: Model, heads: Heads, num_draft: int) -> Drafter:
     def propose(params, keys, hidden: Array, prefix: Prefix):
         del keys, prefix
         ahead = heads.apply(params[1], hidden)[:, :num_draft]
-        logits = vocab_head.logits(model.head(params[0]), ahead)
-        allowed = vocab_head.ban(logits, speculative.banned(model))
-        tokens = jnp.argmax(allowed, -1).astype(jnp.int32)
+        tokens = vocab_head.statistics(
+            model.head(params[0]), ahead, ("token",), sampling
+        ).token
         parents = jnp.broadcast_to(jnp.arange(-1, num_draft - 1), tokens.shape)
         return Draft(tokens=tokens, parents=parents), hidden
 

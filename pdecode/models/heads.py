@@ -40,11 +40,12 @@ def init(num_heads: int, width: int, inner_width: int, key: Array) -> Params:
 
 
 def _apply(params: Params, hidden: Array) -> Array:
-    inner = jnp.einsum("...e,kef->...kf", hidden, params["up"])
-    value = hidden[..., None, :] + jnp.einsum(
-        "...kf,kfe->...ke", jax.nn.silu(inner), params["down"]
-    )
-    value = value.astype(jnp.float32)
+    # Heads are a batch axis of both matmuls: joined into one wide matmul instead, the
+    # weights are transposed in every call.
+    spread = jnp.broadcast_to(hidden, (params["up"].shape[0], *hidden.shape))
+    inner = jnp.einsum("k...e,kef->k...f", spread, params["up"])
+    change = jnp.einsum("k...f,kfe->k...e", jax.nn.silu(inner), params["down"])
+    value = jnp.moveaxis(spread + change, 0, -2).astype(jnp.float32)
     square = jnp.mean(jnp.square(value), axis=-1, keepdims=True)
     norm = params["norm"].reshape((1,) * (hidden.ndim - 1) + params["norm"].shape)
     return (value * jax.lax.rsqrt(square + _EPS) * norm).astype(hidden.dtype)
