@@ -17,7 +17,7 @@ BASELINE = "autoregressive"
 # Name of a method or configuration -> settings, beside its own.
 DEFAULT: dict[str, dict[str, Any]] = {
     "autoregressive": {},
-    "prompt_lookup": {"num_draft": 6},
+    "prompt_lookup": {"num_draft": 4},
     "blockwise": {"num_draft": 3},
     "relaxed_blockwise": {"num_draft": 3},
     "jacobi": {"window": 4},
