@@ -14,7 +14,6 @@ import functools
 import importlib.util
 import statistics
 import tempfile
-import time
 from typing import Any, NamedTuple
 
 import jax
@@ -30,6 +29,7 @@ from pdecode.models.config import Config
 DECODED = ("3m", "30m", "130m")  # those compared with torch
 CANVAS = 256  # queries of a full-canvas call
 REPEATED = 8  # times a kernel runs in one program, each on the result of the last
+NUM_RUNS = 7  # runs of a program after its warm-up; their median counts
 
 
 class Peaks(NamedTuple):
@@ -57,7 +57,7 @@ class Line(NamedTuple):
 
 
 def peaks(dtype: str) -> Peaks:
-    """Copies 256 MiB and multiplies square matrices, best of several."""
+    """Copies 256 MiB and multiplies square matrices."""
     on_cpu = jax.default_backend() == "cpu"
     block = jnp.ones((64 << 20,), jnp.float32)
     copy = jax.jit(lambda x: x + 1)
@@ -65,7 +65,8 @@ def peaks(dtype: str) -> Peaks:
     square = jnp.ones((size, size), dtype)
     product = jax.jit(lambda x: x @ x)
     return Peaks(
-        2 * block.nbytes / _best(copy, block), 2 * size**3 / _best(product, square)
+        2 * block.nbytes / hardware.median_seconds(copy, (block,), NUM_RUNS),
+        2 * size**3 / hardware.median_seconds(product, (square,), NUM_RUNS),
     )
 
 
@@ -89,7 +90,7 @@ def calls(shape: str, dtype: str, batch: int, context: int, found: Peaks) -> lis
         program, arguments = hardware.repeated_call(
             model, params, batch, seen, width, count, is_canvas=is_canvas
         )
-        seconds = _best(program, *arguments) / count
+        seconds = hardware.median_seconds(program, arguments, NUM_RUNS) / count
         cached = batch * seen * per_token * jnp.dtype(dtype).itemsize
         work = 2 * num_params * batch * width
         work += (
@@ -132,7 +133,8 @@ def attentions(shape: str, dtype: str, batch: int, slots: int, found: Peaks):
         slowest = None
         for name in names:
             program = _attend.lower(query, keys, values, visible, name).compile()
-            seconds = _best(program, query, keys, values, visible) / REPEATED
+            arguments = (query, keys, values, visible)
+            seconds = hardware.median_seconds(program, arguments, NUM_RUNS) / REPEATED
             slowest = slowest or seconds
             work = 4 * batch * width * slots * made.num_heads * made.head_dim
             lines.append(
@@ -154,7 +156,8 @@ def heads(shape: str, dtype: str, batch: int, found: Peaks) -> list[Line]:
     lines, first = [], None
     for name, wants in (("dense", ("logits",)), ("tiles", ())):
         program = _decide.lower(weight, hidden, wants).compile()
-        seconds = _best(program, weight, hidden) / REPEATED
+        arguments = (weight, hidden)
+        seconds = hardware.median_seconds(program, arguments, NUM_RUNS) / REPEATED
         first = first or seconds
         work = 2 * weight.size * batch * CANVAS
         lines.append(
@@ -286,17 +289,6 @@ def _random(made: Config) -> Params:
     keys = jax.random.split(jax.random.key(0), len(leaves))
     filled = [draw(key, leaf.shape) for key, leaf in zip(keys, leaves)]
     return jax.tree.unflatten(tree, filled)
-
-
-def _best(program: Any, *arguments: Any, repeats: int = 7) -> float:
-    """Least seconds of a program after one warm-up."""
-    jax.block_until_ready(program(*arguments))
-    times = []
-    for _ in range(repeats):
-        began = time.perf_counter()
-        jax.block_until_ready(program(*arguments))
-        times.append(time.perf_counter() - began)
-    return min(times)
 
 
 def _temp_mb(program: Any) -> float | None:
