@@ -253,35 +253,35 @@ def _tile(wanted: Wanted, rows: Rows, head: Head, first: Array | int) -> Partial
     names = wanted.names
     size = head.weight.shape[0]
     ids = first + jnp.arange(size, dtype=jnp.int32)[None]
-    logits = _logits(wanted, rows, head)
-    logits = jnp.where(_among(ids, wanted.banned), BANNED, logits)
-    top = logits.max(1)
+    values = logits(head._replace(soft_cap=wanted.soft_cap), rows.hidden)
+    values = jnp.where(_among(ids, wanted.banned), BANNED, values)
+    top = values.max(1)
 
     def law(wanted_for: set[str], energy_for: set[str], temperature: Array):
         if not names & wanted_for:
             return None
-        gap = (logits - top[:, None]) / temperature
+        gap = (values - top[:, None]) / temperature
         weight = jnp.exp(gap)
         energy = jnp.where(weight > 0, weight * gap, 0).sum(1)
         return Law(weight.sum(1), energy if names & energy_for else None)
 
     second = drawn = leaders = of_logit = None
     if names & {"margin", "sampled_margin"}:
-        second = maxima.second_largest(logits)
+        second = maxima.second_largest(values)
     if names & {"token", "log_prob", "sampled_log_prob"}:
-        drawable = jnp.where(_among(ids, wanted.undrawn), BANNED, logits)
+        drawable = jnp.where(_among(ids, wanted.undrawn), BANNED, values)
         score, where = _winner(wanted, rows, drawable, first)
         token = first + where
-        logit = jnp.where(ids == token[:, None], logits, 0).sum(1)
+        logit = jnp.where(ids == token[:, None], values, 0).sum(1)
         drawn = Drawn(score, token, logit)
     if wanted.num_top:
         num = min(wanted.num_top, size)
-        best, where = jax.lax.top_k(logits, num)
+        best, where = jax.lax.top_k(values, num)
         pad = ((0, 0), (0, wanted.num_top - num))
         best = jnp.pad(best, pad, constant_values=-jnp.inf)
         leaders = Leaders(best, jnp.pad(first + where.astype(jnp.int32), pad))
     if rows.of is not None:
-        of_logit = jnp.where(ids == rows.of[:, None], logits, 0).sum(1)
+        of_logit = jnp.where(ids == rows.of[:, None], values, 0).sum(1)
     raw = law(
         {"log_prob", "max_log_prob", "entropy", "margin", "top", "of_log_prob"},
         {"entropy"},
@@ -295,17 +295,15 @@ def _tile(wanted: Wanted, rows: Rows, head: Head, first: Array | int) -> Partial
     return Partial(top, second, raw, cool, drawn, leaders, of_logit)
 
 
-def _logits(wanted: Wanted, rows: Rows, head: Head) -> Array:
-    """Logits [N, ids] of a part of the vocabulary; no bans."""
-    dtype = jnp.promote_types(rows.hidden.dtype, jnp.float32)
-    out = jnp.einsum(
-        "ne,ve->nv", rows.hidden, head.weight, preferred_element_type=dtype
-    )
+def logits(head: Head, hidden: Array) -> Array:
+    """Logits float32 [..., V] of hidden [..., E]; no bans, no temperature."""
+    dtype = jnp.promote_types(hidden.dtype, jnp.float32)
+    out = jnp.einsum("...e,ve->...v", hidden, head.weight, preferred_element_type=dtype)
     out = out * head.scale
     if head.bias is not None:
-        out = out + head.bias[None]
-    if wanted.soft_cap is not None:
-        out = wanted.soft_cap * jnp.tanh(out / wanted.soft_cap)
+        out = out + jax.lax.broadcast_in_dim(head.bias, out.shape, (out.ndim - 1,))
+    if head.soft_cap is not None:
+        out = head.soft_cap * jnp.tanh(out / head.soft_cap)
     return out
 
 

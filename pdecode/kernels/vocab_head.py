@@ -13,7 +13,7 @@ from jax import Array
 from pdecode import rng
 from pdecode.contracts import Head, Prediction, Sampling
 from pdecode.kernels import maxima, mesh, streaming
-from pdecode.kernels.streaming import BANNED
+from pdecode.kernels.streaming import BANNED, logits
 
 # Up to so many logits (B * Q * V), 4 MiB of float32, the dense path is taken: there,
 # measured on CPU, cutting the weights into tiles costs more than it saves.
@@ -33,18 +33,6 @@ def check_wants(wants: tuple[str, ...]) -> None:
                 f"wants={want!r} is no leaf of Prediction; known: "
                 f"{sorted(_LEAVES - {'top_ids', 'top_log_probs'})} and 'top:K'"
             )
-
-
-def logits(head: Head, hidden: Array) -> Array:
-    """Logits float32 [..., V] of hidden [..., E]; no bans, no temperature."""
-    dtype = jnp.promote_types(hidden.dtype, jnp.float32)
-    out = jnp.einsum("...e,ve->...v", hidden, head.weight, preferred_element_type=dtype)
-    out = out * head.scale
-    if head.bias is not None:
-        out = out + jax.lax.broadcast_in_dim(head.bias, out.shape, (out.ndim - 1,))
-    if head.soft_cap is not None:
-        out = head.soft_cap * jnp.tanh(out / head.soft_cap)
-    return out
 
 
 def statistics(
