@@ -226,6 +226,7 @@ def test_missing_and_truncated_weights_are_one_line(capsys, tmp_path):
         ("compare --model no_such_folder", "unknown model"),
         ("bench --suite nope", "invalid choice: 'nope'"),
         ("bench --repeats 0", "repeats=0 must be at least 1"),
+        ("bench --out no_such_folder/a.json", "lies in no folder: make it first"),
         ("train --config no_such.py", "no config file no_such.py"),
         ("methods nope", "unknown method 'nope'"),
         ("info no_such_folder", "no_such_folder"),

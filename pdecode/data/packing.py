@@ -7,12 +7,12 @@ with exactly the batches it would have seen.
 import hashlib
 import os
 import pathlib
-import tempfile
 from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
 
+from pdecode import files
 from pdecode.text import BOS_ID, EOS_ID
 
 
@@ -103,9 +103,8 @@ def save(path: str | os.PathLike, tokens: np.ndarray) -> None:
     """Writes a stream as .npy, whole or not at all."""
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+    with files.replacing(path) as file:
         np.save(file, tokens)
-    os.replace(file.name, path)
 
 
 def load_split(split: str, data_dir: str | None = None) -> np.ndarray:

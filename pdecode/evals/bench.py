@@ -1,10 +1,12 @@
 """`pdecode bench`: runs a suite, prints its table, keeps its numbers as JSON."""
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any
 
+from pdecode import files
 from pdecode.evals import hotpath, loop, report
 from pdecode.models import shapes as known_shapes
 
@@ -20,21 +22,26 @@ def run(
     repeats: int | None,
     out: str | None,
 ) -> None:
-    """Runs "loop" or "hotpath"; ValueError for sizes, shapes or dtypes it lacks."""
+    """Runs "loop" or "hotpath"; ValueError for sizes, shapes or dtypes it lacks.
+
+    `out` is a JSON file, written whole at the end; its folder must be there.
+    """
     if repeats is None:
         repeats = 15 if suite == "loop" else 5
     for name, value in (("batch_size", batch_size), ("repeats", repeats)):
         if value < 1:
             raise ValueError(f"{name}={value} must be at least 1")
+    if out and not os.path.isdir(os.path.dirname(out) or "."):
+        raise ValueError(f"out={out} lies in no folder: make it first")
     if suite == "loop":
         measured = _loop(batch_size, repeats)
     else:
         measured = _hotpath(shapes, dtype, batch_size, repeats)
     if out:
         about = {"versions": report.versions(), "device": report.device()}
-        with open(out, "w") as file:
-            json.dump({"suite": suite, **about, **measured}, file, indent=1)
-            file.write("\n")
+        made = json.dumps({"suite": suite, **about, **measured}, indent=1)
+        with files.replacing(out) as file:
+            file.write(made.encode() + b"\n")
 
 
 def _loop(batch_size: int, repeats: int) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from pdecode import __version__
+from pdecode import __version__, files
 from pdecode.evals import tasks
 from pdecode.evals.compare import Context, Finished, Row
 from pdecode.evals.hardware import WIDTHS
@@ -232,7 +232,9 @@ def write(folder: str | os.PathLike, made: dict[str, Any]) -> list[pathlib.Path]
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     data = folder / "compare.json"
-    data.write_text(json.dumps(made, indent=1) + "\n")
+    text = json.dumps(made, indent=1) + "\n"
+    with files.replacing(data) as file:
+        file.write(text.encode())
     return [data, *plot(made, folder / "compare.png")]
 
 

@@ -16,6 +16,8 @@ from typing import NamedTuple
 import ml_dtypes
 import numpy as np
 
+from pdecode import files
+
 DTYPES: dict[str, np.dtype] = {
     name: np.dtype(kind)
     for name, kind in {
@@ -154,7 +156,6 @@ def write(
     metadata: Mapping[str, str] | None = None,
 ) -> None:
     """One safetensors file, whole or not at all. Values may be made lazily."""
-    path = pathlib.Path(path)
     header, offset = {}, 0
     if metadata:
         header["__metadata__"] = dict(metadata)
@@ -170,12 +171,10 @@ def write(
         offset = end
     blob = json.dumps(header).encode()
     blob += b" " * (-len(blob) % 8)
-    partial = path.with_name(path.name + ".tmp")
-    with open(partial, "wb") as file:
+    with files.replacing(path) as file:
         file.write(struct.pack("<Q", len(blob)) + blob)
         for value in tensors.values():
             np.ascontiguousarray(np.asarray(value)).tofile(file)
-    os.replace(partial, path)
 
 
 def _entry(path: pathlib.Path, base: int, name: str, fields: dict) -> Entry:

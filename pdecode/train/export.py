@@ -9,7 +9,6 @@ import json
 import os
 import pathlib
 import platform
-import tempfile
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,6 +17,7 @@ import ml_dtypes
 import numpy as np
 import safetensors.numpy
 
+from pdecode import files
 from pdecode.data import packing, snippets
 from pdecode.models import embedded
 from pdecode.models.config import Config
@@ -78,10 +78,8 @@ def write(
 
 def write_bytes(path: pathlib.Path, content: bytes) -> None:
     """Writes a file whole or not at all."""
-    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+    with files.replacing(path) as file:
         file.write(content)
-    os.chmod(file.name, 0o644)
-    os.replace(file.name, path)
 
 
 def figures(config: TrainConfig, params, frozen, tokens, max_rows=None) -> dict:

@@ -1,0 +1,26 @@
+"""Files that are there whole or not at all."""
+
+import contextlib
+import os
+import pathlib
+from collections.abc import Iterator
+from typing import BinaryIO
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
+    """A file to write that takes the place of `path` when the block ends.
+
+    If the block raises, or the process dies in it, what was at `path` stays. Raises
+    OSError where the folder is missing or may not be written.
+    """
+    path = pathlib.Path(path)
+    # In the same folder, so that the last step is a rename and not a copy.
+    partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(partial, "wb") as file:
+            yield file
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
