@@ -87,6 +87,28 @@ def info(
     return facts
 
 
+def text(facts: dict[str, Any], mesh_axes: Mapping[str, int] | None = None) -> str:
+    """What `info` found, given the same axes, as lines to read."""
+    lines = []
+    for name, value in facts.items():
+        if not isinstance(value, dict):
+            number = f"{value:,}" if isinstance(value, int) else value
+            lines.append(f"{name}: {number}")
+            continue
+        mesh = ",".join(f"{axis}={size}" for axis, size in (mesh_axes or {}).items())
+        lines.append(f"{name} ({mesh}):" if name == "per_device" else f"{name}:")
+        for key, each in value.items():
+            if name != "config":
+                unit, size = ("GiB", 2**30) if each >= 2**30 else ("MiB", 2**20)
+                lines.append(f"  {key}: {each / size:,.2f} {unit}")
+            elif isinstance(each, dict):
+                given = (f"{k} {v}" for k, v in each.items() if v is not None)
+                lines.append(f"  {key}: {', '.join(given)}")
+            elif each is not None and each is not False and each != ():
+                lines.append(f"  {key}: {each}")
+    return "\n".join(lines)
+
+
 def convert(source: str | os.PathLike, target: str | os.PathLike) -> None:
     """Copies a checkpoint: safetensors to Orbax, or Orbax to safetensors.
 

@@ -324,26 +324,9 @@ def _convert(args) -> int:
 def _info(args) -> int:
     from pdecode import checkpoint
 
-    facts = checkpoint.info(args.path, _mesh(args.mesh))
-    if args.json:
-        print(json.dumps(facts))
-        return 0
-    for name, value in facts.items():
-        if not isinstance(value, dict):
-            print(
-                f"{name}: {value:,}" if isinstance(value, int) else f"{name}: {value}"
-            )
-            continue
-        print(f"{name} ({args.mesh}):" if name == "per_device" else f"{name}:")
-        for key, each in value.items():
-            if name != "config":
-                unit, size = ("GiB", 2**30) if each >= 2**30 else ("MiB", 2**20)
-                print(f"  {key}: {each / size:,.2f} {unit}")
-            elif isinstance(each, dict):
-                given = (f"{k} {v}" for k, v in each.items() if v is not None)
-                print(f"  {key}: {', '.join(given)}")
-            elif each is not None and each is not False and each != ():
-                print(f"  {key}: {each}")
+    axes = _mesh(args.mesh)
+    facts = checkpoint.info(args.path, axes)
+    print(json.dumps(facts) if args.json else checkpoint.text(facts, axes))
     return 0
 
 
