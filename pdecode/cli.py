@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+from pdecode import arguments
 from pdecode.version import __version__
 
 BAD_INPUT, INTERRUPTED = 2, 130
@@ -144,9 +145,11 @@ def _compare(args) -> int:
 
     caching.enable()
     began = time.perf_counter()
-    from pdecode.evals import compare, report
+    from pdecode.evals import compare, race
 
-    names = None if args.methods is None else tuple(_names(args.methods))
+    names = None
+    if args.methods is not None:
+        names = tuple(arguments.names(args.methods, "--methods"))
     settings = compare.Settings(
         methods=names,
         overrides=tuple(args.set),
@@ -157,37 +160,7 @@ def _compare(args) -> int:
         hardware=args.hardware,
         seed=args.seed,
     )
-    context = compare.prepare(settings)
-    out = sys.stderr if args.json else sys.stdout
-    print(
-        f"{len(context.entries)} methods, {settings.num_prompts} prompts in batches of "
-        f"{settings.batch_size}, {settings.max_new_tokens} new tokens\n",
-        file=out,
-    )
-    spent: dict[str, float] = {}
-    finished = compare.Finished((), None, None, None)
-    is_complete = False
-    with report.Table(out) as table:
-        table.status("compiling and measuring; Ctrl-C keeps what is there")
-        race = compare.race(context, spent)
-        try:
-            for row in race:
-                table.add(row)
-            table.status("measuring the cost of a call")
-            finished = compare.finish(context, table.rows, spent)
-            is_complete = True
-        except KeyboardInterrupt:
-            race.close()
-            finished = finished._replace(rows=tuple(table.rows))
-    spent["total"] = time.perf_counter() - began
-    spent["processor"] = time.process_time()
-    print(report.footer(context, finished, spent), file=out)
-    made = report.document(context, finished, spent, is_complete=is_complete)
-    for path in report.write(args.out, made):
-        print(f"written: {path}", file=out)
-    if args.json:
-        print(json.dumps(made))
-    if is_complete:
+    if race.run(settings, args.out, as_json=args.json, began=began):
         return 0
     print("pdecode: interrupted; the rows above are measured", file=sys.stderr)
     if any(each.name.startswith(compare.COMPILER) for each in threading.enumerate()):
@@ -207,10 +180,10 @@ def _generate(args) -> int:
         if args.method is None:
             raise ValueError("--set needs --method: knobs belong to a method")
         method, _ = configurations.resolve(args.method)
-        settings = _settings(method, args.set)
+        settings = arguments.settings(method, args.set)
     if args.temperature is not None:
         settings.pop("temperature", None)
-    prompt = _prompt(args)
+    prompt = arguments.prompt(args)
     options: dict[str, Any] = {
         "method": args.method,
         "model": args.model,
@@ -273,8 +246,8 @@ def _train(args) -> int:
 def _bench(args) -> int:
     from pdecode.evals import bench
 
-    bench.run(args.suite, _names(args.shapes), args.dtype, args.batch_size,
-              args.repeats, args.out)  # fmt: skip
+    shapes = arguments.names(args.shapes, "--shapes")
+    bench.run(args.suite, shapes, args.dtype, args.batch_size, args.repeats, args.out)
     return 0
 
 
@@ -294,11 +267,11 @@ def _aot(args) -> int:
         args.model,
         args.method,
         drafter=args.drafter,
-        mesh=_mesh(args.mesh),
+        mesh=arguments.mesh(args.mesh),
         batch_size=args.batch_size,
         prompt_len=args.prompt_len,
         max_new_tokens=args.max_new_tokens,
-        settings=_settings(method, args.set),
+        settings=arguments.settings(method, args.set),
     )
     print(json.dumps(found, indent=1) if args.json else costs.text(found))
     return 0
@@ -324,71 +297,16 @@ def _convert(args) -> int:
 def _info(args) -> int:
     from pdecode import checkpoint
 
-    axes = _mesh(args.mesh)
+    axes = arguments.mesh(args.mesh)
     facts = checkpoint.info(args.path, axes)
     print(json.dumps(facts) if args.json else checkpoint.text(facts, axes))
     return 0
-
-
-def _mesh(text: str | None) -> dict[str, int] | None:
-    if text is None:
-        return None
-    try:
-        pairs = [part.split("=") for part in text.split(",")]
-        axes = {name.strip(): int(size) for name, size in pairs}
-    except ValueError:
-        raise ValueError(f"--mesh {text}: write axes and sizes, as tensor=4") from None
-    if min(axes.values()) < 1:
-        raise ValueError(f"--mesh {text}: every size must be at least 1")
-    return axes
 
 
 def _add_set(made, form: str) -> None:
     made.add_argument(
         "--set", action="append", default=[], metavar=form, help="may be repeated"
     )
-
-
-def _settings(method, pairs: Sequence[str]) -> dict[str, Any]:
-    from pdecode.evals import lineup
-
-    found = {}
-    for pair in pairs:
-        name, equals, text = pair.partition("=")
-        name = name.strip()
-        if not equals or not name:
-            raise ValueError(f"--set {pair}: write KNOB=VALUE")
-        if name == "max_new_tokens":
-            raise ValueError(f"--set {pair}: use --max-new-tokens")
-        found[name] = lineup.knobs_value(method, name, text)
-    return found
-
-
-def _prompt(args):
-    if args.prompt is not None:
-        return args.prompt
-    if args.prompt_file is not None:
-        try:
-            with open(args.prompt_file, encoding="utf-8") as file:
-                return file.read()
-        except UnicodeDecodeError:
-            raise ValueError(f"{args.prompt_file} is no UTF-8 text") from None
-    try:
-        rows = json.loads(args.prompt_ids)
-    except ValueError:
-        raise ValueError(
-            f"--prompt-ids {args.prompt_ids!r} is no JSON; write [[1,2,3],[4,5]]"
-        ) from None
-    if not isinstance(rows, list):
-        raise ValueError(f"--prompt-ids {args.prompt_ids!r} is no list of rows of ids")
-    return rows
-
-
-def _names(text: str) -> list[str]:
-    names = [name.strip() for name in text.split(",") if name.strip()]
-    if not names:
-        raise ValueError("--methods is empty: give names separated by commas")
-    return names
 
 
 def _print_columns(rows: Sequence[Sequence[str]]) -> None:

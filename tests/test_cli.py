@@ -224,6 +224,7 @@ def test_missing_and_truncated_weights_are_one_line(capsys, tmp_path):
         ("compare --num-prompts 4000", "num_prompts=4000 must lie in"),
         ("compare --hardware abacus", "unknown hardware 'abacus'; known: cpu, h100"),
         ("compare --model no_such_folder", "unknown model"),
+        ("bench --suite hotpath --shapes ,", "--shapes is empty"),
         ("bench --suite nope", "invalid choice: 'nope'"),
         ("bench --repeats 0", "repeats=0 must be at least 1"),
         ("bench --out no_such_folder/a.json", "lies in no folder: make it first"),
