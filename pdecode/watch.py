@@ -8,15 +8,28 @@ import contextlib
 import sys
 import time
 from collections.abc import Callable, Iterator
-from typing import TextIO
+from typing import NamedTuple, TextIO
 
 import jax
 import numpy as np
+from jax import Array
 
 from pdecode import decode, generation, knobs
-from pdecode.contracts import Generation
+from pdecode.contracts import Decoder
+from pdecode.evals import measure
 
 OPEN = "░"  # a position not committed yet
+
+
+class Seen(NamedTuple):
+    """A `Generation`, and which of its positions are committed."""
+
+    tokens: Array  # int32 [B, L]
+    start: Array  # int32 [B]
+    lengths: Array  # int32 [B]
+    log_probs: Array  # float32 [B, L]
+    stopped_by: Array  # int32 [B]
+    committed: Array  # bool [B, L]
 
 
 def watch(
@@ -32,7 +45,7 @@ def watch(
     """
     file = file or sys.stdout
     traced, sizes = knobs.split(job.method, job.settings)
-    decoder = job.method(*job.models, **sizes, **traced)
+    decoder = _seen(job.method(*job.models, **sizes, **traced))
     steps = decode.stream(decoder, job.params, job.prompt, jax.random.key(seed))
     began, last = time.perf_counter(), None
     with _shown(file) as show:
@@ -48,19 +61,31 @@ def watch(
     return generation.result_of(job, *last, timing, keep_eos_tail=keep_eos_tail)
 
 
-def drawn(job: generation.Job, made: Generation, row: int) -> str:
+def drawn(job: generation.Job, made: Seen, row: int) -> str:
     """A row's generation as text, with a mark for every open position."""
-    start, length = int(made.start[row]), int(made.lengths[row])
-    tokens = np.asarray(made.tokens[row, start : start + length])
-    mask_id = job.models[0].mask_id
+    first, length = int(made.start[row]), int(made.lengths[row])
+    shown = slice(first, first + length)
+    tokens = np.asarray(made.tokens[row, shown]).tolist()
     text, run = [], []
-    for token in tokens.tolist():
-        if token == mask_id:
+    for token, is_committed in zip(tokens, np.asarray(made.committed[row, shown])):
+        if is_committed:
+            run.append(token)
+        else:
             text += [job.tokenizer.decode(run), OPEN]
             run = []
-        else:
-            run.append(token)
     return "".join([*text, job.tokenizer.decode(run)])
+
+
+def _seen(decoder: Decoder) -> Decoder:
+    """`decoder`, whose output tells committed positions too.
+
+    Only its state knows them: an id, the mask's included, may stand there for itself.
+    """
+
+    def output(state):
+        return Seen(*decoder.output(state), measure.committed(state))
+
+    return decoder._replace(output=output)
 
 
 @contextlib.contextmanager

@@ -4,12 +4,23 @@ import io
 import json
 import pathlib
 import shutil
+from typing import Annotated
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import pdecode
-from pdecode import cli, configurations, describe, methods, watch
+from pdecode import (
+    cli,
+    configurations,
+    describe,
+    generation,
+    methods,
+    watch,
+)
+from pdecode.knobs import Size
 from pdecode.models import embedded
 
 GOLDEN = pathlib.Path(__file__).parent / "golden" / "llada_tiny"
@@ -97,6 +108,39 @@ def test_watch_shows_open_positions_and_ends_with_the_same_text(capsys):
     assert lines[0].count(watch.OPEN) == 6 and watch.OPEN not in lines[3]
     plain = generate(capsys, *arguments, *more)
     assert lines[-1] == plain["text"][0]
+
+
+def test_watch_shows_as_open_what_any_order_has_not_decided(capsys):
+    code, out, _ = run(
+        capsys, "generate", "--model", GOLDEN, "--method", "any_order", "--set",
+        "order=raster", "--prompt-ids", "[4,5]", "--max-new-tokens", "8", "--watch",
+        "--temperature", "0",
+    )  # fmt: skip
+    shown = [line.count(watch.OPEN) for line in out.splitlines()[:8]]
+    assert code == 0 and shown == [7, 6, 5, 4, 3, 2, 1, 0]
+
+
+def test_watch_does_not_take_a_literal_mask_id_for_an_open_position():
+    def says_the_mask(model, *, max_new_tokens: Annotated[int, Size()]):
+        decoder = methods.llada(model, max_new_tokens=max_new_tokens, steps=4)
+
+        def step(params, keys, state):
+            state, info = decoder.step(params, keys, state)
+            tokens = jnp.where(state.generated, model.mask_id, state.tokens)
+            return state._replace(tokens=tokens), info
+
+        return decoder._replace(step=step)
+
+    job = generation.prepare(
+        [[126, 5]], model=str(GOLDEN), method="llada", max_new_tokens=8
+    )
+    job = job._replace(method=says_the_mask, settings={"max_new_tokens": 8})
+    file = io.StringIO()
+    made = watch.watch(job, file=file)
+    lines = file.getvalue().splitlines()
+    assert [line.count(watch.OPEN) for line in lines] == [6, 4, 2, 0]
+    assert [line.count("126") for line in lines] == [2, 4, 6, 8]
+    assert made.tokens == [[126] * 8]
 
 
 def test_watch_redraws_every_step_on_a_terminal(monkeypatch):
