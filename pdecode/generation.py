@@ -157,8 +157,13 @@ def prepare(
             )
         models.append(second)
         trees.append(tree)
+    rows = encode(prompt, tokenizer)
+    width = max(map(len, rows))
     made = prompts.from_rows(
-        encode(prompt, tokenizer), max_new=max_new_tokens, model=target
+        rows,
+        max_new=max_new_tokens,
+        pad_to=min(prompts.bucket(width), max(width, _room(target, max_new_tokens))),
+        model=target,
     )
     if keep_eos_tail:
         models[0] = target._replace(eos_ids=())
@@ -288,6 +293,14 @@ def stats_by_row(stats: Stats) -> dict[str, Any]:
         "steps": int(stats.num_steps),
         "dispatches": int(stats.num_dispatches),
     }
+
+
+def _room(model: Model, max_new_tokens: int) -> int:
+    """How wide a prompt may be for `model` to have positions for all that follows."""
+    if model.max_positions is None:
+        return np.iinfo(np.int32).max
+    size = model.block_len or 1  # canvases are whole
+    return model.max_positions - -(-max_new_tokens // size) * size
 
 
 def _second(role: str, method: str, model: str, drafter: str | None, dtype):

@@ -64,6 +64,16 @@ def from_rows(
     )
 
 
+def bucket(width: int) -> int:
+    """The width that prompts of `width` tokens are padded to, to share programs.
+
+    A multiple of 16, above 256 of an eighth of the power of two below: few programs
+    serve all lengths, and a prompt above 128 tokens grows by an eighth at most.
+    """
+    step = max(16, 1 << max(width.bit_length() - 4, 0))
+    return -(-width // step) * step
+
+
 def buffer_length(prompt: Prompt, max_new_tokens: int, model: Model) -> int:
     """L, the prompt's width and `max_new_tokens`; ValueError if `model` has less."""
     width = prompt.tokens.shape[1]

@@ -82,6 +82,31 @@ def test_a_recorded_generation_through_the_command_line(capsys):
     assert made["tokens"] == wanted[:, prompt.shape[1] :].tolist()
 
 
+def test_prompts_of_nearby_lengths_share_programs_and_answer_as_if_alone(capsys):
+    ids = [[1, 2, 3, 4, 5, 6, 7], [9]]
+    first, second = (llada(capsys, json.dumps([row])) for row in ids)
+    assert second["timing"]["compile_s"] == 0 and first["method"] == "llada"
+    model, params, _ = pdecode.load(str(GOLDEN))
+    for row, made in zip(ids, (first, second)):
+        prompt = pdecode.from_rows([row], max_new=8, model=model)
+        unpadded, _ = pdecode.run(
+            methods.llada, model, params, prompt, jax.random.key(0),
+            max_new_tokens=8, steps=4, block_length=4,
+        )  # fmt: skip
+        end = len(row) + int(unpadded.lengths[0])
+        assert made["tokens"] == [unpadded.tokens[0, len(row) : end].tolist()]
+
+
+def test_padding_takes_no_position_that_the_prompt_needs(capsys):
+    ids = [1] * 248  # of 256 positions
+    assert llada(capsys, json.dumps([ids]))["stats"]["committed"] == [8]
+    code, _, err = run(
+        capsys, "generate", "--model", GOLDEN, "--prompt-ids", json.dumps([ids + [1]]),
+        "--method", "llada", "--max-new-tokens", "8",
+    )  # fmt: skip
+    assert code == cli.BAD_INPUT and "prompt (249)" in err
+
+
 def test_keep_eos_tail_returns_what_lies_behind_eos(monkeypatch, capsys):
     whole = llada(capsys, IDS, "--keep-eos-tail")
     assert whole["lengths"] == [8, 8] and whole["stopped_by"] == ["length"] * 2
