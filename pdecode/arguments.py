@@ -38,6 +38,32 @@ def settings(method, pairs: Sequence[str]) -> dict[str, Any]:
     return found
 
 
+def decode(args) -> dict[str, Any]:
+    """What `generation.prepare` takes, out of the options of generate and compile."""
+    from pdecode import configurations, distributed
+
+    values = {}
+    if args.set:
+        if args.method is None:
+            raise ValueError("--set needs --method: knobs belong to a method")
+        method, _ = configurations.resolve(args.method)
+        values = settings(method, args.set)
+    if args.temperature is not None:
+        values.pop("temperature", None)
+    axes = mesh(args.mesh)
+    return {
+        "method": args.method,
+        "model": args.model,
+        "drafter": args.drafter,
+        "max_new_tokens": args.max_new_tokens,
+        "temperature": args.temperature,
+        "keep_eos_tail": args.keep_eos_tail,
+        "dtype": args.dtype,
+        "mesh": None if axes is None else distributed.make_mesh(**axes),
+        **values,
+    }
+
+
 def prompt(args) -> Any:
     """The text of --prompt or --prompt-file, or the rows of ids of --prompt-ids."""
     if args.prompt is not None:

@@ -12,7 +12,7 @@ import threading
 import time
 import warnings
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from pdecode import arguments
 from pdecode.version import __version__
@@ -77,21 +77,21 @@ def parser() -> argparse.ArgumentParser:
     _add_set(made, "METHOD.KNOB=VALUE")
 
     made = add("generate", _generate, "continue a prompt")
-    made.add_argument("--model", help="embedded name or checkpoint folder")
-    made.add_argument("--drafter", help="the same, for the drafter or the heads")
-    made.add_argument("--method", help="see pdecode methods")
+    _add_decode(made)
     source = made.add_mutually_exclusive_group(required=True)
     source.add_argument("--prompt", help="text")
     source.add_argument("--prompt-file", help="a file that holds one prompt")
     source.add_argument("--prompt-ids", help="rows of ids, as [[1,2,3],[4,5]]")
-    made.add_argument("--max-new-tokens", type=int, default=64)
-    made.add_argument("--temperature", type=float)
     made.add_argument("--seed", type=int, default=0)
-    made.add_argument("--dtype", help="of a checkpoint folder (default: its own)")
     made.add_argument("--watch", action="store_true", help="show every step")
-    made.add_argument("--keep-eos-tail", action="store_true", help="decode past EOS")
     made.add_argument("--json", action="store_true", help="one JSON object")
-    _add_set(made, "KNOB=VALUE")
+    group = made.add_argument_group(
+        "several processes", "each runs this command with its own --process-id and all "
+        "devices in --mesh; process 0 prints. No other command runs on several.",
+    )  # fmt: skip
+    group.add_argument("--coordinator", metavar="HOST:PORT", help="of process 0")
+    group.add_argument("--num-processes", type=int, metavar="N")
+    group.add_argument("--process-id", type=int, metavar="I", help="0 to N - 1")
 
     made = add("methods", _methods, "list the methods, or explain one")
     made.add_argument("name", nargs="?")
@@ -172,28 +172,11 @@ def _compare(args) -> int:
 
 
 def _generate(args) -> int:
-    from pdecode import caching, configurations, generation
+    from pdecode import caching, generation
 
+    is_printing = _join(args)
     caching.enable()
-    settings = {}
-    if args.set:
-        if args.method is None:
-            raise ValueError("--set needs --method: knobs belong to a method")
-        method, _ = configurations.resolve(args.method)
-        settings = arguments.settings(method, args.set)
-    if args.temperature is not None:
-        settings.pop("temperature", None)
-    prompt = arguments.prompt(args)
-    options: dict[str, Any] = {
-        "method": args.method,
-        "model": args.model,
-        "drafter": args.drafter,
-        "max_new_tokens": args.max_new_tokens,
-        "temperature": args.temperature,
-        "keep_eos_tail": args.keep_eos_tail,
-        "dtype": args.dtype,
-        **settings,
-    }
+    prompt, options = arguments.prompt(args), arguments.decode(args)
     if args.watch:
         from pdecode import watch
 
@@ -205,11 +188,34 @@ def _generate(args) -> int:
         )
     else:
         made = generation.generate(prompt, seed=args.seed, **options)
-    if args.json:
+    if is_printing and args.json:
         print(json.dumps({**made._asdict(), "seed": args.seed}))
-    else:
+    elif is_printing:
         print(made)
     return 0
+
+
+def _join(args) -> bool:
+    """Joins the other processes, if there are any; whether this one prints."""
+    given = (args.coordinator, args.num_processes, args.process_id)
+    if given == (None, None, None):
+        return True
+    if None in given:
+        raise ValueError(
+            "--coordinator, --num-processes and --process-id go together: give all "
+            "three, or none for one process"
+        )
+    if args.mesh is None:
+        raise ValueError(
+            f"--num-processes {args.num_processes} needs --mesh: axes that hold the "
+            "devices of all processes, as data=2,tensor=4"
+        )
+    if args.watch:
+        raise ValueError("--watch shows one process: leave out --coordinator")
+    from pdecode import distributed
+
+    distributed.start(*given)
+    return args.process_id == 0
 
 
 def _methods(args) -> int:
@@ -301,6 +307,19 @@ def _info(args) -> int:
     facts = checkpoint.info(args.path, axes)
     print(json.dumps(facts) if args.json else checkpoint.text(facts, axes))
     return 0
+
+
+def _add_decode(made) -> None:
+    """The options that say which program decodes."""
+    made.add_argument("--model", help="embedded name or checkpoint folder")
+    made.add_argument("--drafter", help="the same, for the drafter or the heads")
+    made.add_argument("--method", help="see pdecode methods")
+    made.add_argument("--max-new-tokens", type=int, default=64)
+    made.add_argument("--temperature", type=float)
+    made.add_argument("--dtype", help="of a checkpoint folder (default: its own)")
+    made.add_argument("--keep-eos-tail", action="store_true", help="decode past EOS")
+    made.add_argument("--mesh", help="split over devices: axes, as data=2,tensor=4")
+    _add_set(made, "KNOB=VALUE")
 
 
 def _add_set(made, form: str) -> None:

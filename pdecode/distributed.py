@@ -7,7 +7,10 @@ then gives each device its part. Nothing else is exchanged but by the program it
 from typing import Any
 
 import jax
-from jax.experimental import multihost_utils
+import numpy as np
+from jax.sharding import Mesh
+
+from pdecode import sharding
 
 
 def start(coordinator: str, num_processes: int, process_id: int) -> None:
@@ -28,6 +31,25 @@ def start(coordinator: str, num_processes: int, process_id: int) -> None:
     jax.distributed.initialize(coordinator, num_processes, process_id)
 
 
+def make_mesh(**sizes: int) -> Mesh:
+    """`sharding.make_mesh` over the devices of all processes.
+
+    ValueError also where a mesh leaves devices out: a process without a part in it
+    could not run the program that the others wait in.
+    """
+    mesh = sharding.make_mesh(**sizes)
+    if mesh.size < jax.device_count() and jax.process_count() > 1:
+        raise ValueError(
+            f"a mesh of {sizes} has {mesh.size} of the {jax.device_count()} devices of "
+            f"{jax.process_count()} processes: it must have all"
+        )
+    return mesh
+
+
 def whole(tree: Any) -> Any:
     """Arrays that are split over processes as numpy, whole, on each of them."""
+    if jax.process_count() == 1:
+        return jax.tree.map(np.asarray, tree)
+    from jax.experimental import multihost_utils
+
     return multihost_utils.process_allgather(tree, tiled=True)

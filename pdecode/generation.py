@@ -17,8 +17,9 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
-from pdecode import configurations, eos, prompts
+from pdecode import configurations, eos, prompts, sharding
 from pdecode.contracts import STOPPED_BY, Generation, Heads, Model, Params, Prompt
 from pdecode.decode import Stats
 from pdecode.evals import measure
@@ -43,6 +44,7 @@ class Job(NamedTuple):
     eos_ids: tuple[int, ...]  # of the model, also where the decode ignores them
     method_name: str
     model_name: str
+    mesh: Mesh | None = None  # where all of it lies; None: on one device
 
 
 class Result(NamedTuple):
@@ -73,6 +75,7 @@ def generate(
     seed: int = 0,
     keep_eos_tail: bool = False,
     dtype: str | None = None,
+    mesh: Mesh | None = None,
     **settings: Any,
 ) -> Result:
     """Continues `prompt`: a text, texts, one row of ids or rows of ids.
@@ -81,8 +84,10 @@ def generate(
     diffusion_gemma, by the model), `model` and `drafter` an embedded model or a
     checkpoint folder (default: the embedded one that fits the method; a method that
     takes heads gets them as its drafter). Further settings are the method's knobs and
-    sizes. `keep_eos_tail` decodes
-    and returns what lies behind EOS too. Raises ValueError or TypeError.
+    sizes. `keep_eos_tail` decodes and returns what lies behind EOS too. With `mesh`
+    (`sharding.make_mesh`) weights, caches and rows are split over it; its devices may
+    be those of several processes that make the same call. Raises ValueError or
+    TypeError.
     """
     job = prepare(
         prompt,
@@ -93,12 +98,13 @@ def generate(
         temperature=temperature,
         keep_eos_tail=keep_eos_tail,
         dtype=dtype,
+        mesh=mesh,
         **settings,
     )
-    programs = measure.compiled(
-        job.method, job.models, job.params, job.prompt, **job.settings
-    )
-    decoded = measure.timed(programs, job.params, job.prompt, jax.random.key(seed))
+    programs, key = compiled(job), jax.random.key(seed)
+    if mesh is not None:
+        key = sharding.replicate(key, mesh)
+    decoded = measure.timed(programs, job.params, job.prompt, key)
     timing = {
         "compile_s": round(programs.compile_s, 6),
         "prefill_s": round(decoded.prefill_s, 6),
@@ -106,6 +112,16 @@ def generate(
     }
     return result_of(
         job, decoded.generation, decoded.stats, timing, keep_eos_tail=keep_eos_tail
+    )
+
+
+def compiled(job: Job) -> measure.Programs:
+    """The programs that decode `job`; from memory or the cache on disk if kept there.
+
+    Prompts of one `prompts.bucket`, seeds and knobs share them.
+    """
+    return measure.compiled(
+        job.method, job.models, job.params, job.prompt, mesh=job.mesh, **job.settings
     )
 
 
@@ -119,6 +135,7 @@ def prepare(
     temperature: float | None = None,
     keep_eos_tail: bool = False,
     dtype: str | None = None,
+    mesh: Mesh | None = None,
     **settings: Any,
 ) -> Job:
     """Loads and encodes what `generate` needs; arguments and errors as there."""
@@ -127,7 +144,7 @@ def prepare(
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens={max_new_tokens} must be at least 1")
     if method is None:
-        given = None if model is None else load(model, dtype)[0]
+        given = None if model is None else load(model, dtype, mesh)[0]
         method = KINDS[given.noise if isinstance(given, Model) else "causal"][1]
     recipe, values = configurations.resolve(method)
     values |= settings
@@ -136,7 +153,7 @@ def prepare(
     values["max_new_tokens"] = max_new_tokens
 
     model_name = model or default_model(recipe)
-    target, params, tokenizer = load(model_name, dtype)
+    target, params, tokenizer = load(model_name, dtype, mesh)
     if not isinstance(target, Model):
         raise ValueError(f"{model_name} is a set of heads: give it as the drafter")
     needed = configurations.noise(recipe)
@@ -148,7 +165,7 @@ def prepare(
         )
     models, trees = [target], [params]
     for role in configurations.roles(recipe)[1:]:
-        second, tree = _second(role, method, model_name, drafter, dtype)
+        second, tree = _second(role, method, model_name, drafter, dtype, mesh)
         size = getattr(second, "vocab_size", target.vocab_size)
         if size != target.vocab_size:
             raise ValueError(
@@ -167,6 +184,12 @@ def prepare(
     )
     if keep_eos_tail:
         models[0] = target._replace(eos_ids=())
+    if mesh is not None:
+        models = [
+            sharding.on_mesh(each, mesh) if isinstance(each, Model) else each
+            for each in models
+        ]
+        made = sharding.shard_rows(made, mesh)
     return Job(
         method=recipe,
         models=tuple(models),
@@ -177,6 +200,7 @@ def prepare(
         eos_ids=target.eos_ids,
         method_name=method,
         model_name=model_name,
+        mesh=mesh,
     )
 
 
@@ -186,17 +210,23 @@ def default_model(method: Callable) -> str:
 
 
 @functools.lru_cache(maxsize=8)
-def load(name: str, dtype: str | None = None) -> tuple[Any, Params, Any]:
+def load(
+    name: str, dtype: str | None = None, mesh: Mesh | None = None
+) -> tuple[Any, Params, Any]:
     """(model, params, tokenizer) of an embedded model, by name, or of a folder.
 
     For "heads" the first is a record of heads. `dtype` is for folders: None keeps the
-    checkpoint's own. Raises ValueError.
+    checkpoint's own. With `mesh` the parameters are split over it. Raises ValueError.
     """
     from pdecode import models
     from pdecode.models import embedded
 
     if name in embedded.NAMES:
         model, params, tokenizer = embedded.load(name)
+        if mesh is not None:
+            is_whole = isinstance(model, Model)
+            split = sharding.shard_params if is_whole else sharding.replicate
+            params = split(params, mesh)
         if not isinstance(model, Model):
             model = Heads(model.num_heads, model.apply, name)
         return model, params, tokenizer
@@ -205,7 +235,7 @@ def load(name: str, dtype: str | None = None) -> tuple[Any, Params, Any]:
             f"unknown model {name!r}: no such folder, and the embedded models are "
             f"{', '.join(embedded.NAMES)}"
         )
-    return models.load(name, dtype=dtype)
+    return models.load(name, dtype=dtype, mesh=mesh)
 
 
 def encode(prompt: str | Sequence, tokenizer: Any) -> list[list[int]]:
@@ -303,7 +333,7 @@ def _room(model: Model, max_new_tokens: int) -> int:
     return model.max_positions - -(-max_new_tokens // size) * size
 
 
-def _second(role: str, method: str, model: str, drafter: str | None, dtype):
+def _second(role: str, method: str, model: str, drafter: str | None, dtype, mesh):
     """The drafter or heads of a two-model method, and its parameters."""
     if drafter is None:
         if model != "target":
@@ -312,7 +342,7 @@ def _second(role: str, method: str, model: str, drafter: str | None, dtype):
                 "folder as the drafter"
             )
         drafter = role
-    second, tree, _ = load(drafter, dtype)
+    second, tree, _ = load(drafter, dtype, mesh)
     is_heads = not isinstance(second, Model)
     if is_heads != (role == "heads"):
         kind = "a set of heads" if is_heads else "a model"

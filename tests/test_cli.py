@@ -18,6 +18,7 @@ from pdecode import (
     describe,
     generation,
     methods,
+    sharding,
     watch,
 )
 from pdecode.knobs import Size
@@ -105,6 +106,22 @@ def test_padding_takes_no_position_that_the_prompt_needs(capsys):
         "--method", "llada", "--max-new-tokens", "8",
     )  # fmt: skip
     assert code == cli.BAD_INPUT and "prompt (249)" in err
+
+
+def test_a_mesh_changes_no_token(capsys):
+    split = llada(capsys, IDS, "--mesh", "data=2,tensor=2")
+    assert split["tokens"] == llada(capsys, IDS)["tokens"]
+
+
+@pytest.mark.thorough
+def test_a_mesh_changes_no_token_of_two_models():
+    options = {"method": "coupled_sampling", "num_draft": 2, "max_new_tokens": 5}
+    options |= {"prompt": ["import os", "def f("], "temperature": 1.0}
+    mesh = sharding.make_mesh(data=2, tensor=2)
+    made = pdecode.generate(**options, mesh=mesh)
+    assert made.tokens == pdecode.generate(**options).tokens
+    params = generation.load("target", None, mesh)[1]
+    assert not params["embed"].is_fully_replicated
 
 
 def test_keep_eos_tail_returns_what_lies_behind_eos(monkeypatch, capsys):
@@ -197,6 +214,7 @@ def test_two_model_methods_find_their_embedded_drafter():
     assert sum(made.stats["calls"]) <= 6
 
 
+SEVERAL = "--prompt x --coordinator {} --num-processes {} --process-id {}"
 BAD = [
     ("--method nope --prompt x", "unknown method 'nope'; known: any_order"),
     ("--method llada --set nope=1 --prompt x", "known: max_new_tokens, steps"),
@@ -234,6 +252,16 @@ BAD = [
     ("--prompt-file no_such_file", "no_such_file: No such file"),
     ("--prompt-file .", "Is a directory"),
     ("--prompt x --prompt-ids [[1]]", "not allowed with argument"),
+    ("--mesh four --prompt x", "write axes and sizes, as tensor=4"),
+    ("--mesh pipe=2 --prompt x", "unknown mesh axis 'pipe'; known: data, fsdp"),
+    ("--mesh data=99 --prompt x", "needs 99 devices, but there are 8"),
+    ("--mesh data=2 --prompt x", "1 rows do not divide over data x fsdp = 2 devices"),
+    ("--coordinator localhost:1 --prompt x", "give all three, or none for one"),
+    ("--num-processes 2 --process-id 0 --prompt x", "give all three, or none"),
+    (SEVERAL.format("localhost:1", 2, 0), "--num-processes 2 needs --mesh"),
+    (SEVERAL.format("localhost", 2, 0) + " --mesh data=2", "must be HOST:PORT"),
+    (SEVERAL.format("localhost:1", 2, 2) + " --mesh data=2", "must lie in [0, 2)"),
+    (SEVERAL.format("localhost:1", 2, 0) + " --mesh data=2 --watch", "leave out"),
     ("", "one of the arguments --prompt"),
 ]
 

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from pdecode import distributed, methods, prompts, run, sharding
+from pdecode import cli, distributed, methods, prompts, run, sharding
 from pdecode.models import transformer
 
 MODEL = transformer.Config(
@@ -37,8 +37,11 @@ def decode(mesh=None):
     return generation
 
 
-@pytest.mark.thorough
-def test_two_processes_agree_with_one():
+def together(*command, num_processes=2) -> list[tuple[int, str, str]]:
+    """(exit code, output, errors) of processes that get an address and their number.
+
+    One process has two devices.
+    """
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
@@ -48,27 +51,71 @@ def test_two_processes_agree_with_one():
         "JAX_PLATFORMS": "cpu",
         "PYTHONPATH": os.pathsep.join([str(root), *sys.path]),
         "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+        "JAX_ENABLE_COMPILATION_CACHE": "false",
     }
-    # One process has two devices: rows go to the processes, heads to their devices.
     processes = [
         subprocess.Popen(
-            [sys.executable, __file__, address, str(index)],
+            [sys.executable, *(each.format(address, index) for each in command)],
             env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )
-        for index in range(2)
+        for index in range(num_processes)
     ]  # fmt: skip
     try:
         answers = [process.communicate(timeout=240) for process in processes]
     finally:
         for process in processes:
             process.kill()
+    return [(each.returncode, *made) for each, made in zip(processes, answers)]
+
+
+@pytest.mark.thorough
+def test_two_processes_agree_with_one():
+    # Rows go to the processes, heads to their devices.
+    answers = together(__file__, "{0}", "{1}")
     expected = np.asarray(decode().tokens)
-    for process, (out, error) in zip(processes, answers):
-        assert process.returncode == 0, error[-2000:]
+    for code, out, error in answers:
+        assert code == 0, error[-2000:]
         found = json.loads(out.splitlines()[-1])
         assert found["devices"] == [4, 2]
         assert found["rows_here"] == 2
         np.testing.assert_array_equal(found["tokens"], expected)
+
+
+@pytest.mark.thorough
+def test_the_command_line_on_two_processes_generates_what_one_does(monkeypatch, capsys):
+    monkeypatch.setattr("pdecode.caching.enable", lambda: None)
+    folder = pathlib.Path(__file__).parent / "golden" / "llada_tiny"
+    generate = (
+        "generate", "--model", str(folder), "--method", "fast_dllm", "--set",
+        "cache=dual", "--set", "block_length=4", "--prompt-ids", "[[1,2,3],[4,5]]",
+        "--max-new-tokens", "8", "--temperature", "1", "--seed", "2", "--json",
+    )  # fmt: skip
+    several = (
+        "--mesh", "data=2,tensor=2", "--coordinator", "{0}", "--num-processes", "2",
+        "--process-id", "{1}",
+    )  # fmt: skip
+    (code, out, error), (other, silent, complaint) = together(
+        "-m", "pdecode", *generate, *several
+    )
+    assert code == 0, error[-2000:]
+    assert other == 0, complaint[-2000:]
+    assert silent == ""
+    found = json.loads(out)
+    assert cli.main(list(generate)) == 0
+    alone = json.loads(capsys.readouterr().out)
+    assert found["tokens"] == alone["tokens"] and found["text"] == alone["text"]
+    assert found["stats"] == alone["stats"]
+
+
+@pytest.mark.thorough
+def test_a_mesh_without_the_devices_of_a_process_is_refused():
+    answers = together(
+        "-m", "pdecode", "generate", "--prompt", "x", "--mesh", "tensor=2",
+        "--coordinator", "{0}", "--num-processes", "2", "--process-id", "{1}",
+    )  # fmt: skip
+    for code, out, error in answers:
+        assert (code, out) == (cli.BAD_INPUT, "")
+        assert "has 2 of the 4 devices of 2 processes: it must have all" in error
 
 
 @pytest.mark.parametrize(

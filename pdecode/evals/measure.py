@@ -5,6 +5,7 @@ and its loop are two, with the same results, and the loop also notes at which st
 position was committed.
 """
 
+import contextlib
 import functools
 import threading
 import time
@@ -15,8 +16,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.sharding import Mesh
 
-from pdecode import decode, rng
+from pdecode import decode, distributed, rng, sharding
 from pdecode import knobs as knob_rules
 from pdecode.contracts import Generation, Model, Params, Prompt
 from pdecode.decode import Stats
@@ -51,31 +53,43 @@ def compiled(
     prompt: Prompt,
     *,
     is_dated: bool = True,
+    mesh: Mesh | None = None,
     **settings: Any,
 ) -> Programs:
     """Checks `settings` (knobs and sizes) and compiles `method` for them.
 
     Models, parameters and prompt as for `pdecode.decode.run`; only the shapes of the
-    arrays matter. Without `is_dated` the loop is exactly that of `decode` and the
-    commit steps are all -1. Raises what `knobs.split` and the method raise.
+    arrays matter, and with `mesh`, which all are then on, their places.
+    Without `is_dated` the loop is exactly that of `decode` and the commit steps are all
+    -1. Raises what `knobs.split` and the method raise.
     """
     models = (model,) if isinstance(model, Model) else tuple(model)
     traced, sizes = knob_rules.split(method, settings)
+    if mesh is not None:
+        traced = sharding.replicate(traced, mesh)
     static = {"method": method, "models": models, "sizes": tuple(sorted(sizes.items()))}
     leaves, tree = jax.tree.flatten((params, prompt, traced))
     shapes = tuple((jnp.shape(x), jnp.result_type(x)) for x in leaves)
-    name = (*static.values(), is_dated, tree, shapes)
+    name = (*static.values(), is_dated, mesh, tree, shapes)
     if name in _kept:
         return _kept[name]._replace(knobs=traced, compile_s=0.0, num_cached=0)
 
     began, hits = time.perf_counter(), _cache_hits()
     key = jax.random.key(0)
-    start = _start.lower(params, prompt, key, traced, **static)
-    carry = _start.eval_shape(params, prompt, key, traced, **static)
-    loop = _loop.lower(params, *carry, traced, is_dated=is_dated, **static)
+    # Kernels are mapped over the mesh in context.
+    with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
+        if mesh is not None:
+            key = sharding.replicate(key, mesh)
+        start = _start.lower(params, prompt, key, traced, **static).compile()
+        carry = _start.eval_shape(params, prompt, key, traced, **static)
+        if mesh is not None:
+            # The loop finds what `start` made where the compiler put it.
+            carry = jax.tree.map(_placed, carry, start.output_shardings)
+        loop = _loop.lower(params, *carry, traced, is_dated=is_dated, **static)
+        loop = loop.compile()
     programs = Programs(
-        start.compile(),
-        loop.compile(),
+        start,
+        loop,
         traced,
         time.perf_counter() - began,
         _cache_hits() - hits,
@@ -94,7 +108,7 @@ def timed(programs: Programs, params: Params, prompt: Prompt, key: Array) -> Dec
     filled = time.perf_counter()
     result = jax.block_until_ready(programs.loop(params, *carry, programs.knobs))
     ended = time.perf_counter()
-    result = jax.tree.map(np.asarray, result)
+    result = distributed.whole(result)
     return Decoded(*result, prefill_s=filled - began, decode_s=ended - filled)
 
 
@@ -129,6 +143,10 @@ def committed(state: Any) -> Array:
     if hasattr(state, "length"):
         return (place >= state.prompt_end[:, None]) & (place < state.length[:, None])
     return state.log_probs != 0
+
+
+def _placed(leaf: Array, where) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
 
 
 def _decoder(method, models, sizes, traced):
