@@ -25,12 +25,12 @@ def folder() -> str:
     return str(base / "pdecode" / f"programs-{_processor()}")
 
 
-def enable() -> None:
-    """Makes JAX keep compiled programs there, small ones too."""
+def enable(min_seconds: float = 0.1) -> None:
+    """Makes JAX keep programs there that took `min_seconds` to compile."""
     import jax
 
     jax.config.update("jax_compilation_cache_dir", folder())
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", min_seconds)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 

@@ -93,6 +93,11 @@ def parser() -> argparse.ArgumentParser:
     group.add_argument("--num-processes", type=int, metavar="N")
     group.add_argument("--process-id", type=int, metavar="I", help="0 to N - 1")
 
+    made = add("compile", _compile, "compile what generate will run, and keep it")
+    _add_decode(made)
+    made.add_argument("--prompt-len", type=int, default=64, help="tokens of a row")
+    made.add_argument("--batch-size", type=int, default=1)
+
     made = add("methods", _methods, "list the methods, or explain one")
     made.add_argument("name", nargs="?")
 
@@ -216,6 +221,24 @@ def _join(args) -> bool:
 
     distributed.start(*given)
     return args.process_id == 0
+
+
+def _compile(args) -> int:
+    from pdecode import caching, generation
+
+    for name in ("prompt_len", "batch_size"):
+        if getattr(args, name) < 1:
+            raise ValueError(f"{name}={getattr(args, name)} must be at least 1")
+    caching.enable(min_seconds=0.0)
+    rows = [[0] * args.prompt_len] * args.batch_size
+    job = generation.prepare(rows, **arguments.decode(args))
+    made = generation.compiled(job)
+    sizes = ", ".join(f"{name} {value}" for name, value in job.settings.items())
+    print(f"{job.method_name} ({sizes}) for {job.model_name}: {args.batch_size} rows")
+    print(f"prompts of up to {job.prompt.tokens.shape[1]} tokens, padded to that")
+    print(f"2 programs in {made.compile_s:.1f} s, {made.num_cached} kept from before")
+    print(f"kept in {caching.folder()}")
+    return 0
 
 
 def _methods(args) -> int:

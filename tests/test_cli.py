@@ -31,7 +31,7 @@ IDS = "[[1,2,3],[4,5]]"
 @pytest.fixture(autouse=True)
 def no_cache_on_disk(monkeypatch):
     """Tests compile for themselves and write nothing to the user's folders."""
-    monkeypatch.setattr("pdecode.caching.enable", lambda: None)
+    monkeypatch.setattr("pdecode.caching.enable", lambda **_: None)
 
 
 def run(capsys, *arguments):
@@ -325,6 +325,14 @@ def test_missing_and_truncated_weights_are_one_line(capsys, tmp_path):
         ("bench --suite nope", "invalid choice: 'nope'"),
         ("bench --repeats 0", "repeats=0 must be at least 1"),
         ("bench --out no_such_folder/a.json", "lies in no folder: make it first"),
+        ("compile --prompt-len 0", "prompt_len=0 must be at least 1"),
+        ("compile --batch-size -1", "batch_size=-1 must be at least 1"),
+        ("compile --prompt-len 600", "positions, but target has 512"),
+        ("compile --set steps=1", "--set needs --method"),
+        ("compile --method llada --set block_length=7", "block_length=7 must divide"),
+        ("compile --method llada --model target", "needs a model trained with a mask"),
+        ("compile --mesh tensor=0", "every size must be at least 1"),
+        ("compile --prompt-len few", "invalid int value: 'few'"),
         ("train --config no_such.py", "no config file no_such.py"),
         ("methods nope", "unknown method 'nope'"),
         ("info no_such_folder", "no_such_folder"),
