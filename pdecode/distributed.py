@@ -37,7 +37,7 @@ def make_mesh(**sizes: int) -> Mesh:
     ValueError also where a mesh leaves devices out: a process without a part in it
     could not run the program that the others wait in.
     """
-    mesh = sharding.make_mesh(**sizes)
+    mesh = sharding.make_mesh(devices=None, **sizes)
     if mesh.size < jax.device_count() and jax.process_count() > 1:
         raise ValueError(
             f"a mesh of {sizes} has {mesh.size} of the {jax.device_count()} devices of "

@@ -8,7 +8,7 @@ import contextlib
 import sys
 import time
 from collections.abc import Callable, Iterator
-from typing import NamedTuple, TextIO
+from typing import Any, NamedTuple, TextIO
 
 import jax
 import numpy as np
@@ -46,7 +46,9 @@ def watch(
     file = file or sys.stdout
     traced, sizes = knobs.split(job.method, job.settings)
     decoder = _seen(job.method(*job.models, **sizes, **traced))
-    steps = decode.stream(decoder, job.params, job.prompt, jax.random.key(seed))
+    steps: Iterator[tuple[Any, decode.Stats]] = decode.stream(
+        decoder, job.params, job.prompt, jax.random.key(seed)
+    )
     began, last = time.perf_counter(), None
     with _shown(file) as show:
         for number, last in enumerate(steps, 1):
@@ -82,7 +84,7 @@ def _seen(decoder: Decoder) -> Decoder:
     Only its state knows them: an id, the mask's included, may stand there for itself.
     """
 
-    def output(state):
+    def output(state) -> Any:
         return Seen(*decoder.output(state), measure.committed(state))
 
     return decoder._replace(output=output)

@@ -68,7 +68,7 @@ def overhead(
     rows = draw.integers(32, 127, (batch_size, prompt_len)).tolist()
     prompt = prompts.from_rows(rows, max_new=max_new_tokens, model=model)
     key = jax.random.key(seed)
-    settings = {**case.settings, "max_new_tokens": max_new_tokens}
+    settings: dict[str, Any] = {**case.settings, "max_new_tokens": max_new_tokens}
     programs = measure.compiled(
         case.method, model, params, prompt, is_dated=False, **settings
     )
