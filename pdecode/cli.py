@@ -12,7 +12,7 @@ import threading
 import time
 import warnings
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 from pdecode import arguments
 from pdecode.version import __version__
@@ -179,7 +179,7 @@ def _compare(args) -> int:
 def _generate(args) -> int:
     from pdecode import caching, generation
 
-    is_printing = _join(args)
+    out = _join(args)
     caching.enable()
     prompt, options = arguments.prompt(args), arguments.decode(args)
     if args.watch:
@@ -193,18 +193,17 @@ def _generate(args) -> int:
         )
     else:
         made = generation.generate(prompt, seed=args.seed, **options)
-    if is_printing and args.json:
-        print(json.dumps({**made._asdict(), "seed": args.seed}))
-    elif is_printing:
-        print(made)
+    if out is not None:
+        text = json.dumps({**made._asdict(), "seed": args.seed}) if args.json else made
+        print(text, file=out, flush=True)
     return 0
 
 
-def _join(args) -> bool:
-    """Joins the other processes, if there are any; whether this one prints."""
+def _join(args) -> TextIO | None:
+    """Joins the other processes, if any; where this one prints its result."""
     given = (args.coordinator, args.num_processes, args.process_id)
     if given == (None, None, None):
-        return True
+        return sys.stdout
     if None in given:
         raise ValueError(
             "--coordinator, --num-processes and --process-id go together: give all "
@@ -220,7 +219,10 @@ def _join(args) -> bool:
     from pdecode import distributed
 
     distributed.start(*given)
-    return args.process_id == 0
+    # Gloo reports its connections on standard output, which is for the result.
+    out = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    return out if args.process_id == 0 else None
 
 
 def _compile(args) -> int:

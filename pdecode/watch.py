@@ -50,7 +50,7 @@ def watch(
         decoder, job.params, job.prompt, jax.random.key(seed)
     )
     began, last = time.perf_counter(), None
-    with _shown(file) as show:
+    with _shown(file) as show, measure.on(job.mesh):
         for number, last in enumerate(steps, 1):
             show(number, [drawn(job, last[0], b) for b in range(len(last[0].start))])
     timing = {

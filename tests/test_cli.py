@@ -111,6 +111,12 @@ def test_padding_takes_no_position_that_the_prompt_needs(capsys):
 def test_a_mesh_changes_no_token(capsys):
     split = llada(capsys, IDS, "--mesh", "data=2,tensor=2")
     assert split["tokens"] == llada(capsys, IDS)["tokens"]
+    code, out, _ = run(
+        capsys, "generate", "--model", GOLDEN, "--method", "llada", "--set", "steps=4",
+        "--set", "block_length=4", "--prompt-ids", IDS, "--max-new-tokens", "8",
+        "--mesh", "data=2,tensor=2", "--watch",
+    )  # fmt: skip
+    assert code == 0 and out.endswith("\n\n".join(split["text"]) + "\n")
 
 
 @pytest.mark.thorough

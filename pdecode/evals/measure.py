@@ -76,8 +76,7 @@ def compiled(
 
     began, hits = time.perf_counter(), _cache_hits()
     key = jax.random.key(0)
-    # Kernels are mapped over the mesh in context.
-    with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
+    with on(mesh):
         if mesh is not None:
             key = sharding.replicate(key, mesh)
         start = _start.lower(params, prompt, key, traced, **static).compile()
@@ -98,6 +97,11 @@ def compiled(
         del _kept[next(iter(_kept))]
     _kept[name] = programs
     return programs
+
+
+def on(mesh: Mesh | None) -> contextlib.AbstractContextManager:
+    """Puts `mesh` in context, which kernels are mapped over where they are traced."""
+    return contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh)
 
 
 def timed(programs: Programs, params: Params, prompt: Prompt, key: Array) -> Decoded:
