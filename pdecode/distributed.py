@@ -4,6 +4,8 @@ Every process runs the same code on the same prompt and parameters; `pdecode.sha
 then gives each device its part. Nothing else is exchanged but by the program itself.
 """
 
+import socket
+import time
 from typing import Any
 
 import jax
@@ -12,21 +14,31 @@ from jax.sharding import Mesh
 
 from pdecode import sharding
 
+PATIENCE_S = 300.0  # as long as JAX waits
+
 
 def start(coordinator: str, num_processes: int, process_id: int) -> None:
     """Joins the processes before JAX looks for devices. CPU ones talk through gloo.
 
-    `coordinator` is the HOST:PORT of process 0. Raises ValueError for an address or
-    numbers that cannot be right.
+    `coordinator` is the HOST:PORT of process 0, which the others wait for, PATIENCE_S
+    at most. Raises ValueError for an address or numbers that cannot be right, a port
+    that process 0 cannot open, and a process 0 that does not answer.
     """
     host, _, port = coordinator.rpartition(":")
-    if not host or not port.isdecimal():
-        raise ValueError(f"coordinator={coordinator!r} must be HOST:PORT")
+    if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
+        raise ValueError(
+            f"coordinator={coordinator!r} must be HOST:PORT, the port below {2**16}"
+        )
     if not 0 <= process_id < num_processes:
         raise ValueError(
             f"process_id={process_id} must lie in [0, {num_processes}): "
             f"there are num_processes={num_processes}"
         )
+    # What JAX meets here it answers by aborting the process.
+    if process_id == 0:
+        _check_free(coordinator, int(port))
+    else:
+        _wait(coordinator, host, int(port))
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(coordinator, num_processes, process_id)
 
@@ -53,3 +65,31 @@ def whole(tree: Any) -> Any:
     from jax.experimental import multihost_utils
 
     return multihost_utils.process_allgather(tree, tiled=True)
+
+
+def _check_free(coordinator: str, port: int) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("", port))
+        except OSError as error:
+            raise ValueError(
+                f"coordinator={coordinator!r}: process 0 cannot open port {port} "
+                f"({error}): choose a free one"
+            ) from None
+
+
+def _wait(coordinator: str, host: str, port: int) -> None:
+    """Returns when process 0 listens."""
+    until = time.monotonic() + PATIENCE_S
+    while True:
+        try:
+            socket.create_connection((host, port), timeout=5).close()
+            return
+        except OSError as error:
+            if time.monotonic() >= until:
+                raise ValueError(
+                    f"coordinator={coordinator!r} did not answer in {PATIENCE_S:.0f} s "
+                    f"({error}): start process 0 there, and let its port be reached"
+                ) from None
+        time.sleep(0.2)

@@ -123,12 +123,23 @@ def test_a_mesh_without_the_devices_of_a_process_is_refused():
     [
         (("localhost", 2, 0), "must be HOST:PORT"),
         (("localhost:http", 2, 0), "must be HOST:PORT"),
+        (("localhost:70000", 2, 1), "must be HOST:PORT, the port below 65536"),
         (("localhost:1", 2, 2), r"process_id=2 must lie in \[0, 2\)"),
     ],
 )
 def test_bad_addresses_and_numbers_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         distributed.start(*arguments)
+
+
+def test_a_port_that_is_taken_and_a_process_that_is_not_there(monkeypatch):
+    with socket.create_server(("localhost", 0)) as taken:
+        address = f"localhost:{taken.getsockname()[1]}"
+        with pytest.raises(ValueError, match=r"cannot open port .*choose a free one"):
+            distributed.start(address, 2, 0)
+    monkeypatch.setattr(distributed, "PATIENCE_S", 0.0)
+    with pytest.raises(ValueError, match=r"did not answer in 0 s .*start process 0"):
+        distributed.start(address, 2, 1)
 
 
 def main():
