@@ -20,17 +20,17 @@ from jax import ShapeDtypeStruct
 
 from pdecode import chips, configurations, costs, decode, hlo, rng, sharding
 from pdecode import knobs as knob_rules
-from pdecode.contracts import Model, Prompt, Sampling
+from pdecode.contracts import Heads, Model, Prompt, Sampling
 from pdecode.costs import Call
 from pdecode.kernels import vocab_head
-from pdecode.models import loading, placement, shapes, transformer
+from pdecode.models import heads, loading, placement, shapes, transformer
 
 
 class Job(NamedTuple):
     """A decode as shapes: what `run` would get, and the mesh it lives on."""
 
     method: Callable
-    models: tuple[Model, ...]
+    models: tuple[Any, ...]  # Model, or Heads on the first
     configs: tuple[Any, ...]
     trees: tuple[Any, ...]  # parameters of each model as shapes
     prompt: Prompt  # shapes
@@ -61,7 +61,8 @@ def report(
 
     `target` is "tpu-GENERATION-TOPOLOGY", such as tpu-v5e-2x4, or "cuda". `model` and
     `drafter` name a shape of `models.shapes` or a checkpoint folder, of which only the
-    configuration is read; a drafter takes the target's vocabulary. `mesh` (None:
+    configuration is read; a drafter takes the target's vocabulary. A method with heads
+    gets one a drafted token, as wide as the stream. `mesh` (None:
     `chips.default_mesh`), `batch_size` (None: one row a device, at least 8), bfloat16
     throughout. `costs.text` writes the result for people.
 
@@ -139,11 +140,12 @@ def shape_of(name: str) -> Any:
 def _job(method, config, drafter, mesh, batch_size, prompt_len, settings) -> Job:
     recipe, implied = configurations.resolve(method)
     configs = [config]
-    for role in configurations.roles(recipe)[1:]:
-        if role == "heads" or drafter is None:
-            raise ValueError(
-                f"{method} needs a {role}: only a drafter that is a model can be given"
-            )
+    roles = configurations.roles(recipe)
+    if drafter is not None and "drafter" not in roles:
+        raise ValueError(f"{method} takes no drafter, but drafter={drafter!r}")
+    if "drafter" in roles:
+        if drafter is None:
+            raise ValueError(f"{method} needs a drafter: name a shape or a folder")
         small = shape_of(drafter)
         configs.append(
             dataclasses.replace(
@@ -151,6 +153,7 @@ def _job(method, config, drafter, mesh, batch_size, prompt_len, settings) -> Job
                 noise=config.noise, mask_id=config.mask_id, eos_ids=config.eos_ids,
             )
         )  # fmt: skip
+    knobs, sizes = knob_rules.split(recipe, {**implied, **settings})
     models, trees = [], []
     for each in configs:
         made = transformer.make_model(each)
@@ -160,7 +163,10 @@ def _job(method, config, drafter, mesh, batch_size, prompt_len, settings) -> Job
         )
         tree = jax.tree.map(lambda s: ShapeDtypeStruct(s.shape, jnp.bfloat16), tree)
         trees.append(_placed(tree, mesh, placement.specs))
-    knobs, sizes = knob_rules.split(recipe, {**implied, **settings})
+    if "heads" in roles:
+        made, tree = _heads(sizes["num_draft"], config.width)
+        models.append(made)
+        trees.append(_placed(tree, mesh, placement.specs))
     row: Any = ShapeDtypeStruct((batch_size,), jnp.int32)
     tokens: Any = ShapeDtypeStruct((batch_size, prompt_len), jnp.int32)
     return Job(
@@ -174,6 +180,16 @@ def _job(method, config, drafter, mesh, batch_size, prompt_len, settings) -> Job
         sizes=sizes,
         mesh=mesh,
     )
+
+
+def _heads(num_heads: int, width: int):
+    """Heads with an MLP as wide as the stream, and their parameters as shapes."""
+    made = heads.make_heads(num_heads)
+    tree = jax.eval_shape(
+        lambda: heads.init(num_heads, width, width, jax.random.key(0))
+    )
+    tree = jax.tree.map(lambda s: ShapeDtypeStruct(s.shape, jnp.bfloat16), tree)
+    return Heads(num_heads, made.apply), tree
 
 
 def _placed(tree, mesh, specs):
@@ -203,7 +219,10 @@ def _calls(job: Job) -> list[Call]:
 
         return model._replace(apply=note(model.apply), encode=note(model.encode))
 
-    models = [noting(model, role) for role, model in enumerate(job.models)]
+    models = [
+        noting(model, role) if isinstance(model, Model) else model
+        for role, model in enumerate(job.models)
+    ]
 
     def decoder(knobs):
         return job.method(*models, **job.sizes, **knobs)

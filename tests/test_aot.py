@@ -109,6 +109,19 @@ def test_cuda_is_lowered_and_reported(capsys):
     assert "peak_bytes" not in found
 
 
+def test_heads_and_drafters_come_as_the_method_asks():
+    sizes: dict = {"prompt_len": 8, "max_new_tokens": 8}
+    plain = aot.report("cuda", "3m", **sizes)
+    found = aot.report("cuda", "3m", "blockwise", settings={"num_draft": 2}, **sizes)
+    # Two heads of two matrices and a norm on a stream of 192.
+    assert found["num_params"] - plain["num_params"] == 2 * (2 * 192 * 192 + 192)
+    assert [call["lanes"] for call in found["calls"]] == [3]
+    with pytest.raises(ValueError, match="speculative_sampling needs a drafter"):
+        aot.report("cuda", "3m", "speculative_sampling", **sizes)
+    with pytest.raises(ValueError, match="takes no drafter, but drafter='tiny'"):
+        aot.report("cuda", "3m", "blockwise", drafter="tiny", **sizes)
+
+
 def compiled(model, **options):
     pytest.importorskip("libtpu", reason="needs the tpu-aot extra")
     if jax.default_backend() != "cpu":
