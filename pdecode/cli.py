@@ -85,13 +85,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--seed", type=int, default=0)
     made.add_argument("--watch", action="store_true", help="show every step")
     made.add_argument("--json", action="store_true", help="one JSON object")
-    group = made.add_argument_group(
-        "several processes", "each runs this command with its own --process-id and all "
-        "devices in --mesh; process 0 prints. No other command runs on several.",
-    )  # fmt: skip
-    group.add_argument("--coordinator", metavar="HOST:PORT", help="of process 0")
-    group.add_argument("--num-processes", type=int, metavar="N")
-    group.add_argument("--process-id", type=int, metavar="I", help="0 to N - 1")
+    _add_processes(made, "with the devices of all in --mesh")
 
     made = add("compile", _compile, "compile what generate will run, and keep it")
     _add_decode(made)
@@ -105,6 +99,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--config", required=True, help="configs/NAME.py")
     made.add_argument("--out", help="folder (default: results/NAME)")
     _add_set(made, "FIELD=VALUE")
+    _add_processes(made, "on a folder that all share; a batch is split over them")
 
     made = add("bench", _bench, "benchmarks of the framework itself")
     made.add_argument("--suite", choices=("loop", "hotpath"), default="loop")
@@ -179,6 +174,13 @@ def _compare(args) -> int:
 def _generate(args) -> int:
     from pdecode import caching, generation
 
+    if args.num_processes is not None and args.mesh is None:
+        raise ValueError(
+            f"--num-processes {args.num_processes} needs --mesh: axes that hold the "
+            "devices of all processes, as data=2,tensor=4"
+        )
+    if args.num_processes is not None and args.watch:
+        raise ValueError("--watch shows one process: leave out --num-processes")
     out = _join(args)
     caching.enable()
     prompt, options = arguments.prompt(args), arguments.decode(args)
@@ -209,13 +211,6 @@ def _join(args) -> TextIO | None:
             "--coordinator, --num-processes and --process-id go together: give all "
             "three, or none for one process"
         )
-    if args.mesh is None:
-        raise ValueError(
-            f"--num-processes {args.num_processes} needs --mesh: axes that hold the "
-            "devices of all processes, as data=2,tensor=4"
-        )
-    if args.watch:
-        raise ValueError("--watch shows one process: leave out --coordinator")
     from pdecode import distributed
 
     distributed.start(*given)
@@ -268,9 +263,13 @@ def _methods(args) -> int:
 
 
 def _train(args) -> int:
+    out = _join(args)
     from pdecode import train
 
-    train.run_config(args.config, args.set, args.out)
+    def log(line: str) -> None:
+        print(line, file=out, flush=True)
+
+    train.run_config(args.config, args.set, args.out, log=log)
     return 0
 
 
@@ -345,6 +344,17 @@ def _add_decode(made) -> None:
     made.add_argument("--keep-eos-tail", action="store_true", help="decode past EOS")
     made.add_argument("--mesh", help="split over devices: axes, as data=2,tensor=4")
     _add_set(made, "KNOB=VALUE")
+
+
+def _add_processes(made, how: str) -> None:
+    group = made.add_argument_group(
+        "several processes",
+        f"each runs this command with its own --process-id, {how}; process 0 prints. "
+        "generate and train run on several, no other command does.",
+    )
+    group.add_argument("--coordinator", metavar="HOST:PORT", help="of process 0")
+    group.add_argument("--num-processes", type=int, metavar="N")
+    group.add_argument("--process-id", type=int, metavar="I", help="0 to N - 1")
 
 
 def _add_set(made, form: str) -> None:

@@ -1,5 +1,6 @@
 """Two processes on one machine decode what one process decodes."""
 
+import functools
 import json
 import os
 import pathlib
@@ -12,7 +13,9 @@ import numpy as np
 import pytest
 
 from pdecode import cli, distributed, methods, prompts, run, sharding
-from pdecode.models import transformer
+from pdecode.data import packing
+from pdecode.models import embedded, transformer
+from pdecode.train import run_config
 
 MODEL = transformer.Config(
     vocab_size=40, width=16, num_layers=1, num_heads=4, max_positions=64
@@ -116,6 +119,55 @@ def test_a_mesh_without_the_devices_of_a_process_is_refused():
     for code, out, error in answers:
         assert (code, out) == (cli.BAD_INPUT, "")
         assert "has 2 of the 4 devices of 2 processes: it must have all" in error
+
+
+CONFIG = """
+from pdecode import text
+from pdecode.models.config import Config
+from pdecode.train import TrainConfig
+
+def get_config():
+    model = Config(
+        vocab_size=text.VOCAB_SIZE, width=16, num_layers=1, num_heads=2,
+        mask_id=text.MASK_ID, eos_ids=(text.EOS_ID,), attention="bidirectional",
+        noise="absorbing", max_positions=64,
+    )
+    return TrainConfig(
+        name="tiny", model=model, objective="masked_diffusion", steps=4, row_len=32,
+        batch_size=8, schedule="stable", warmup_steps=1, checkpoint_every=2,
+        eval_every=1, eval_rows=2, data_dir={folder!r},
+    )
+"""
+
+
+@pytest.mark.thorough
+def test_two_processes_train_and_resume_as_one_does(tmp_path):
+    tokens = packing.stream([b"def f(x):\n    return x + 1\n" * 3] * 40)
+    packing.save(tmp_path / "train.npy", tokens)
+    packing.save(tmp_path / "validation.npy", tokens[:200])
+    file = tmp_path / "config.py"
+    file.write_text(CONFIG.format(folder=str(tmp_path)))
+    several = (
+        "-m", "pdecode", "train", "--config", str(file), "--out", str(tmp_path / "two"),
+        "--coordinator", "{0}", "--num-processes", "2", "--process-id", "{1}",
+    )  # fmt: skip
+    begun = together(*several, "--set", "steps=2")
+    ended = together(*several)
+    for (code, _, error), (again, _, complaint) in zip(begun, ended):
+        assert code == 0, error[-2000:]
+        assert again == 0, complaint[-2000:]
+    assert ended[0][1].startswith("resumed at step 2") and ended[1][1] == ""
+    run_config(file, workdir=tmp_path / "one", log=lambda line: None)
+    both = [
+        [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+        for path in (tmp_path / "one", tmp_path / "two")
+    ]
+    assert [line["step"] for line in both[1]] == [1, 2, 3, 4]
+    for one, two in zip(*both, strict=True):
+        for name in ("loss", "grad_norm", "bits_per_byte"):
+            assert two[name] == pytest.approx(one[name], rel=1e-5)
+    one, two = (embedded.read_from(tmp_path / name)[0] for name in ("one", "two"))
+    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-5), one, two)
 
 
 @pytest.mark.parametrize(

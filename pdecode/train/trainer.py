@@ -149,9 +149,14 @@ def train(
     token streams (uint16 [N]); None: the standard library corpus, from
     `config.data_dir`. Batches are split over all devices that the batch size allows.
 
+    Several processes (`pdecode.distributed.start`) make the same call on a folder they
+    share: each has the whole stream and puts its own rows of a batch on its devices,
+    all save and restore their part of a checkpoint, and the first writes the rest.
+
     Raises:
-      ValueError: a folder that holds another run, or a checkpoint past the point where
-        this run's schedule differs from the one that made it.
+      ValueError: a folder that holds another run, a checkpoint past the point where
+        this run's schedule differs from the one that made it, or a batch that several
+        processes cannot divide.
       FloatingPointError: the loss is no longer finite.
     """
     import orbax.checkpoint as ocp
@@ -174,9 +179,15 @@ def train(
     )
 
     # State, replicated; batches are sharded over "data".
+    is_first = jax.process_index() == 0
     count = len(jax.devices())
     while config.batch_size % count:
         count -= 1
+    if count < len(jax.devices()) and jax.process_count() > 1:
+        raise ValueError(
+            f"batch_size={config.batch_size} must be a multiple of the "
+            f"{len(jax.devices())} devices of {jax.process_count()} processes"
+        )
     devices = jax.devices()[:count]
     mesh = jax.make_mesh(
         (count,), ("data",), axis_types=(AxisType.Auto,), devices=devices
@@ -209,16 +220,19 @@ def train(
         ),
     )
     first = manager.latest_step() or 0
-    _check_same_run(config, workdir, first, packing.fingerprint(training))
+    described = _check_same_run(config, workdir, first, packing.fingerprint(training))
     if first:
         shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
         state = manager.restore(first, args=ocp.args.StandardRestore(shapes))
-        log(f"resumed at step {first}")
+        if is_first:
+            log(f"resumed at step {first}")
     metrics = workdir / "metrics.jsonl"
     lines = metrics.read_text().splitlines() if metrics.exists() else []
     lines = [line for line in lines if _step_of(line) <= first]
     spent = json.loads(lines[-1])["seconds"] if lines else 0.0
-    export.write_bytes(metrics, "".join(line + "\n" for line in lines).encode())
+    if is_first:
+        export.write_bytes(workdir / "config.json", described)
+        export.write_bytes(metrics, "".join(line + "\n" for line in lines).encode())
 
     # Loop.
     began = time.monotonic()
@@ -229,7 +243,7 @@ def train(
         rows = sampler.batch(step).reshape(-1, row_len)
         if config.objective == "masked_diffusion":
             rows = packing.fill_after_eos(rows, config.eos_fill, config.seed, step)
-        rows = jax.device_put(rows, by_row)
+        rows = jax.make_array_from_callback(rows.shape, by_row, rows.__getitem__)
         state, (loss, norm) = step_fn(state, frozen, rows, np.int32(step))
         done = step + 1
         is_last = done == config.steps
@@ -241,33 +255,37 @@ def train(
             line = {"step": done, "seconds": seconds, "loss": value}
             line["grad_norm"] = float(norm)
             # Positions that no row has reached yet would only tell that they are new.
+            params_here, frozen_here = _here((state["params"], frozen))
             line |= export.figures(
                 dataclasses.replace(config, row_len=row_len, short_len=None),
-                state["params"],
-                frozen,
+                params_here,
+                frozen_here,
                 validation,
                 config.eval_rows,
             )
-            with metrics.open("a") as file:
-                file.write(json.dumps(line) + "\n")
-            log(json.dumps(line))
+            if is_first:
+                with metrics.open("a") as file:
+                    file.write(json.dumps(line) + "\n")
+                log(json.dumps(line))
         if done % config.checkpoint_every == 0 or is_last:
             manager.save(done, args=ocp.args.StandardSave(state))
     manager.close()
 
     # Result.
-    params = jax.tree.map(np.asarray, state["params"])
+    trained, frozen = _here((state["params"], frozen))
+    params = jax.tree.map(np.asarray, trained)
     record = export.describe(
         config,
         params,
         steps=config.steps,
         seconds=round(spent + time.monotonic() - began, 1),
         data_hash=packing.fingerprint(training),
-        validation=export.figures(config, state["params"], frozen, validation),
+        validation=export.figures(config, trained, frozen, validation),
         validation_hash=packing.fingerprint(validation),
         command=command,
     )
-    export.write(workdir, "weights", params, record, dtype=jnp.float32)
+    if is_first:
+        export.write(workdir, "weights", params, record, dtype=jnp.float32)
     return Result(params, record)
 
 
@@ -291,6 +309,11 @@ def run_config(
     return train(config, workdir, command=command, log=log)
 
 
+def _here(tree: Any) -> Any:
+    """Replicated arrays as those of one device of this process."""
+    return jax.tree.map(lambda leaf: leaf.addressable_data(0), tree)
+
+
 def _step_of(line: str) -> float:
     # A line cut short by a kill belongs to no step.
     try:
@@ -303,8 +326,8 @@ def _plain(config: Any) -> dict:
     return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
-def _check_same_run(config, workdir: pathlib.Path, first: int, data_hash: str):
-    """Raises ValueError if the folder's run is not this one; writes config.json."""
+def _check_same_run(config, workdir: pathlib.Path, first: int, data_hash: str) -> bytes:
+    """config.json of this run; ValueError if the folder's run is another one."""
     path = workdir / "config.json"
     mine = _plain(config) | {"data_hash": data_hash}
     if first and path.exists():
@@ -326,4 +349,4 @@ def _check_same_run(config, workdir: pathlib.Path, first: int, data_hash: str):
                 f"{workdir} holds a run with other settings ({', '.join(differ)}); "
                 "choose another folder"
             )
-    export.write_bytes(path, (json.dumps(mine, indent=1) + "\n").encode())
+    return (json.dumps(mine, indent=1) + "\n").encode()
