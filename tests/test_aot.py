@@ -116,6 +116,9 @@ def test_heads_and_drafters_come_as_the_method_asks():
     # Two heads of two matrices and a norm on a stream of 192.
     assert found["num_params"] - plain["num_params"] == 2 * (2 * 192 * 192 + 192)
     assert [call["lanes"] for call in found["calls"]] == [3]
+    # Rows of one token have no prefill to take a hidden state from.
+    short = {**sizes, "prompt_len": 1}
+    assert aot.report("cuda", "3m", "blockwise", **short)["calls"][0]["lanes"] == 4
     with pytest.raises(ValueError, match="speculative_sampling needs a drafter"):
         aot.report("cuda", "3m", "speculative_sampling", **sizes)
     with pytest.raises(ValueError, match="takes no drafter, but drafter='tiny'"):

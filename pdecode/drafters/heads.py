@@ -24,9 +24,9 @@ def greedy_chain(model: Model, heads: Heads, num_draft: int) -> Drafter:
     def init(params, keys, prompt, prefix: Prefix, output) -> Array:
         del keys
         batch = prompt.lengths.shape[0]
-        width = model.head(params[0]).weight.shape[1]
         if output is None:
-            return jnp.zeros((batch, width))
+            weight = model.head(params[0]).weight
+            return jnp.zeros((batch, weight.shape[1]), weight.dtype)
         # The prefill's last lane predicted the root. A one-token row has none: it
         # starts from whatever lane 0 holds, which costs acceptance and nothing else.
         lane = jnp.maximum(prompt.lengths - 2, 0)
@@ -42,9 +42,10 @@ def greedy_chain(model: Model, heads: Heads, num_draft: int) -> Drafter:
         return Draft(tokens=tokens, parents=parents), hidden
 
     def observe(params, keys, hidden: Array, round: Round):
-        del params, keys, hidden
+        del params, keys
         leaf = last_lane(round)
-        return jnp.take_along_axis(round.output.hidden, leaf[:, None, None], 1)[:, 0]
+        found = jnp.take_along_axis(round.output.hidden, leaf[:, None, None], 1)
+        return found[:, 0].astype(hidden.dtype)
 
     return Drafter(num_draft, num_draft, init, propose, observe, is_paired=True)
 
