@@ -24,6 +24,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from pdecode.contracts import Model
@@ -50,12 +51,17 @@ def make_mesh(*, devices: Sequence | None = None, **sizes: int) -> Mesh:
         raise ValueError(
             f"a mesh of {sizes} needs {wanted} devices, but there are {len(known)}"
         )
-    return jax.make_mesh(
-        tuple(sizes.values()),
-        tuple(sizes),
-        axis_types=(AxisType.Auto,) * len(sizes),
-        devices=known[:wanted],
-    )
+    shape, names, devices = tuple(sizes.values()), tuple(sizes), known[:wanted]
+    types = (AxisType.Auto,) * len(sizes)
+    try:
+        return jax.make_mesh(shape, names, axis_types=types, devices=devices)
+    except NotImplementedError:
+        # No axes of the chips' torus multiply to these: a torus 4 x 4 x 4 has no 8. Two
+        # axes of the mesh then share one of the torus.
+        grid = mesh_utils.create_device_mesh(
+            shape, devices, allow_split_physical_axes=True
+        )
+        return Mesh(grid, names, axis_types=types)
 
 
 @functools.cache

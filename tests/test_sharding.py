@@ -1,5 +1,6 @@
 """Where arrays live, and that a decode does not depend on it."""
 
+import dataclasses
 import functools
 
 import jax
@@ -245,6 +246,27 @@ def test_the_table_leaves_whole_what_does_not_divide():
     assert spec(("rows", 2), ("slots", 4)) == PartitionSpec("data", None)
     # An axis splits one dimension of an array only.
     assert spec(("vocab", 8), ("mlp", 8)) == PartitionSpec("tensor", None)
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """What `make_mesh` reads of a TPU device."""
+
+    id: int
+    coords: tuple[int, ...]
+    platform: str = "tpu"
+    device_kind: str = "TPU v5"
+    core_on_chip: int = 0
+    process_index: int = 0
+    slice_index: int = 0
+
+
+def test_two_axes_of_a_mesh_may_share_one_of_the_torus():
+    torus = [Chip(i, coords) for i, coords in enumerate(np.ndindex(4, 4, 4))]
+    for sizes in ({"fsdp": 4, "tensor": 16}, {"fsdp": 8, "tensor": 8}):
+        mesh = sharding.make_mesh(devices=torus, **sizes)
+        assert dict(mesh.shape) == sizes
+        assert sorted(chip.id for chip in mesh.devices.flat) == list(range(64))
 
 
 def test_bad_meshes_and_rows_are_refused():
