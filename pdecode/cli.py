@@ -231,7 +231,8 @@ def _compile(args) -> int:
     job = generation.prepare(rows, **arguments.decode(args))
     made = generation.compiled(job)
     sizes = ", ".join(f"{name} {value}" for name, value in job.settings.items())
-    print(f"{job.method_name} ({sizes}) for {job.model_name}: {args.batch_size} rows")
+    what = f"{job.method_name} ({sizes}) for {job.model_name}"
+    print(f"{what}, batch size {args.batch_size}")
     print(f"prompts of up to {job.prompt.tokens.shape[1]} tokens, padded to that")
     print(f"2 programs in {made.compile_s:.1f} s, {made.num_cached} kept from before")
     print(f"kept in {caching.folder()}")
