@@ -92,16 +92,8 @@ def calls(shape: str, dtype: str, batch: int, context: int, found: Peaks) -> lis
         )
         seconds = hardware.median_seconds(program, arguments, NUM_RUNS) / count
         cached = batch * seen * per_token * jnp.dtype(dtype).itemsize
-        work = 2 * num_params * batch * width
-        work += (
-            4
-            * batch
-            * width
-            * seen
-            * made.num_layers
-            * made.num_heads
-            * (made.head_dim)
-        )
+        attended = seen * made.num_layers * made.num_heads * made.head_dim
+        work = batch * width * (2 * num_params + 4 * attended)
         first = lines[0].ms if lines else None
         lines.append(
             Line(
