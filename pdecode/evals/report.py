@@ -270,7 +270,11 @@ def plot(made: dict[str, Any], path: pathlib.Path) -> list[pathlib.Path]:
 
 
 def _together(rows: Sequence[dict[str, Any]]) -> list[tuple[list[str], tuple]]:
-    """Names that share one label, and its place: points too near to be told apart."""
+    """Names that share one label, and its place: points too near to be told apart.
+
+    The names of a label stand as their points do, the highest first.
+    """
+    rows = sorted(rows, key=lambda row: -row["bits_per_byte"])
     places = [(row["tokens_per_call"], row["bits_per_byte"]) for row in rows]
     wide, high = (max(max(axis) - min(axis), 1e-9) for axis in zip(*places))
     found: list[tuple[list[str], tuple]] = []
