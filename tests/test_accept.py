@@ -150,7 +150,10 @@ def expected_length(rule, topology, seed):
     return mean
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(
+    "seed",
+    [0, *(pytest.param(seed, marks=pytest.mark.thorough) for seed in range(1, 4))],
+)
 def test_block_verification_accepts_no_less(seed):
     chain = trees.chain(2)
     token_wise = accept.by_node(accept.rejection())

@@ -40,6 +40,7 @@ def run(folder, *arguments) -> list[str]:
     return done.stdout.splitlines()
 
 
+@pytest.mark.thorough
 def test_generate_finds_what_compile_kept(tmp_path):
     sizes = ("--prompt-len", "5", "--batch-size", "2")
     made = run(tmp_path, "compile", *OPTIONS, *sizes)

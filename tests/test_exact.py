@@ -115,17 +115,14 @@ EXACT = {
 }
 
 
-# Variants of a rule that another row of the table already puts through the same law.
-THOROUGH = (
-    "sjd", "gs_sjd", "specinfer", "mc_sjd_repeat", "llada_random", "llada_margin",
-    "llada_max_prob", "eb_gamma_0",
-)  # fmt: skip
+# Each of these compiles a program for many rows; one a family runs by default.
+FIRST = ("plain", "speculative", "mc_sjd", "llada_entropy", "raster")
 
 
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=pytest.mark.thorough if name in THOROUGH else ())
+        pytest.param(name, marks=() if name in FIRST else pytest.mark.thorough)
         for name in EXACT
     ],
 )
@@ -133,6 +130,7 @@ def test_lossless_in_law(name):
     assert_exact(*EXACT[name]())
 
 
+@pytest.mark.thorough
 def test_choosing_by_the_sampled_token_is_biased():
     """Even one token a step: low confidence is not an exact order."""
     assert_biased(*single(methods.llada, MASKED, order="low_confidence"))
@@ -152,6 +150,7 @@ def test_two_tokens_a_step_are_biased():
     assert_biased(decoder, JOINT)
 
 
+@pytest.mark.thorough
 def test_an_old_q_after_coupling_is_biased():
     """A kept guess must take over the law that kept it (released MC-SJD code: no)."""
     right = iterates.iterate(CAUSAL, 3, SAMPLING, transport="maximal")
@@ -183,6 +182,7 @@ def test_an_old_q_after_coupling_is_biased():
     assert_biased(decoder, JOINT)
 
 
+@pytest.mark.thorough
 def test_draft_noise_by_position_is_biased_under_block_verification(monkeypatch):
     """A later round that visits a position again must draft with fresh noise."""
     # A drafter blind to its context repeats itself when its noise does.

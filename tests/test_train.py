@@ -70,7 +70,10 @@ def rows(batch=3, length=12, seed=0):
     return jnp.asarray(draw.integers(0, 255, (batch, length)), jnp.int32)
 
 
-@pytest.mark.parametrize(("model", "qk_norm"), [(MODEL, True), (CANVAS, False)])
+@pytest.mark.parametrize(
+    ("model", "qk_norm"),
+    [pytest.param(MODEL, True, marks=pytest.mark.thorough), (CANVAS, False)],
+)
 def test_plain_pass_is_the_transformers(model, qk_norm):
     model = dataclasses.replace(model, qk_norm=qk_norm)
     params = transformer.init(model, jax.random.key(0))
@@ -219,6 +222,7 @@ train(t.RUN, {folder!r}, streams=t.streams())
 """
 
 
+@pytest.mark.thorough
 def test_killed_and_resumed_run_ends_with_the_same_bits(tmp_path):
     folder = tmp_path / "killed"
 
