@@ -254,7 +254,7 @@ def _tile(wanted: Wanted, rows: Rows, head: Head, first: Array | int) -> Partial
     size = head.weight.shape[0]
     ids = first + jnp.arange(size, dtype=jnp.int32)[None]
     values = logits(head._replace(soft_cap=wanted.soft_cap), rows.hidden)
-    values = jnp.where(_among(ids, wanted.banned), BANNED, values)
+    values = jnp.where(among(ids, wanted.banned), BANNED, values)
     top = values.max(1)
 
     def law(wanted_for: set[str], energy_for: set[str], temperature: Array):
@@ -269,7 +269,7 @@ def _tile(wanted: Wanted, rows: Rows, head: Head, first: Array | int) -> Partial
     if names & {"margin", "sampled_margin"}:
         second = maxima.second_largest(values)
     if names & {"token", "log_prob", "sampled_log_prob"}:
-        drawable = jnp.where(_among(ids, wanted.undrawn), BANNED, values)
+        drawable = jnp.where(among(ids, wanted.undrawn), BANNED, values)
         score, where = _winner(wanted, rows, drawable, first)
         token = first + where
         logit = jnp.where(ids == token[:, None], values, 0).sum(1)
@@ -382,8 +382,8 @@ def _safe(temperature: Array) -> Array:
     return jnp.where(temperature > 0, temperature, jnp.ones_like(temperature))
 
 
-def _among(ids: Array, few: tuple[int, ...]) -> Array:
-    """Whether each id [1, n] is one of `few`."""
+def among(ids: Array, few: tuple[int, ...]) -> Array:
+    """Whether each of `ids`, of any shape, is one of `few`."""
     found = jnp.zeros(ids.shape, bool)
     for one in few:
         found |= ids == one
