@@ -104,7 +104,7 @@ def parser() -> argparse.ArgumentParser:
     made = add("bench", _bench, "benchmarks of the framework itself")
     made.add_argument("--suite", choices=("loop", "hotpath"), default="loop")
     made.add_argument("--batch-size", type=int, default=1)
-    made.add_argument("--repeats", type=int, help="default: 15; 5 for hotpath decodes")
+    made.add_argument("--repeats", type=int, help="default: 51; 5 for hotpath decodes")
     made.add_argument(
         "--shapes", default="3m,30m", help="hotpath: 3m, 30m, 130m, qwen3-8b, llada-8b"
     )

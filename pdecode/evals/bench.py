@@ -27,7 +27,7 @@ def run(
     `out` is a JSON file, written whole at the end; its folder must be there.
     """
     if repeats is None:
-        repeats = 15 if suite == "loop" else 5
+        repeats = 51 if suite == "loop" else 5
     for name, value in (("batch_size", batch_size), ("repeats", repeats)):
         if value < 1:
             raise ValueError(f"{name}={value} must be at least 1")

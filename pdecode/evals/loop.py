@@ -38,7 +38,7 @@ CASES = (
 
 
 class Overhead(NamedTuple):
-    """Milliseconds a step, medians of interleaved repeats."""
+    """Milliseconds a step: medians, those of loop and calls of interleaved repeats."""
 
     name: str
     batch_size: int
@@ -58,7 +58,7 @@ def overhead(
     batch_size: int = 1,
     prompt_len: int = 128,
     max_new_tokens: int = 64,
-    repeats: int = 15,
+    repeats: int = 51,
     seed: int = 0,
 ) -> Overhead:
     """Measures one case on random prompts; no row ends early."""
@@ -90,14 +90,15 @@ def overhead(
     jax.block_until_ready(bare(*arguments))
     decoded = measure.timed(programs, params, prompt, key)
     num_steps = int(decoded.stats.num_steps)
-    loop_s, calls_s, host_s = [], [], []
+    loop_s, calls_s = [], []
     for _ in range(repeats):
         decoded = measure.timed(programs, params, prompt, key)
         loop_s.append(decoded.decode_s / num_steps)
         began = time.perf_counter()
         jax.block_until_ready(bare(*arguments))
         calls_s.append((time.perf_counter() - began) / count)
-        host_s.append(host() / num_steps)
+    # Apart, for its many small programs leave the processor's caches cold.
+    host_s = [host() / num_steps for _ in range(repeats)]
     loop_ms, calls_ms, host_ms = (
         1e3 * statistics.median(times) for times in (loop_s, calls_s, host_s)
     )
