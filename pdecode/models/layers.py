@@ -1,5 +1,6 @@
 """The parts of a transformer layer: norms, rotary positions, attention, MLP."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -88,8 +89,31 @@ def dense(config: Any, features: int, bias: bool, name: str) -> nn.Dense:
         use_bias=bias,
         dtype=config.dtype,
         kernel_init=nn.initializers.variance_scaling(1.0, "fan_in", "normal"),
+        dot_general=_dot,
         name=name,
     )
+
+
+def _dot(x, kernel, dims, precision=None):
+    """`lax.dot_general` for kernels [K, N].
+
+    XLA:CPU multiplies a single vector on one core, and a call of one token waits for
+    that core's memory: two halves of the contraction take two (a third less time at 30
+    million parameters).
+    """
+    plain = functools.partial(
+        jax.lax.dot_general, dimension_numbers=dims, precision=precision
+    )
+    size, features = kernel.shape
+    if x.size != size or size % 2:
+        return plain(x, kernel)
+
+    def halves(x, kernel):
+        halved = x.reshape(2, -1), kernel.reshape(2, -1, features)
+        first, second = jnp.einsum("hk,hkn->hn", *halved, precision=precision)
+        return (first + second).reshape(*x.shape[:-1], features)
+
+    return jax.lax.platform_dependent(x, kernel, cpu=halves, default=plain)
 
 
 class Attention(nn.Module):
