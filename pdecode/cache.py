@@ -8,12 +8,65 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.sharding import PartitionSpec
 
 from pdecode.contracts import Cache
+from pdecode.kernels import mesh
+
+_AXES = ("rows", "kv_heads", "slots", None)  # of a leaf, as placement names them
 
 
 def write(leaf: Array, slots: Array, values: Array) -> Array:
-    """`leaf` [B, H, S, D] with `values` [B, H, Q, D] at `slots` [B, Q]; >= S drops."""
+    """`leaf` [B, H, S, D] with `values` [B, H, Q, D] at `slots` (see `Query.slots`).
+
+    A run of slots is written on TPU by `write_slices`: a scatter there wants the cache
+    in another layout than attention does, and copies it. On several devices that needs
+    the mesh in context (`jax.set_mesh`).
+    """
+    if slots.ndim == 2:
+        return _scatter(leaf, slots, values)
+    each = each_slot(slots, values.shape[2])
+    if mesh.spec(_AXES, leaf.shape)[2] is not None:
+        # The slots themselves are split over devices.
+        return _scatter(leaf, each, values)
+    return jax.lax.platform_dependent(
+        leaf,
+        values,
+        tpu=lambda leaf, values: write_slices(leaf, slots, values),
+        default=lambda leaf, values: _scatter(leaf, each, values),
+    )
+
+
+def each_slot(slots: Array, num_lanes: int) -> Array:
+    """`Query.slots` lane by lane, int32 [B, Q]."""
+    if slots.ndim == 2:
+        return slots
+    return slots[:, None] + jnp.arange(num_lanes, dtype=slots.dtype)[None]
+
+
+def write_slices(leaf: Array, slots: Array, values: Array) -> Array:
+    """`write` of a run from `slots` [B], by one slice update a row."""
+
+    def on_device(leaf, slots, values):
+        def row(i, leaf):
+            one = jax.lax.dynamic_slice_in_dim(values, i, 1)
+            return jax.lax.dynamic_update_slice(leaf, one, (i, 0, slots[i], 0))
+
+        return jax.lax.fori_loop(0, leaf.shape[0], row, leaf)
+
+    if mesh.in_context() is None:
+        return on_device(leaf, slots, values)
+    # A slice of one row would make the compiler gather those of all devices.
+    split = mesh.spec(_AXES, leaf.shape)
+    return jax.shard_map(
+        on_device,
+        in_specs=(split, PartitionSpec(split[0]), split),
+        out_specs=split,
+        check_vma=False,
+    )(leaf, slots, values)
+
+
+def _scatter(leaf: Array, slots: Array, values: Array) -> Array:
     if slots.size == 1:
         # XLA makes a single update a slice update, and on CPU fuses it into each of its
         # two readers: one of them then copies the leaf. A second, dropped lane keeps it

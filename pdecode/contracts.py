@@ -42,7 +42,9 @@ class Query(NamedTuple):
 
     tokens: Array  # int32 [B, Q]
     positions: Array  # int32 [B, Q]  place in the sequence (rotary)
-    slots: Array  # int32 [B, Q]  place in the cache; >= S means "not stored"
+    # int32 [B, Q]  place in the cache; >= S means "not stored". Or int32 [B]: the lanes
+    # stand in a run from there, all are stored, and slots + Q <= S.
+    slots: Array
     visible: Visibility
     extra: Array | None = None  # [B, Q, E]  second input stream, model's business
     has_extra: Array | None = None  # bool [B, Q]
@@ -197,6 +199,8 @@ class Window(NamedTuple):
 
     width: int
     apply: Callable[[Row], tuple[Array, Array]]  # row -> (positions [W], valid [W])
+    # The positions rise by one, and only those beyond the row's end are not valid.
+    is_run: bool = False
 
 
 class Prefix(NamedTuple):

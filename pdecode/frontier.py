@@ -88,21 +88,21 @@ def frontier(
         tokens = tokens.at[:, :prompt_width].set(prompt.tokens)
         tokens = jnp.where(is_text, tokens, 0)
         cache = model.init_cache(prompt, length + 1)
+        zero = jnp.zeros(batch, jnp.int32)
         lanes = jnp.broadcast_to(
             jnp.arange(prompt_width, dtype=jnp.int32), (batch, prompt_width)
         )
-        is_stored = lanes < prompt.lengths[:, None]
         query = Query(
-            tokens=jnp.where(is_stored, prompt.tokens, 0),
+            tokens=jnp.where(lanes < prompt.lengths[:, None], prompt.tokens, 0),
             positions=lanes,
-            slots=jnp.where(is_stored, lanes, UNSTORED),
+            # What padding leaves behind the text is written over before it is seen.
+            slots=zero,
             visible=Visibility(
                 start=jnp.zeros_like(lanes),
                 stop=jnp.broadcast_to(prompt.lengths[:, None], lanes.shape),
             ),
         )
         _, cache = model.encode(params, query, cache)
-        zero = jnp.zeros(batch, jnp.int32)
         state = FrontierState(
             tokens=tokens,
             log_probs=jnp.zeros((batch, length), jnp.float32),

@@ -136,12 +136,19 @@ def masked_diffusion(
             num_initial=in_block.sum(1, dtype=jnp.int32),
             step=zero,
             turn=zero,
-            # One slot of slack: a canvas-sized call must not alias the whole cache.
-            cache=model.init_cache(prompt, length + 1),
+            cache=model.init_cache(prompt, length + slack(length)),
             commit=memory[0],
             remask=memory[1],
         )
         return state, StepInfo(*[zero] * 6, num_dispatches=jnp.zeros((), jnp.int32))
+
+    def slack(length: int) -> int:
+        """Slots behind the canvas, where a run of lanes ends that starts inside it.
+
+        One at least: a canvas-sized call must not alias the whole cache.
+        """
+        view = window(length)
+        return view.width if view.is_run and view.width < length else 1
 
     def rows_of(state: CanvasState, positions, opened) -> Row:
         return Row(
@@ -173,8 +180,9 @@ def masked_diffusion(
         if refresh is not None:
             stale = jax.vmap(refresh)(before) & active
         hidden, cache, asked, computed = _evaluate(
-            model, params, state, positions, valid, stale, has_refresh=bool(refresh)
-        )
+            model, params, state, positions, valid, stale,
+            has_refresh=bool(refresh), is_run=view.is_run,
+        )  # fmt: skip
 
         places = rng.noise(
             keys,
@@ -318,7 +326,7 @@ def steps_per_block(max_new_tokens: int, steps: int | None, block_length: int) -
     return steps // num_blocks
 
 
-def _evaluate(model, params, state, positions, valid, stale, *, has_refresh):
+def _evaluate(model, params, state, positions, valid, stale, *, has_refresh, is_run):
     """Hidden [B, W, E] of the window, the cache, and lanes asked and computed [B].
 
     On a step with a stale row the whole batch makes one wide call: stale rows ask for
@@ -332,9 +340,10 @@ def _evaluate(model, params, state, positions, valid, stale, *, has_refresh):
     num_valid = valid.sum(1, dtype=jnp.int32)
 
     def narrow(cache):
-        output, cache = model.apply(
-            params, _query(model, state, positions, valid), cache
-        )
+        # What a run writes behind its row's end is never seen.
+        slots = positions[:, 0] if is_run else jnp.where(valid, positions, UNSTORED)
+        query = _query(model, state, positions, slots)
+        output, cache = model.apply(params, query, cache)
         return output.hidden, cache
 
     if not has_refresh:
@@ -346,7 +355,9 @@ def _evaluate(model, params, state, positions, valid, stale, *, has_refresh):
         some = jnp.pad(positions, pad)
         lanes = jnp.where(stale[:, None], place, some)
         is_lane = jnp.where(stale[:, None], in_row, jnp.pad(valid, pad))
-        output, cache = model.apply(params, _query(model, state, lanes, is_lane), cache)
+        slots = jnp.where(is_lane, lanes, UNSTORED)
+        query = _query(model, state, lanes, slots)
+        output, cache = model.apply(params, query, cache)
         lane = jnp.where(stale[:, None], positions, jnp.arange(width)[None])
         return jnp.take_along_axis(output.hidden, lane[..., None], 1), cache
 
@@ -357,8 +368,8 @@ def _evaluate(model, params, state, positions, valid, stale, *, has_refresh):
     return hidden, cache, asked, jnp.broadcast_to(computed, (batch,))
 
 
-def _query(model: Model, state: CanvasState, positions: Array, valid: Array) -> Query:
-    """The call that evaluates `positions`; lanes not `valid` are padding."""
+def _query(model: Model, state: CanvasState, positions: Array, slots: Array) -> Query:
+    """The call that evaluates `positions` and stores them at `slots`."""
     stop = jnp.broadcast_to(state.end[:, None], positions.shape)
     if model.attention == "block_causal" and model.block_len:
         n = model.block_len
@@ -366,6 +377,6 @@ def _query(model: Model, state: CanvasState, positions: Array, valid: Array) -> 
     return Query(
         tokens=jnp.take_along_axis(state.tokens, positions, 1),
         positions=positions,
-        slots=jnp.where(valid, positions, UNSTORED),
+        slots=slots,
         visible=Visibility(start=jnp.zeros_like(positions), stop=stop),
     )

@@ -92,7 +92,7 @@ def draft_verify(
         is_text = jnp.arange(width)[None] < prompt.lengths[:, None]
         tokens = jnp.zeros((batch, length), jnp.int32)
         tokens = tokens.at[:, :width].set(jnp.where(is_text, prompt.tokens, 0))
-        output, cache = prefill(model, target_params(params), prompt, cache, num_slots)
+        output, cache = prefill(model, target_params(params), prompt, cache)
         end = prompt.lengths + jnp.minimum(prompt.max_new, max_new_tokens)
         prefix = Prefix(tokens, prompt.lengths, end, prompt.lengths)
         state = PrefixState(
@@ -207,7 +207,7 @@ def banned(model: Model) -> tuple[int, ...]:
     return () if model.mask_id is None else (model.mask_id,)
 
 
-def prefill(model: Model, params, prompt: Prompt, cache: Cache, num_slots: int):
+def prefill(model: Model, params, prompt: Prompt, cache: Cache):
     """Stores all but the last prompt token in slots 0, 1, ...; (Output, cache).
 
     The output covers those tokens, hidden [B, P - 1, E] (P = 1: no call, None).
@@ -218,11 +218,12 @@ def prefill(model: Model, params, prompt: Prompt, cache: Cache, num_slots: int):
     place = jnp.broadcast_to(
         jnp.arange(width - 1, dtype=jnp.int32), (prompt.tokens.shape[0], width - 1)
     )
-    is_stored = place < prompt.lengths[:, None] - 1
+    is_text = place < prompt.lengths[:, None] - 1
     query = Query(
-        tokens=jnp.where(is_stored, prompt.tokens[:, :-1], 0),
+        tokens=jnp.where(is_text, prompt.tokens[:, :-1], 0),
         positions=place,
-        slots=jnp.where(is_stored, place, num_slots),
+        # What padding leaves behind the text is written over before it is seen.
+        slots=jnp.zeros_like(prompt.lengths),
         visible=Visibility(start=jnp.zeros_like(place), stop=place + 1),
     )
     return model.encode(params, query, cache)
@@ -238,9 +239,10 @@ def verify_query(draft: Draft, prefix: Prefix, num_stored: int, is_chain: bool):
     if draft.offsets is not None:
         depth = jnp.concatenate([jnp.zeros((batch, 1), jnp.int32), draft.offsets], 1)
     lane = jnp.arange(1 + num_nodes, dtype=jnp.int32)[None]
-    slots = jnp.where(
-        lane <= num_stored, root[:, None] + lane, jnp.iinfo(jnp.int32).max
-    )
+    slots = root
+    if num_stored < num_nodes:
+        place = root[:, None] + lane
+        slots = jnp.where(lane <= num_stored, place, jnp.iinfo(jnp.int32).max)
     start = jnp.zeros((batch, 1 + num_nodes), jnp.int32)
     if is_chain and num_stored == num_nodes and draft.among is None:
         # Each lane sees the prefix and the lanes before it: one interval.

@@ -15,7 +15,7 @@ def canvas(length: int) -> Window:
         del row
         return jnp.arange(length, dtype=jnp.int32), jnp.ones(length, bool)
 
-    return Window(length, apply)
+    return Window(length, apply, is_run=True)
 
 
 def active_block(block_length: int) -> Callable[[int], Window]:
@@ -29,7 +29,7 @@ def active_block(block_length: int) -> Callable[[int], Window]:
             positions = first + jnp.arange(width, dtype=jnp.int32)
             return positions, positions < row.end
 
-        return Window(width, apply)
+        return Window(width, apply, is_run=True)
 
     return make
 

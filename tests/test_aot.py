@@ -153,6 +153,9 @@ def test_a_tpu_program_gathers_weights_in_the_loop(no_host_flags):
 def test_a_tpu_program_keeps_to_its_share(model, no_host_flags):
     found = compiled(model)
     assert found["mosaic_calls"]["loop"] > 0
+    # Runs of slots are never scattered: keys and values of each layer.
+    num_layers = aot.shape_of(model).num_layers
+    assert found["cache_writes"] == {"dynamic-update-slice": 2 * num_layers}
     assert 0 < found["all_reduces_per_layer"] <= 2.5
     assert found["peak_bytes"] < found["memory_bytes"]
     if model == "tiny":

@@ -175,6 +175,22 @@ def test_move_reads_before_it_writes_and_drops():
     assert moved.tolist() == [[0, 0, 1, 3, 4], [9, 6, 7, 8, 5]]
 
 
+def test_a_run_is_written_the_same_by_slices_and_by_scatter():
+    leaf = jnp.arange(3 * 2 * 9 * 4).reshape(3, 2, 9, 4)
+    values = -1 - jnp.arange(3 * 2 * 4 * 4).reshape(3, 2, 4, 4)
+    first = jnp.array([0, 5, 2], jnp.int32)
+    lanes = jnp.array([[0, 1, 2, 3], [5, 6, 7, 8], [2, 3, 4, 5]], jnp.int32)
+    wanted = np.array(leaf)
+    for row, slots in enumerate(lanes):
+        wanted[row][:, slots] = values[row]
+    for written in (
+        caches.write(leaf, lanes, values),
+        caches.write(leaf, first, values),
+        caches.write_slices(leaf, first, values),
+    ):
+        np.testing.assert_array_equal(written, wanted)
+
+
 @pytest.mark.parametrize("pred", [True, False])
 def test_when_runs_one_branch(pred):
     def add(cache):

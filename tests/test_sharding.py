@@ -11,8 +11,8 @@ import table
 from jax.sharding import AbstractMesh, PartitionSpec
 from table import CASES, MAX_NEW
 
+from pdecode import cache, hlo, methods, prompts, sharding
 from pdecode import decode as decode_module
-from pdecode import hlo, methods, prompts, sharding
 from pdecode.contracts import Heads, Model
 from pdecode.decode import run
 from pdecode.models import placement, transformer
@@ -154,6 +154,20 @@ def test_the_loop_holds_a_part_of_the_cache():
         assert part in found and rows_only not in found and whole not in found
     # Negative control: the compiler has no reason to split heads by itself.
     assert rows_only in text((tiny()[0],), whole_params)
+
+
+def test_runs_of_slots_are_written_device_by_device():
+    leaf = jnp.arange(4 * 2 * 9 * 4.0).reshape(4, 2, 9, 4)
+    values = -1 - jnp.arange(4 * 2 * 3 * 4.0).reshape(4, 2, 3, 4)
+    first = jnp.array([0, 6, 2, 3], jnp.int32)
+    wanted = cache.write(leaf, first, values)
+    mesh = sharding.make_mesh(data=2, tensor=2)
+    with jax.set_mesh(mesh):
+        arrays = sharding.shard_rows((leaf, first, values), mesh)
+        traced = jax.jit(cache.write_slices).trace(*arrays)
+        program = traced.lower().compile()
+        np.testing.assert_array_equal(program(*arrays), wanted)
+    assert not hlo.read(program.as_text()).collectives
 
 
 @pytest.mark.parametrize("method", [methods.autoregressive, methods.llada])

@@ -59,9 +59,9 @@ def draft_model(
 
     def init(params, keys, prompt, prefix: Prefix, output):
         del keys, output
-        num_slots = prefix.tokens.shape[1] + 1
-        cache = model.init_cache(prompt, num_slots)
-        _, cache = speculative.prefill(model, params[1], prompt, cache, num_slots)
+        # `store` writes max_depth + 1 lanes, of which one at least is committed.
+        cache = model.init_cache(prompt, prefix.tokens.shape[1] + max_depth + 1)
+        _, cache = speculative.prefill(model, params[1], prompt, cache)
         return CausalState(cache, prompt.lengths - 1)
 
     def propose(params, keys, state: CausalState, prefix: Prefix):
@@ -137,12 +137,12 @@ def store(model: Model, params, state: CausalState, prefix: Prefix, width: int):
     Returns (hidden [B, 1, E] at the root, cache). The root is the last of them.
     """
     place = state.cached[:, None] + jnp.arange(width)[None]
-    is_pending = place < prefix.length[:, None]
     last = jnp.minimum(place, prefix.tokens.shape[1] - 1)
     query = Query(
         tokens=jnp.take_along_axis(prefix.tokens, last, 1),
         positions=place,
-        slots=jnp.where(is_pending, place, jnp.iinfo(jnp.int32).max),
+        # What stands behind the root is written over before it is seen.
+        slots=state.cached,
         visible=Visibility(start=jnp.zeros_like(place), stop=place + 1),
     )
     output, cache = model.apply(params, query, state.cache)

@@ -1,7 +1,7 @@
 """How near the hardware a call and a decode come: `pdecode bench --suite hotpath`.
 
-Everything is measured in one run: the machine's own memory bandwidth and matmul rate, one
-call (apply and head) at several widths, attention and the vocabulary head by
+Everything is measured in one run: the machine's own memory bandwidth and matmul rate,
+one call (apply and head) at several widths, attention and the vocabulary head by
 implementation, and whole decodes against transformers on the same weights where torch
 is installed. Compile and warm-up are not in any time. Weights are random.
 

@@ -126,7 +126,7 @@ def _score(params, batch, *, model: Model):
     query = Query(
         tokens=batch.tokens,
         positions=place,
-        slots=place,
+        slots=jnp.zeros(size, jnp.int32),
         visible=Visibility(start=jnp.zeros_like(place), stop=place + 1),
     )
     output, _ = model.apply(params, query, model.init_cache(batch, width + 1))
