@@ -43,7 +43,8 @@ class Query(NamedTuple):
     tokens: Array  # int32 [B, Q]
     positions: Array  # int32 [B, Q]  place in the sequence (rotary)
     # int32 [B, Q]  place in the cache; >= S means "not stored". Or int32 [B]: the lanes
-    # stand in a run from there, all are stored, and slots + Q <= S.
+    # stand in a run from there, all are stored, and slots + Q <= S (`cache.each_slot`
+    # spells it out).
     slots: Array
     visible: Visibility
     extra: Array | None = None  # [B, Q, E]  second input stream, model's business

@@ -6,7 +6,8 @@ A llama-shaped stack (norm, attention over a cache, SwiGLU, head), float32 activ
 repeated in one compiled loop in which each call's tokens come from the one before.
 Variants: kernels stored [in, out] or [out, in], the projections of one input fused into
 one matmul or not, weights in float32, bfloat16 or int8 with one scale a column, lanes
-padded to a multiple of 8. `XLA_FLAGS` and `taskset` give the thread settings.
+padded to a multiple of 8, contractions cut in two halves that add up (what the models
+here do for a single query). `XLA_FLAGS` and `taskset` give the thread settings.
 """
 
 import argparse
@@ -61,11 +62,16 @@ def weights(size, layout, is_fused, kind, key):
     return layers, jax.random.normal(next(keys), (vocab, width)) * width**-0.5
 
 
-def program(size, layout, is_fused, kind, num_queries, count, pad):
+def program(size, layout, is_fused, kind, num_queries, count, pad, halves):
     _, _, num_layers, heads, _ = SIZES[size]
     lanes = -(-num_queries // 8) * 8 if pad else num_queries
 
     def times(x, weight):
+        if halves:
+            rows = x.reshape(-1, 2, weight.shape[0] // 2)
+            parts = weight.reshape(2, -1, weight.shape[1])
+            out = jnp.einsum("qhk,hkn->hqn", rows, parts).sum(0)
+            return out.reshape(*x.shape[:-1], -1)
         axis = 1 if layout == "nk" else 0
         dims = (((x.ndim - 1,), (axis,)), ((), ()))
         if kind == "int8":
@@ -125,13 +131,16 @@ def main():
     parser.add_argument("--out")
     args = parser.parse_args()
     found = []
-    print("size  layout fused weights   pad   1 query ms  8 queries ms  ratio")
+    print("size  layout fused weights   pad   halves  1 query ms  8 queries ms  ratio")
     for size in args.sizes.split(","):
         count = {"3m": 64, "30m": 16, "130m": 4}[size]
-        for layout, is_fused, kind, pad in itertools.product(
-            ("kn", "nk"), (False, True), ("float32", "bfloat16", "int8"), (False, True)
-        ):
+        for layout, is_fused, kind, pad, halves in itertools.product(
+            ("kn", "nk"), (False, True), ("float32", "bfloat16", "int8"),
+            (False, True), (False, True),
+        ):  # fmt: skip
             if pad and (kind != "float32" or is_fused):
+                continue
+            if halves and (kind != "float32" or layout == "nk" or pad):
                 continue
             held = weights(size, layout, is_fused, kind, jax.random.key(0))
             ms = []
@@ -140,7 +149,7 @@ def main():
                     ms.append(ms[0])
                     continue
                 run, cache = program(
-                    size, layout, is_fused, kind, num_queries, count, pad
+                    size, layout, is_fused, kind, num_queries, count, pad, halves
                 )
                 jax.block_until_ready(run(*held, cache))
                 spent = []
@@ -151,10 +160,10 @@ def main():
                 ms.append(statistics.median(spent))
             found.append(
                 {"size": size, "layout": layout, "fused": is_fused, "weights": kind,
-                 "padded": pad, "one_ms": ms[0], "eight_ms": ms[1]}
+                 "padded": pad, "halves": halves, "one_ms": ms[0], "eight_ms": ms[1]}
             )  # fmt: skip
             print(
-                f"{size:5} {layout:6} {is_fused!s:5} {kind:8} {pad!s:6} "
+                f"{size:5} {layout:6} {is_fused!s:5} {kind:8} {pad!s:6} {halves!s:6} "
                 f"{ms[0]:10.3f}  {ms[1]:12.3f}  {ms[1] / ms[0]:5.2f}",
                 flush=True,
             )

@@ -98,7 +98,7 @@ def _dot(x, kernel, dims, precision=None):
     """`lax.dot_general` for kernels [K, N].
 
     XLA:CPU multiplies a single vector on one core, and a call of one token waits for
-    that core's memory: two halves of the contraction take two (a third less time at 30
+    that core's memory: two halves of the contraction take two (a fifth less time at 30
     million parameters).
     """
     plain = functools.partial(
