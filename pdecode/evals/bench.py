@@ -68,4 +68,8 @@ def _hotpath(shapes, dtype: str, batch: int, repeats: int) -> dict[str, Any]:
     print(hotpath.table(found, lines))
     if not any(line.part == "decode" for line in lines):
         print("decodes are compared with torch: pip install 'pdecode[oracle]'")
-    return {"peaks": found._asdict(), "lines": [line._asdict() for line in lines]}
+    return {
+        "peaks": found._asdict(),
+        "lines": [line._asdict() for line in lines],
+        "torch": hotpath.torch_versions(),
+    }

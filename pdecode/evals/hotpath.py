@@ -9,8 +9,10 @@ Bytes of a call are its weights and the cached keys and values it reads, each on
 operations are two a weight and query and four a query, cached token and head dimension.
 """
 
+import contextlib
 import dataclasses
 import functools
+import importlib.metadata
 import importlib.util
 import statistics
 import tempfile
@@ -170,6 +172,15 @@ def heads(shape: str, dtype: str, batch: int, found: Peaks) -> list[Line]:
             )
         )  # fmt: skip
     return lines
+
+
+def torch_versions() -> dict[str, str]:
+    """Versions of what decodes are compared with, as far as it is installed."""
+    found = {}
+    for name in ("torch", "transformers"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
 
 
 def decodes(shape: str, prompt_len: int, num_new: int, repeats: int) -> list[Line]:
