@@ -284,20 +284,23 @@ def _compiled(job: Job, calls: list[Call], chip: chips.Chip, axes) -> dict[str, 
     try:
         program = _program(job).lower(lowering_platforms=("tpu",)).compile()
         compile_s = time.perf_counter() - began
+        text = program.as_text() or ""
         parts = [
             (call, _lower_call(job, call).lower(lowering_platforms=("tpu",)).compile())
             for call in calls
             if call.is_step
         ]
     except jax.errors.JaxRuntimeError as error:
-        raise ValueError(f"the compiler refused it: {error}") from None
+        raise ValueError(
+            f"the compiler refused the program or cannot print it: {error}"
+        ) from None
     memory: Any = program.memory_analysis()
     peak = (
         memory.argument_size_in_bytes + memory.output_size_in_bytes
         - memory.alias_size_in_bytes + memory.temp_size_in_bytes
         + memory.generated_code_size_in_bytes
     )  # fmt: skip
-    read = hlo.read(program.as_text() or "")
+    read = hlo.read(text)
     stream = costs.stream_bytes(calls, axes, job.configs[0].width)
     large = [
         each for each in read.collectives
