@@ -12,8 +12,7 @@ from jax.sharding import PartitionSpec
 
 from pdecode.contracts import Cache
 from pdecode.kernels import mesh
-
-_AXES = ("rows", "kv_heads", "slots", None)  # of a leaf, as placement names them
+from pdecode.models import placement
 
 
 def write(leaf: Array, slots: Array, values: Array) -> Array:
@@ -26,7 +25,7 @@ def write(leaf: Array, slots: Array, values: Array) -> Array:
     if slots.ndim == 2:
         return _scatter(leaf, slots, values)
     each = each_slot(slots, values.shape[2])
-    if mesh.spec(_AXES, leaf.shape)[2] is not None:
+    if mesh.spec(placement.CACHE, leaf.shape)[2] is not None:
         # The slots themselves are split over devices.
         return _scatter(leaf, each, values)
     return jax.lax.platform_dependent(
@@ -57,7 +56,7 @@ def write_slices(leaf: Array, slots: Array, values: Array) -> Array:
     if mesh.in_context() is None:
         return on_device(leaf, slots, values)
     # A slice of one row would make the compiler gather those of all devices.
-    split = mesh.spec(_AXES, leaf.shape)
+    split = mesh.spec(placement.CACHE, leaf.shape)
     return jax.shard_map(
         on_device,
         in_specs=(split, PartitionSpec(split[0]), split),

@@ -17,6 +17,7 @@ from jax.sharding import PartitionSpec
 
 from pdecode.contracts import Visibility
 from pdecode.kernels import mesh, reference, xla
+from pdecode.models import placement
 
 IMPLEMENTATIONS = ("reference", "xla", "pallas_tpu", "pallas_gpu")
 
@@ -115,8 +116,7 @@ def _on_each_device(
 
 def _split_of(key_cache: Array):
     """Mesh axes that split the rows and the key heads, None where nothing does."""
-    cached = ("rows", "kv_heads", "slots", None)
-    rows, heads, slots, _ = mesh.spec(cached, key_cache.shape)
+    rows, heads, slots, _ = mesh.spec(placement.CACHE, key_cache.shape)
     if slots is not None:
         raise NotImplementedError(
             f"the slots of the cache are split over mesh axis {slots!r}, which only "

@@ -33,7 +33,7 @@ _BY_LEAF = {
     "head": ("vocab", "embed"),
     "positions": (None, "embed"),
 }
-_CACHE = ("rows", "kv_heads", "slots", None)
+CACHE = ("rows", "kv_heads", "slots", None)  # of a cache leaf [B, H, S, D]
 
 
 def logical_axes(path: tuple[str, ...], rank: int) -> tuple[str | None, ...]:
@@ -89,7 +89,7 @@ def row_specs(shapes: Any, mesh: Mesh) -> Any:
 
     def place(leaf):
         rank = len(leaf.shape)
-        logical = _CACHE if rank == 4 else ("rows",) * (rank > 0) + (None,) * (rank - 1)
+        logical = CACHE if rank == 4 else ("rows",) * (rank > 0) + (None,) * (rank - 1)
         return NamedSharding(mesh, spec(logical, leaf.shape, mesh))
 
     return jax.tree.map(place, shapes)
