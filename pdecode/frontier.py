@@ -6,6 +6,7 @@ one call: the tokens committed by the last step are stored, and the next group's
 position queries, which nobody stores, read the prefix and those tokens.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -165,7 +166,7 @@ def frontier(
             output.hidden[:, width:],
             ("token", "log_prob"),
             sampling,
-            rng.noise(keys, rng.TARGET, queried, temperature=sampling.temperature),
+            functools.partial(rng.noise, keys, rng.TARGET, queried),
         )
 
         where = jnp.where(is_asked, asked, length)

@@ -6,6 +6,7 @@ recomputes is the window's business, when the whole canvas is recomputed is the 
 rule's; a slot is the position it holds.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -184,12 +185,8 @@ def masked_diffusion(
             has_refresh=bool(refresh), is_run=view.is_run,
         )  # fmt: skip
 
-        places = rng.noise(
-            keys,
-            rng.TARGET,
-            positions,
-            round=state.turn,
-            temperature=sampling.temperature,
+        places = functools.partial(
+            rng.noise, keys, rng.TARGET, positions, round=state.turn
         )
         prediction = vocab_head.statistics(
             model.head(params), hidden, wants, sampling, places

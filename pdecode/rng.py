@@ -28,30 +28,17 @@ def noise(
     *,
     round: Array | None = None,
     index: Array | None = None,
-    temperature: Array | float | None = None,
 ) -> Array:
     """Keys [B, Q] for draws at `positions` (int32 [B, Q]).
 
     `keys` [B] come from `row_keys`; `round` (int32 [B]) separates turns that visit the
-    same position, `index` (int32 [B, Q]) separates nodes that share one. With the
-    `temperature` of the draw (a scalar), keys are worked out only above 0: a greedy
-    draw reads none, and on CPU folding them costs more than its argmax.
+    same position, `index` (int32 [B, Q]) separates nodes that share one.
     """
-
-    def places() -> Array:
-        row = _fold_rows(jax.vmap(jax.random.fold_in, (0, None))(keys, purpose), round)
-        found = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)))(row, positions)
-        if index is not None:
-            found = jax.vmap(jax.vmap(jax.random.fold_in))(found, index)
-        return found
-
-    if temperature is None:
-        return places()
-    return jax.lax.cond(
-        jnp.asarray(temperature) > 0,
-        places,
-        lambda: jnp.broadcast_to(keys[:, None], positions.shape),
-    )
+    row = _fold_rows(jax.vmap(jax.random.fold_in, (0, None))(keys, purpose), round)
+    found = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)))(row, positions)
+    if index is not None:
+        found = jax.vmap(jax.vmap(jax.random.fold_in))(found, index)
+    return found
 
 
 def row_noise(keys: Array, purpose: int, round: Array | None = None) -> Array:

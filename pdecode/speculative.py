@@ -6,6 +6,7 @@ scratch slots behind the prefix, and the accepted path is then moved next to it.
 nodes this is plain autoregressive decoding, so the baseline runs through the same code.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -123,9 +124,7 @@ def draft_verify(
         query, reach = verify_query(draft, prefix, num_stored, is_chain)
         target = target_params(params)
         output, cache = model.apply(target, query, state.cache)
-        places = rng.noise(
-            keys, rng.TARGET, query.positions + 1, temperature=sampling.temperature
-        )
+        places = functools.partial(rng.noise, keys, rng.TARGET, query.positions + 1)
         prediction = vocab_head.statistics(
             model.head(target), output.hidden, wants, sampling, places
         )

@@ -1,5 +1,6 @@
 """A smaller causal model as the drafter, with its own cache, over any static tree."""
 
+import functools
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -90,11 +91,8 @@ def draft_model(
                 )
                 output, cache = model.apply(params[1], query, cache)
                 hidden = output.hidden[:, depths[above] == level - 1]
-            places = rng.noise(
-                keys,
-                rng.TARGET,
-                (root + level)[:, None],
-                temperature=sampling.temperature,
+            places = functools.partial(
+                rng.noise, keys, rng.TARGET, (root + level)[:, None]
             )
             wants = ("token",) if draws == "coupled" else ("probs",)
             prediction = vocab_head.statistics(head, hidden, wants, sampling, places)

@@ -6,6 +6,8 @@ top-p or min-p filter) take the dense path, and so do few logits; else the vocab
 worked through in tiles (`kernels.streaming`) and the logits never exist together.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -40,15 +42,16 @@ def statistics(
     hidden: Array,
     wants: tuple[str, ...],
     sampling: Sampling,
-    keys: Array | None = None,
+    keys: Array | Callable[[], Array] | None = None,
     *,
     of: Array | None = None,
 ) -> Prediction:
     """Prediction with the leaves named in `wants` for hidden [B, Q, E].
 
-    `keys` [B, Q] name the noise of `token` (None: no noise, the argmax). "top:K" fills
-    `top_ids` and `top_log_probs`; `of_log_prob` needs `of` (int32 [B, Q]). Decisions
-    are float32 (float64 for float64 hidden states).
+    `keys` [B, Q] name the noise of `token` (None: no noise, the argmax); a function
+    that returns them spares a greedy call the work, which on CPU is more than its
+    argmax. "top:K" fills `top_ids` and `top_log_probs`; `of_log_prob` needs `of` (int32
+    [B, Q]). Decisions are float32 (float64 for float64 hidden states).
 
     Above DENSE_LOGITS the peak memory is a few tiles of the logits. On several devices
     put the mesh in context (`jax.set_mesh`): each then reads its own part of the
@@ -70,7 +73,8 @@ def statistics(
     num_logits = hidden.shape[0] * hidden.shape[1] * vocab_size
     is_large = num_logits > DENSE_LOGITS or mesh.in_context() is not None
     if is_large and not is_filtered and not names & {"logits", "probs"}:
-        return streaming.statistics(head, hidden, wants, sampling, keys, of)
+        known = keys() if callable(keys) else keys
+        return streaming.statistics(head, hidden, wants, sampling, known, of)
 
     raw = ban(logits(head, hidden), sampling.banned)
     leaves: dict[str, Array] = {}
@@ -116,19 +120,23 @@ def law(raw: Array, sampling: Sampling) -> Array:
     return jnp.where(jnp.asarray(sampling.temperature) > 0, soft, hot)
 
 
-def sample(filtered: Array, temperature, keys: Array | None) -> Array:
-    """argmax(logits + T * gumbel) as int32 [...]; keys [...] or None for the argmax."""
+def sample(
+    filtered: Array, temperature, keys: Array | Callable[[], Array] | None
+) -> Array:
+    """argmax(logits + T * gumbel) as int32 [...]; no keys: the argmax."""
+    # Outside the branch, where its maximum serves the log-probabilities too.
+    greedy = maxima.largest(filtered)[1]
     if keys is None:
-        return maxima.largest(filtered)[1]
+        return greedy
 
     def drawn():
-        noise = rng.gumbel(keys, filtered.shape[-1]).astype(filtered.dtype)
+        places = keys() if callable(keys) else keys
+        noise = rng.gumbel(places, filtered.shape[-1]).astype(filtered.dtype)
         return maxima.largest(filtered + temperature * noise)[1]
 
     # The noise is worth skipping at temperature 0: over a canvas it costs more than
     # the argmax. The predicate is one scalar, so this is no divergence between rows.
-    is_drawn = jnp.asarray(temperature) > 0
-    return jax.lax.cond(is_drawn, drawn, lambda: maxima.largest(filtered)[1])
+    return jax.lax.cond(jnp.asarray(temperature) > 0, drawn, lambda: greedy)
 
 
 def categorical(probs: Array, keys: Array) -> Array:
