@@ -60,8 +60,7 @@ class Counts(NamedTuple):
 
     num_steps: Array  # int32 []
     num_dispatches: Array  # int32 []
-    of_rows: Array  # int32 [6, B]  in the order of _OF_ROWS
-    committed_per_call: Array  # int32 [B, 65]
+    of_rows: Array  # int32 [6 + 65, B]  _OF_ROWS, then committed_per_call
     prefill: StepInfo
 
 
@@ -254,27 +253,26 @@ def _run(params, prompt, key, traced, *, method, models, sizes, max_steps):
 
 def new_counts(prefill: StepInfo) -> Counts:
     """Counters at zero, but for what the prefill did."""
-    zero = jnp.zeros_like(prefill.num_calls)
     none = jnp.zeros((), jnp.int32)
+    num_counters = len(_OF_ROWS) + MAX_COMMITTED_BIN + 1
     return Counts(
         num_steps=none,
         num_dispatches=none,
-        of_rows=jnp.zeros((len(_OF_ROWS), *zero.shape), jnp.int32),
-        committed_per_call=jnp.zeros((*zero.shape, MAX_COMMITTED_BIN + 1), jnp.int32),
+        of_rows=jnp.zeros((num_counters, *prefill.num_calls.shape), jnp.int32),
         prefill=prefill,
     )
 
 
 def count(counts: Counts, info: StepInfo) -> Counts:
     """`counts` with one step added; a row without a call adds to no histogram bin."""
-    bins = jnp.clip(info.num_committed, 0, MAX_COMMITTED_BIN)[:, None]
-    is_bin = bins == jnp.arange(MAX_COMMITTED_BIN + 1)[None]
-    is_counted = is_bin & (info.num_calls > 0)[:, None]
+    bins = jnp.clip(info.num_committed, 0, MAX_COMMITTED_BIN)[None]
+    is_bin = bins == jnp.arange(MAX_COMMITTED_BIN + 1)[:, None]
+    is_counted = is_bin & (info.num_calls > 0)[None]
+    named = jnp.stack([getattr(info, name) for name in _OF_ROWS])
     return Counts(
         num_steps=counts.num_steps + 1,
         num_dispatches=counts.num_dispatches + info.num_dispatches,
-        of_rows=counts.of_rows + jnp.stack([getattr(info, x) for x in _OF_ROWS]),
-        committed_per_call=counts.committed_per_call + is_counted.astype(jnp.int32),
+        of_rows=counts.of_rows + jnp.concatenate([named, is_counted.astype(jnp.int32)]),
         prefill=counts.prefill,
     )
 
@@ -286,6 +284,6 @@ def stats_of(counts: Counts) -> Stats:
         num_prefill_calls=counts.prefill.num_calls,
         num_prefill_tokens=counts.prefill.num_query_tokens,
         num_dispatches=counts.num_dispatches,
-        committed_per_call=counts.committed_per_call,
-        **dict(zip(_OF_ROWS, counts.of_rows, strict=True)),
+        committed_per_call=counts.of_rows[len(_OF_ROWS) :].T,
+        **dict(zip(_OF_ROWS, counts.of_rows)),
     )
