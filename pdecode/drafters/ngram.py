@@ -39,18 +39,16 @@ def lookup(tokens: Array, length: Array, num_draft: int, max_ngram: int) -> Arra
     # suffix a b, text  a b c a b : what ends at 2 agrees on two tokens, c follows.
     size = tokens.shape[0]
     end = jnp.arange(size)
-    back = jnp.arange(1, max_ngram + 1)
-    suffix = tokens[jnp.maximum(length - back, 0)]
-    suffix = jnp.where(length >= back, suffix, -1)
-    padded = jnp.pad(tokens, (max_ngram, 0), constant_values=-2)
     agreed = jnp.zeros(size, jnp.int32)
     is_run = end < length
     for i in range(max_ngram):
-        is_run &= padded[max_ngram - 1 - i :][:size] == suffix[i]
+        last = jnp.where(length > i, tokens[jnp.maximum(length - 1 - i, 0)], -1)
+        is_run &= jnp.pad(tokens, (i, 0), constant_values=-2)[:size] == last
         agreed += is_run
     # The longest, and of those the leftmost: one integer maximum, which vectorises.
-    best = jnp.max(agreed * size + (size - 1 - end))
-    found, after = best >= size, size - 1 - best % size
+    bits = size.bit_length()
+    best = jnp.max((agreed << bits) + (size - 1 - end))
+    found, after = best >> bits > 0, size - 1 - (best & ((1 << bits) - 1))
     source = after + jnp.arange(num_draft)
     is_text = found & (source < length)
     return jnp.where(is_text, tokens[jnp.minimum(source, tokens.shape[0] - 1)], -1)
