@@ -42,7 +42,6 @@ class PrefixState(NamedTuple):
     length: Array  # int32 [B]  committed tokens; the cache holds all but the last
     end: Array  # int32 [B]
     prompt_end: Array  # int32 [B]
-    done: Array  # bool [B]
     saw_eos: Array  # bool [B]
     cache: Cache
     drafter: Any
@@ -102,7 +101,6 @@ def draft_verify(
             length=prefix.length,
             end=prefix.end,
             prompt_end=prefix.prompt_end,
-            done=jnp.zeros(batch, bool),
             saw_eos=jnp.zeros(batch, bool),
             cache=cache,
             drafter=drafter.init(params, keys, prompt, prefix, output),
@@ -116,7 +114,7 @@ def draft_verify(
         )
 
     def step(params, keys, state: PrefixState):
-        active = ~state.done
+        active = ~done(state)
         prefix = Prefix(state.tokens, state.length, state.end, state.prompt_end)
         root = state.length - 1
         draft, drafter_state = drafter.propose(params, keys, state.drafter, prefix)
@@ -136,23 +134,33 @@ def draft_verify(
         else:
             judged = jax.tree.map(lambda leaf: leaf[:, : 1 + num_stored], prediction)
             leaf, next_token = _draw(acceptance, nodes, judged, keys, root)
-        path = trees.path_to(reach, depth, leaf, drafter.max_depth)
+        if is_chain:
+            lanes = jnp.arange(1, drafter.max_depth + 1, dtype=jnp.int32)[None]
+            path = jnp.minimum(lanes, leaf[:, None])
+        else:
+            path = trees.path_to(reach, depth, leaf, drafter.max_depth)
         num_accepted = jnp.take_along_axis(depth, leaf[:, None], 1)[:, 0]
 
         new_tokens, judged_at = _emitted(draft, path, num_accepted, next_token)
         place = jnp.arange(drafter.max_depth + 1)[None]
-        is_new = (place <= num_accepted[:, None]) & active[:, None]
-        is_new &= (state.length[:, None] + place) < state.end[:, None]
-        is_eos = is_new & eos.is_eos(new_tokens, model.eos_ids)
-        is_new &= (jnp.cumsum(is_eos, 1) - is_eos) == 0  # nothing after an EOS
-        saw_eos = state.saw_eos | (is_eos & is_new).any(1)
-        num_committed = is_new.sum(1, dtype=jnp.int32)
+        room = jnp.minimum(num_accepted + 1, state.end - state.length)
+        is_eos = eos.is_eos(new_tokens, model.eos_ids) & (place < room[:, None])
+        first_eos = jnp.where(is_eos, place, drafter.max_depth + 1).min(1)
+        saw_eos = state.saw_eos | (active & is_eos.any(1))
+        num_committed = jnp.where(active, jnp.minimum(room, first_eos + 1), 0)
 
-        rows = jnp.arange(root.shape[0])[:, None]
-        where = jnp.where(is_new, state.length[:, None] + place, state.tokens.shape[1])
-        tokens = state.tokens.at[rows, where].set(new_tokens, mode="drop")
+        # A select of the whole buffer, which is small, fuses where a scatter does not.
+        nth = jnp.arange(state.tokens.shape[1])[None] - state.length[:, None]
+        is_here = (nth >= 0) & (nth < num_committed[:, None])
+        is_nth = nth[..., None] == place[None]
         log_prob = _log_prob_of(prediction, new_tokens, judged_at, is_match)
-        log_probs = state.log_probs.at[rows, where].set(log_prob, mode="drop")
+        tokens, log_probs = (
+            jnp.where(is_here, jnp.where(is_nth, new[:, None], 0).sum(-1), old)
+            for new, old in (
+                (new_tokens, state.tokens),
+                (log_prob, state.log_probs),
+            )
+        )
         length = state.length + num_committed
 
         if not is_chain and drafter.max_depth > 0:
@@ -174,7 +182,6 @@ def draft_verify(
             length=length,
             end=state.end,
             prompt_end=state.prompt_end,
-            done=state.done | saw_eos | (length >= state.end),
             saw_eos=saw_eos,
             cache=cache,
             drafter=drafter_state,
@@ -188,6 +195,9 @@ def draft_verify(
             num_dispatches=jnp.ones((), jnp.int32),
         )
 
+    def done(state: PrefixState) -> Array:
+        return state.saw_eos | (state.length >= state.end)
+
     def output(state: PrefixState) -> Generation:
         num_generated = state.length - state.prompt_end
         return Generation(
@@ -198,7 +208,7 @@ def draft_verify(
             stopped_by=state.saw_eos.astype(jnp.int32),
         )
 
-    return Decoder(init, step, lambda state: state.done, output, max_new_tokens)
+    return Decoder(init, step, done, output, max_new_tokens)
 
 
 def banned(model: Model) -> tuple[int, ...]:

@@ -295,7 +295,7 @@ def test_a_drafter_cache_equals_prefill_of_what_is_committed():
         _, after = draft(params, keys, state.drafter, speculative.Prefix(*prefix))
         keys_held = np.asarray(after.cache["keys"])[:, 0]
         for b in range(3):
-            if bool(state.done[b]):
+            if bool(decoder.done(state)[b]):
                 continue
             length = int(state.length[b])
             expected = np.stack(
@@ -606,7 +606,7 @@ def test_a_drafter_records_target_taps_of_what_was_accepted():
         _, after = draft((LAW, LAW), keys, state.drafter, prefix)
         features = np.exp(np.asarray(after[1])[:, 0])
         for b in range(3):
-            if bool(state.done[b]):
+            if bool(decoder.done(state)[b]):
                 continue
             row = np.asarray(state.tokens)[b]
             # What the prefill covered was not tapped; the root is still to come.

@@ -193,10 +193,11 @@ def test_a_row_that_goes_on_after_its_end_is_caught():
 
     def step(params, keys, state):
         thawed = state._replace(
-            done=jnp.zeros_like(state.done), end=state.end.max() + 0 * state.end
+            saw_eos=jnp.zeros_like(state.saw_eos), end=state.end.max() + 0 * state.end
         )
         after, info = decoder.step(params, keys, thawed)
-        return after._replace(done=state.done | after.done, end=state.end), info
+        saw_eos = state.saw_eos | after.saw_eos
+        return after._replace(saw_eos=saw_eos, end=state.end), info
 
     thawing = decoder._replace(step=step)
     previous = None
