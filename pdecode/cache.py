@@ -10,19 +10,24 @@ import jax.numpy as jnp
 from jax import Array
 from jax.sharding import PartitionSpec
 
-from pdecode.contracts import Cache
+from pdecode.contracts import Cache, Run
 from pdecode.kernels import mesh
 from pdecode.models import placement
 
+# A slot beyond every cache.
+UNSTORED = jnp.iinfo(jnp.int32).max
 
-def write(leaf: Array, slots: Array, values: Array) -> Array:
+
+def write(leaf: Array, slots: Array | Run | None, values: Array) -> Array:
     """`leaf` [B, H, S, D] with `values` [B, H, Q, D] at `slots` (see `Query.slots`).
 
     A run of slots is written on TPU by `write_slices`: a scatter there wants the cache
     in another layout than attention does, and copies it. On several devices that needs
     the mesh in context (`jax.set_mesh`).
     """
-    if slots.ndim == 2:
+    if slots is None:
+        return leaf
+    if not isinstance(slots, Run):
         return _scatter(leaf, slots, values)
     each = each_slot(slots, values.shape[2])
     if mesh.spec(placement.CACHE, leaf.shape)[2] is not None:
@@ -36,25 +41,36 @@ def write(leaf: Array, slots: Array, values: Array) -> Array:
     )
 
 
-def each_slot(slots: Array, num_lanes: int) -> Array:
-    """`Query.slots` lane by lane, int32 [B, Q]."""
-    if slots.ndim == 2:
-        return slots
-    return slots[:, None] + jnp.arange(num_lanes, dtype=slots.dtype)[None]
+def each_slot(run: Run, num_lanes: int) -> Array:
+    """Slots int32 [B, Q] of the lanes of a run; those not stored stand nowhere."""
+    each = run.start[:, None] + jnp.arange(num_lanes, dtype=jnp.int32)[None]
+    return each if run.stored is None else jnp.where(run.stored, each, UNSTORED)
 
 
-def write_slices(leaf: Array, slots: Array, values: Array) -> Array:
-    """`write` of a run from `slots` [B], by one slice update a row."""
+def write_slices(leaf: Array, run: Run, values: Array) -> Array:
+    """`write` of a run, by one slice update a row."""
+    size = values.shape[2]
+    lanes = jnp.arange(size)
 
-    def on_device(leaf, slots, values):
+    def on_device(leaf, run, values):
         def row(i, leaf):
-            one = jax.lax.dynamic_slice_in_dim(values, i, 1)
-            return jax.lax.dynamic_update_slice(leaf, one, (i, 0, slots[i], 0))
+            new = jax.lax.dynamic_slice_in_dim(values, i, 1)
+            start = run.start[i]
+            if run.stored is not None:
+                # A slice must end inside the cache: near the end it begins earlier, and
+                # its lanes stand as much later in it.
+                late = jnp.maximum(start + size - leaf.shape[2], 0)
+                start = start - late
+                stored = jnp.roll(run.stored[i], late) & (lanes >= late)
+                old = jax.lax.dynamic_slice(leaf, (i, 0, start, 0), new.shape)
+                new = jnp.roll(new, late, axis=2)
+                new = jnp.where(stored[None, None, :, None], new, old)
+            return jax.lax.dynamic_update_slice(leaf, new, (i, 0, start, 0))
 
         return jax.lax.fori_loop(0, leaf.shape[0], row, leaf)
 
     if mesh.in_context() is None:
-        return on_device(leaf, slots, values)
+        return on_device(leaf, run, values)
     # A slice of one row would make the compiler gather those of all devices.
     split = mesh.spec(placement.CACHE, leaf.shape)
     return jax.shard_map(
@@ -62,7 +78,7 @@ def write_slices(leaf: Array, slots: Array, values: Array) -> Array:
         in_specs=(split, PartitionSpec(split[0]), split),
         out_specs=split,
         check_vma=False,
-    )(leaf, slots, values)
+    )(leaf, run, values)
 
 
 def _scatter(leaf: Array, slots: Array, values: Array) -> Array:
@@ -77,8 +93,8 @@ def _scatter(leaf: Array, slots: Array, values: Array) -> Array:
     return leaf.at[rows, :, slots].set(jnp.swapaxes(values, 1, 2), mode="drop")
 
 
-def move(cache: Cache, source: Array, target: Array) -> Cache:
-    """Copies slots `source` to `target` (int32 [B, K]); target >= S is dropped.
+def move(cache: Cache, source: Array, target: Array | Run) -> Cache:
+    """Copies slots `source` (int32 [B, K]) to `target`, which reads as `Query.slots`.
 
     All sources are read before any target is written.
     """

@@ -37,15 +37,25 @@ class Visibility(NamedTuple):
     among: Array | None = None  # bool [B, Q, Q]  query q sees lane k of this call
 
 
+class Run(NamedTuple):
+    """Slots one after another: lane q of a row stands at start + q.
+
+    Cheaper to write than slots named one by one on TPU. Without `stored`, start + Q may
+    not exceed S; with it, lanes beyond the cache are not stored.
+    """
+
+    start: Array  # int32 [B], 0 <= start <= S
+    stored: Array | None = None  # bool [B, Q]  None: every lane
+
+
 class Query(NamedTuple):
     """One call of a model: Q lanes a row."""
 
     tokens: Array  # int32 [B, Q]
     positions: Array  # int32 [B, Q]  place in the sequence (rotary)
-    # int32 [B, Q]  place in the cache; >= S means "not stored". Or int32 [B]: the lanes
-    # stand in a run from there, all are stored, and slots + Q <= S (`cache.each_slot`
-    # spells it out).
-    slots: Array
+    # Place of the lanes in the cache: a Run, or int32 [B, Q], where >= S means "not
+    # stored". None: no lane is stored.
+    slots: Array | Run | None
     visible: Visibility
     extra: Array | None = None  # [B, Q, E]  second input stream, model's business
     has_extra: Array | None = None  # bool [B, Q]
@@ -78,7 +88,7 @@ class Model(NamedTuple):
     apply: Callable[..., tuple[Output, Cache]]  # (params, query, cache, *, layers=None)
     encode: Callable[..., tuple[Output, Cache]]  # apply, for what is committed
     head: Callable[[Params], Head]
-    move: Callable[..., Cache]  # (cache, source [B,K], target [B,K]); target >= S drops
+    move: Callable[..., Cache]  # (cache, source [B,K], target [B,K] >= S drops | Run)
     vocab_size: int
     mask_id: int | None = None
     eos_ids: tuple[int, ...] = ()
@@ -200,7 +210,7 @@ class Window(NamedTuple):
 
     width: int
     apply: Callable[[Row], tuple[Array, Array]]  # row -> (positions [W], valid [W])
-    # The positions rise by one, and only those beyond the row's end are not valid.
+    # The positions rise by one; a run as wide as the canvas begins at 0.
     is_run: bool = False
 
 

@@ -21,13 +21,12 @@ from pdecode.contracts import (
     Model,
     Prompt,
     Query,
+    Run,
     Sampling,
     StepInfo,
     Visibility,
 )
 from pdecode.kernels import vocab_head
-
-UNSTORED = jnp.iinfo(jnp.int32).max
 
 
 class FrontierState(NamedTuple):
@@ -97,7 +96,7 @@ def frontier(
             tokens=jnp.where(lanes < prompt.lengths[:, None], prompt.tokens, 0),
             positions=lanes,
             # What padding leaves behind the text is written over before it is seen.
-            slots=zero,
+            slots=Run(zero),
             visible=Visibility(
                 start=jnp.zeros_like(lanes),
                 stop=jnp.broadcast_to(prompt.lengths[:, None], lanes.shape),
@@ -135,7 +134,6 @@ def frontier(
         # Lanes: [pending tokens, stored in commit order | position queries, not stored]
         real = jnp.maximum(state.pending, 0)
         queried = jnp.where(is_asked, asked, 0)
-        nth = jnp.cumsum(is_real, 1) - 1
         is_lane = jnp.concatenate([is_real, is_asked], 1)
         is_key = jnp.concatenate([is_real, jnp.zeros_like(is_asked)], 1)
         # Everyone sees the fresh tokens; a position query also stands for itself.
@@ -151,13 +149,8 @@ def frontier(
                 1,
             ),
             positions=jnp.concatenate([real, queried], 1),
-            slots=jnp.concatenate(
-                [
-                    jnp.where(is_real, state.num_cached[:, None] + nth, UNSTORED),
-                    jnp.full_like(queried, UNSTORED),
-                ],
-                1,
-            ),
+            # A group's positions rise, so those inside the row are its first lanes.
+            slots=Run(state.num_cached, is_key),
             visible=Visibility(jnp.zeros_like(stop), stop, among=among),
         )
         output, cache = model.apply(params, query, state.cache)

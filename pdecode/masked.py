@@ -25,14 +25,13 @@ from pdecode.contracts import (
     Query,
     Row,
     Rule,
+    Run,
     Sampling,
     StepInfo,
     Visibility,
     Window,
 )
 from pdecode.kernels import vocab_head
-
-UNSTORED = jnp.iinfo(jnp.int32).max
 
 
 class CanvasState(NamedTuple):
@@ -91,7 +90,7 @@ def masked_diffusion(
     if model.attention == "block_causal" and not model.block_len:
         raise ValueError(f"{model.name} is block-causal, but block_len is not set")
     # Forced progress ends by itself, after one step a position at most.
-    limit = UNSTORED if max_steps is None else max_steps
+    limit = jnp.iinfo(jnp.int32).max if max_steps is None else max_steps
     width_of_block = max_new_tokens if block_length is None else block_length
     if model.mask_id not in sampling.undrawn:
         banned = tuple(dict.fromkeys((model.mask_id, *sampling.banned)))
@@ -137,19 +136,12 @@ def masked_diffusion(
             num_initial=in_block.sum(1, dtype=jnp.int32),
             step=zero,
             turn=zero,
-            cache=model.init_cache(prompt, length + slack(length)),
+            # One slot more: a canvas-sized call must not alias the whole cache.
+            cache=model.init_cache(prompt, length + 1),
             commit=memory[0],
             remask=memory[1],
         )
         return state, StepInfo(*[zero] * 6, num_dispatches=jnp.zeros((), jnp.int32))
-
-    def slack(length: int) -> int:
-        """Slots behind the canvas, where a run of lanes ends that starts inside it.
-
-        One at least: a canvas-sized call must not alias the whole cache.
-        """
-        view = window(length)
-        return view.width if view.is_run and view.width < length else 1
 
     def rows_of(state: CanvasState, positions, opened) -> Row:
         return Row(
@@ -326,9 +318,8 @@ def steps_per_block(max_new_tokens: int, steps: int | None, block_length: int) -
 def _evaluate(model, params, state, positions, valid, stale, *, has_refresh, is_run):
     """Hidden [B, W, E] of the window, the cache, and lanes asked and computed [B].
 
-    On a step with a stale row the whole batch makes one wide call: stale rows ask for
-    their canvas, the others put their window in the first lanes, and all gather their
-    window's hidden from it.
+    On a step with a stale row the whole batch makes one call of the canvas: stale rows
+    store all of it, the others their window, and each reads its window's hidden.
     """
     batch, length = state.tokens.shape
     width = positions.shape[1]
@@ -337,8 +328,11 @@ def _evaluate(model, params, state, positions, valid, stale, *, has_refresh, is_
     num_valid = valid.sum(1, dtype=jnp.int32)
 
     def narrow(cache):
-        # What a run writes behind its row's end is never seen.
-        slots = positions[:, 0] if is_run else jnp.where(valid, positions, UNSTORED)
+        if is_run:
+            # Of a whole canvas, what lies behind the row's end is never seen.
+            slots = Run(positions[:, 0], None if width == length else valid)
+        else:
+            slots = jnp.where(valid, positions, caches.UNSTORED)
         query = _query(model, state, positions, slots)
         output, cache = model.apply(params, query, cache)
         return output.hidden, cache
@@ -348,15 +342,13 @@ def _evaluate(model, params, state, positions, valid, stale, *, has_refresh, is_
         return hidden, cache, num_valid, jnp.full((batch,), width)
 
     def wide(cache):
-        pad = ((0, 0), (0, length - width))
-        some = jnp.pad(positions, pad)
-        lanes = jnp.where(stale[:, None], place, some)
-        is_lane = jnp.where(stale[:, None], in_row, jnp.pad(valid, pad))
-        slots = jnp.where(is_lane, lanes, UNSTORED)
-        query = _query(model, state, lanes, slots)
-        output, cache = model.apply(params, query, cache)
-        lane = jnp.where(stale[:, None], positions, jnp.arange(width)[None])
-        return jnp.take_along_axis(output.hidden, lane[..., None], 1), cache
+        rows = jnp.arange(batch)[:, None]
+        where = jnp.where(valid, positions, length)
+        is_asked = jnp.zeros_like(in_row).at[rows, where].set(True, mode="drop")
+        is_asked = jnp.where(stale[:, None], in_row, is_asked)
+        slots = Run(jnp.zeros_like(num_valid), is_asked)
+        output, cache = model.apply(params, _query(model, state, place, slots), cache)
+        return jnp.take_along_axis(output.hidden, positions[..., None], 1), cache
 
     any_stale = stale.any()
     hidden, cache = caches.when(any_stale, wide, narrow, state.cache)
@@ -365,7 +357,7 @@ def _evaluate(model, params, state, positions, valid, stale, *, has_refresh, is_
     return hidden, cache, asked, jnp.broadcast_to(computed, (batch,))
 
 
-def _query(model: Model, state: CanvasState, positions: Array, slots: Array) -> Query:
+def _query(model: Model, state: CanvasState, positions, slots) -> Query:
     """The call that evaluates `positions` and stores them at `slots`."""
     stop = jnp.broadcast_to(state.end[:, None], positions.shape)
     if model.attention == "block_causal" and model.block_len:

@@ -27,6 +27,7 @@ from pdecode.contracts import (
     Prompt,
     Query,
     Round,
+    Run,
     Sampling,
     StepInfo,
     Visibility,
@@ -87,7 +88,7 @@ def draft_verify(
                 "prefix; use a method of the masked family"
             )
         length = prompts.buffer_length(prompt, max_new_tokens, model)
-        num_slots = length + 1 + num_stored
+        num_slots = length + 1 + num_nodes
         cache = model.init_cache(prompt, num_slots)
         is_text = jnp.arange(width)[None] < prompt.lengths[:, None]
         tokens = jnp.zeros((batch, length), jnp.int32)
@@ -119,7 +120,7 @@ def draft_verify(
         root = state.length - 1
         draft, drafter_state = drafter.propose(params, keys, state.drafter, prefix)
 
-        query, reach = verify_query(draft, prefix, num_stored, is_chain)
+        query, reach = verify_query(draft, prefix, is_chain and num_probes == 0)
         target = target_params(params)
         output, cache = model.apply(target, query, state.cache)
         places = functools.partial(rng.noise, keys, rng.TARGET, query.positions + 1)
@@ -166,8 +167,7 @@ def draft_verify(
         if not is_chain and drafter.max_depth > 0:
             # The root already stands in its slot; only accepted nodes move.
             kept = (place[:, 1:] <= num_accepted[:, None]) & active[:, None]
-            to = jnp.where(kept, root[:, None] + place[:, 1:], jnp.iinfo(jnp.int32).max)
-            cache = model.move(cache, root[:, None] + path, to)
+            cache = model.move(cache, root[:, None] + path, Run(root + 1, kept))
         drafter_state = drafter.observe(
             params,
             keys,
@@ -232,13 +232,13 @@ def prefill(model: Model, params, prompt: Prompt, cache: Cache):
         tokens=jnp.where(is_text, prompt.tokens[:, :-1], 0),
         positions=place,
         # What padding leaves behind the text is written over before it is seen.
-        slots=jnp.zeros_like(prompt.lengths),
+        slots=Run(jnp.zeros_like(prompt.lengths)),
         visible=Visibility(start=jnp.zeros_like(place), stop=place + 1),
     )
     return model.encode(params, query, cache)
 
 
-def verify_query(draft: Draft, prefix: Prefix, num_stored: int, is_chain: bool):
+def verify_query(draft: Draft, prefix: Prefix, is_chain: bool):
     """The verifying Query of 1 + N lanes, and reach bool [B, 1 + N, 1 + N]."""
     batch, num_nodes = draft.tokens.shape
     root = prefix.length - 1
@@ -248,12 +248,8 @@ def verify_query(draft: Draft, prefix: Prefix, num_stored: int, is_chain: bool):
     if draft.offsets is not None:
         depth = jnp.concatenate([jnp.zeros((batch, 1), jnp.int32), draft.offsets], 1)
     lane = jnp.arange(1 + num_nodes, dtype=jnp.int32)[None]
-    slots = root
-    if num_stored < num_nodes:
-        place = root[:, None] + lane
-        slots = jnp.where(lane <= num_stored, place, jnp.iinfo(jnp.int32).max)
     start = jnp.zeros((batch, 1 + num_nodes), jnp.int32)
-    if is_chain and num_stored == num_nodes and draft.among is None:
+    if is_chain and draft.among is None:
         # Each lane sees the prefix and the lanes before it: one interval.
         visible = Visibility(start, root[:, None] + 1 + lane)
     else:
@@ -266,7 +262,8 @@ def verify_query(draft: Draft, prefix: Prefix, num_stored: int, is_chain: bool):
     query = Query(
         tokens=jnp.concatenate([root_token, jnp.maximum(draft.tokens, 0)], 1),
         positions=root[:, None] + depth,
-        slots=slots,
+        # Also probes, which are never accepted: what is not is written over unseen.
+        slots=Run(root),
         visible=visible,
     )
     return query, reach

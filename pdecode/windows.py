@@ -29,7 +29,7 @@ def active_block(block_length: int) -> Callable[[int], Window]:
             positions = first + jnp.arange(width, dtype=jnp.int32)
             return positions, positions < row.end
 
-        return Window(width, apply, is_run=True)
+        return Window(width, apply, is_run=width < length)
 
     return make
 
@@ -48,7 +48,7 @@ def from_block_on(block_length: int, max_open: int) -> Callable[[int], Window]:
             positions = first + jnp.arange(width, dtype=jnp.int32)
             return positions, positions < row.end
 
-        return Window(width, apply)
+        return Window(width, apply, is_run=width < length)
 
     return make
 

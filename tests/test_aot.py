@@ -149,6 +149,14 @@ def test_a_tpu_program_gathers_weights_in_the_loop(no_host_flags):
 
 
 @pytest.mark.tpu_aot
+@pytest.mark.parametrize("method", ["any_order", "fast_dllm_dual"])
+def test_a_tpu_program_scatters_no_keys(method, no_host_flags):
+    """Some lanes of a run are stored, by rows whose canvas is stale and others."""
+    found = compiled("tiny", method=method)
+    assert set(found["cache_writes"]) == {"dynamic-update-slice"}
+
+
+@pytest.mark.tpu_aot
 @pytest.mark.parametrize("model", ["tiny", "llada-8b"])
 def test_a_tpu_program_keeps_to_its_share(model, no_host_flags):
     found = compiled(model)

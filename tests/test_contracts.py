@@ -14,6 +14,7 @@ from pdecode.contracts import (
     Drafter,
     Prompt,
     Query,
+    Run,
     Sampling,
     Visibility,
 )
@@ -185,10 +186,30 @@ def test_a_run_is_written_the_same_by_slices_and_by_scatter():
         wanted[row][:, slots] = values[row]
     for written in (
         caches.write(leaf, lanes, values),
-        caches.write(leaf, first, values),
-        caches.write_slices(leaf, first, values),
+        caches.write(leaf, Run(first), values),
+        caches.write_slices(leaf, Run(first), values),
     ):
         np.testing.assert_array_equal(written, wanted)
+
+
+def test_a_run_stores_the_lanes_it_names_and_none_beyond_the_cache():
+    leaf = jnp.arange(4 * 2 * 9 * 4).reshape(4, 2, 9, 4)
+    values = -1 - jnp.arange(4 * 2 * 4 * 4).reshape(4, 2, 4, 4)
+    run = Run(
+        jnp.array([0, 7, 2, 9], jnp.int32),
+        jnp.array([[1, 0, 1, 1], [1, 1, 1, 1], [0, 0, 0, 0], [1, 1, 1, 1]], bool),
+    )
+    wanted = np.array(leaf)
+    for row, lanes in enumerate(([0, 2, 3], [0, 1], [], [])):
+        for lane in lanes:
+            wanted[row, :, int(run.start[row]) + lane] = values[row, :, lane]
+    for written in (
+        caches.write(leaf, run, values),
+        caches.write(leaf, caches.each_slot(run, 4), values),
+        jax.jit(caches.write_slices)(leaf, run, values),
+    ):
+        np.testing.assert_array_equal(written, wanted)
+    np.testing.assert_array_equal(caches.write(leaf, None, values), leaf)
 
 
 @pytest.mark.parametrize("pred", [True, False])

@@ -13,7 +13,7 @@ from table import CASES, MAX_NEW
 
 from pdecode import cache, hlo, methods, prompts, sharding
 from pdecode import decode as decode_module
-from pdecode.contracts import Heads, Model
+from pdecode.contracts import Heads, Model, Run
 from pdecode.decode import run
 from pdecode.models import placement, transformer
 
@@ -160,10 +160,11 @@ def test_runs_of_slots_are_written_device_by_device():
     leaf = jnp.arange(4 * 2 * 9 * 4.0).reshape(4, 2, 9, 4)
     values = -1 - jnp.arange(4 * 2 * 3 * 4.0).reshape(4, 2, 3, 4)
     first = jnp.array([0, 6, 2, 3], jnp.int32)
-    wanted = cache.write(leaf, first, values)
+    slots = Run(first, jnp.arange(12).reshape(4, 3) % 5 > 0)
+    wanted = cache.write(leaf, slots, values)
     mesh = sharding.make_mesh(data=2, tensor=2)
     with jax.set_mesh(mesh):
-        arrays = sharding.shard_rows((leaf, first, values), mesh)
+        arrays = sharding.shard_rows((leaf, slots, values), mesh)
         traced = jax.jit(cache.write_slices).trace(*arrays)
         program = traced.lower().compile()
         np.testing.assert_array_equal(program(*arrays), wanted)

@@ -15,6 +15,7 @@ from pdecode.contracts import (
     Model,
     Prefix,
     Query,
+    Run,
     Sampling,
     Visibility,
 )
@@ -78,7 +79,7 @@ def draft_model(
                 query = Query(
                     tokens=jnp.maximum(tokens[:, above], 0),
                     positions=root[:, None] + depths[None, above],
-                    slots=jnp.full((batch, len(above)), jnp.iinfo(jnp.int32).max),
+                    slots=None,
                     visible=Visibility(
                         start=jnp.zeros((batch, len(above)), jnp.int32),
                         stop=jnp.broadcast_to(
@@ -140,7 +141,7 @@ def store(model: Model, params, state: CausalState, prefix: Prefix, width: int):
         tokens=jnp.take_along_axis(prefix.tokens, last, 1),
         positions=place,
         # What stands behind the root is written over before it is seen.
-        slots=state.cached,
+        slots=Run(state.cached),
         visible=Visibility(start=jnp.zeros_like(place), stop=place + 1),
     )
     output, cache = model.apply(params, query, state.cache)

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pdecode import prompts
-from pdecode.contracts import Model, Params, Query, Sampling, Visibility
+from pdecode.contracts import Model, Params, Query, Run, Sampling, Visibility
 from pdecode.kernels import vocab_head
 
 WIDTHS = (1, 2, 4, 8, 16, 32)
@@ -175,7 +175,7 @@ def _repeated(params, tokens, cache, *, model, context, count, is_canvas):
         place = lane if is_canvas else context + i + lane
         stop = jnp.full_like(place, context) if is_canvas else place + 1
         visible = Visibility(start=jnp.zeros_like(place), stop=stop)
-        query = Query(tokens, place, place, visible)
+        query = Query(tokens, place, Run(place[:, 0]), visible)
         output, cache = model.apply(params, query, cache)
         found = vocab_head.statistics(
             head, output.hidden, ("token", "log_prob"), Sampling()

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pdecode import prompts
-from pdecode.contracts import Model, Params, Query, Sampling, Visibility
+from pdecode.contracts import Model, Params, Query, Run, Sampling, Visibility
 from pdecode.kernels import vocab_head
 from pdecode.text import ByteTokenizer
 
@@ -126,7 +126,7 @@ def _score(params, batch, *, model: Model):
     query = Query(
         tokens=batch.tokens,
         positions=place,
-        slots=jnp.zeros(size, jnp.int32),
+        slots=Run(jnp.zeros(size, jnp.int32)),
         visible=Visibility(start=jnp.zeros_like(place), stop=place + 1),
     )
     output, _ = model.apply(params, query, model.init_cache(batch, width + 1))

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from pdecode import cache as caches
-from pdecode.contracts import Params, Visibility
+from pdecode.contracts import Params, Run, Visibility
 from pdecode.kernels import attention as attention_kernel
 from pdecode.models.config import Config, Experts, Rope
 
@@ -127,7 +127,7 @@ class Attention(nn.Module):
         x: Array,  # [B, Q, E]
         angles: tuple[Array, Array] | None,
         visible: Visibility,
-        slots: Array | None,  # int32 [B, Q]
+        slots: Array | Run | None,  # see `Query.slots`
         cache: dict[str, Array] | None,  # leaves [B, Hkv, S, D]
     ) -> tuple[Array, dict[str, Array] | None]:
         """Without a cache this call's own keys are the slots 0 .. Q-1."""
@@ -150,7 +150,6 @@ class Attention(nn.Module):
             query, key = rotate(query, angles), rotate(key, angles)
         key, value = key.swapaxes(1, 2), value.swapaxes(1, 2)
         if cache is not None:
-            assert slots is not None, "what a cache stores has a place in it"
             # Writes happen before reads: a lane may see what this call stores.
             cache = {
                 "k": caches.write(cache["k"], slots, key.astype(cache["k"].dtype)),

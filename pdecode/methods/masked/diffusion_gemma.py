@@ -24,13 +24,13 @@ from pdecode.contracts import (
     Model,
     Prompt,
     Query,
+    Run,
     Sampling,
     StepInfo,
     Visibility,
 )
 from pdecode.kernels import vocab_head
 from pdecode.knobs import Knob, Size
-from pdecode.masked import UNSTORED
 
 
 class Draws(NamedTuple):
@@ -142,7 +142,8 @@ def canvases(
         query = Query(
             tokens=jnp.where(is_text, prompt.tokens, 0),
             positions=place,
-            slots=jnp.where(is_text, place, UNSTORED),
+            # What padding leaves behind the text is written over before it is seen.
+            slots=Run(jnp.zeros_like(prompt.lengths)),
             visible=Visibility(jnp.zeros_like(place), place + 1),
         )
         cache = model.init_cache(prompt, length + 1)
@@ -184,7 +185,7 @@ def canvases(
         query = Query(
             tokens=state.canvas,
             positions=positions,
-            slots=jnp.full_like(positions, UNSTORED),
+            slots=None,
             visible=Visibility(
                 start=jnp.zeros_like(positions),
                 stop=stop,
@@ -216,7 +217,7 @@ def canvases(
         complete = active & ((stable & confident) | is_last)
         history = jnp.concatenate([best[:, None], state.history], 1)
 
-        where = jnp.where(complete[:, None], positions, UNSTORED)
+        where = jnp.where(complete[:, None], positions, state.tokens.shape[1])
         tokens = state.tokens.at[rows, where].set(best, mode="drop")
         raw_log_prob = jnp.take_along_axis(
             jax.nn.log_softmax(raw), best[..., None], -1
@@ -232,7 +233,9 @@ def canvases(
         causal = Query(
             tokens=best,
             positions=positions,
-            slots=jnp.where(goes_on[:, None], positions, UNSTORED),
+            slots=Run(
+                state.length, jnp.broadcast_to(goes_on[:, None], positions.shape)
+            ),
             visible=Visibility(jnp.zeros_like(positions), positions + 1),
         )
         none = jnp.zeros((), jnp.int32)
