@@ -6,6 +6,7 @@ prefix grows by one token a call. The second reference is the same step, jitted,
 from the host with one wait a step.
 """
 
+import operator
 import statistics
 import time
 from typing import Any, NamedTuple
@@ -38,7 +39,11 @@ CASES = (
 
 
 class Overhead(NamedTuple):
-    """Milliseconds a step: medians, those of loop and calls of interleaved repeats."""
+    """Milliseconds a step, medians of the repeats.
+
+    Loop and calls are repeated in turn, and `ratio` is the median of the ratios of
+    neighbours, which a machine that slows down for a while disturbs less.
+    """
 
     name: str
     batch_size: int
@@ -114,7 +119,7 @@ def overhead(
         loop_ms=loop_ms,
         calls_ms=calls_ms,
         host_ms=host_ms,
-        ratio=loop_ms / calls_ms,
+        ratio=statistics.median(map(operator.truediv, loop_s, calls_s)),
         host_ratio=host_ms / calls_ms,
     )
 
