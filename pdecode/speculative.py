@@ -88,7 +88,7 @@ def draft_verify(
                 "prefix; use a method of the masked family"
             )
         length = prompts.buffer_length(prompt, max_new_tokens, model)
-        num_slots = length + 1 + num_nodes
+        num_slots = length + 1 + num_stored
         cache = model.init_cache(prompt, num_slots)
         is_text = jnp.arange(width)[None] < prompt.lengths[:, None]
         tokens = jnp.zeros((batch, length), jnp.int32)
@@ -120,7 +120,7 @@ def draft_verify(
         root = state.length - 1
         draft, drafter_state = drafter.propose(params, keys, state.drafter, prefix)
 
-        query, reach = verify_query(draft, prefix, is_chain and num_probes == 0)
+        query, reach = verify_query(draft, prefix, num_stored, is_chain)
         target = target_params(params)
         output, cache = model.apply(target, query, state.cache)
         places = functools.partial(rng.noise, keys, rng.TARGET, query.positions + 1)
@@ -238,7 +238,7 @@ def prefill(model: Model, params, prompt: Prompt, cache: Cache):
     return model.encode(params, query, cache)
 
 
-def verify_query(draft: Draft, prefix: Prefix, is_chain: bool):
+def verify_query(draft: Draft, prefix: Prefix, num_stored: int, is_chain: bool):
     """The verifying Query of 1 + N lanes, and reach bool [B, 1 + N, 1 + N]."""
     batch, num_nodes = draft.tokens.shape
     root = prefix.length - 1
@@ -248,8 +248,11 @@ def verify_query(draft: Draft, prefix: Prefix, is_chain: bool):
     if draft.offsets is not None:
         depth = jnp.concatenate([jnp.zeros((batch, 1), jnp.int32), draft.offsets], 1)
     lane = jnp.arange(1 + num_nodes, dtype=jnp.int32)[None]
+    stored = None
+    if num_stored < num_nodes:
+        stored = jnp.broadcast_to(lane <= num_stored, (batch, 1 + num_nodes))
     start = jnp.zeros((batch, 1 + num_nodes), jnp.int32)
-    if is_chain and draft.among is None:
+    if is_chain and num_stored == num_nodes and draft.among is None:
         # Each lane sees the prefix and the lanes before it: one interval.
         visible = Visibility(start, root[:, None] + 1 + lane)
     else:
@@ -262,8 +265,7 @@ def verify_query(draft: Draft, prefix: Prefix, is_chain: bool):
     query = Query(
         tokens=jnp.concatenate([root_token, jnp.maximum(draft.tokens, 0)], 1),
         positions=root[:, None] + depth,
-        # Also probes, which are never accepted: what is not is written over unseen.
-        slots=Run(root),
+        slots=Run(root, stored),
         visible=visible,
     )
     return query, reach

@@ -236,6 +236,32 @@ def generations(out):
     ]
 
 
+@pytest.mark.parametrize("refresh", [None, masked.windows.at_block_start])
+def test_a_window_is_the_same_as_a_run_and_position_by_position(refresh):
+    law = toy.chain(2, VOCAB, 16)
+    model = toy.make_model(VOCAB, 16, noise="absorbing")
+    prompt = prompts.from_rows([[0], [1, 2, 0, 1], [2, 2]], max_new=[12, 7, 9])
+
+    def decoded(is_run):
+        def window(length):
+            made = masked.windows.active_block(3)(length)
+            assert made.is_run
+            return made._replace(is_run=is_run)
+
+        decoder = masked.masked_diffusion(
+            model,
+            masked_rule(),
+            max_new_tokens=12,
+            sampling=Sampling(0.0),
+            block_length=3,
+            window=window,
+            refresh=refresh,
+        )
+        return decode(decoder, law, prompt, jax.random.key(0))
+
+    jax.tree.map(np.testing.assert_array_equal, decoded(True), decoded(False))
+
+
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_caches_with_block_starts_of_their_own(temperature):
     """On the toy a key says only (token, position): cached decoding is exact there."""
