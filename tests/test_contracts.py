@@ -1,5 +1,6 @@
 """The contracts under stress, on models whose every probability is known."""
 
+import functools
 import itertools
 
 import jax
@@ -19,7 +20,7 @@ from pdecode.contracts import (
     Visibility,
 )
 from pdecode.decode import decode, run
-from pdecode.drafters import causal, ignore
+from pdecode.drafters import causal, ignore, ngram
 from pdecode.kernels import vocab_head
 from pdecode.models import toy
 
@@ -315,6 +316,30 @@ def masked_rule():
     from pdecode import commit
 
     return commit.one_by_one(commit.order("max_prob"))
+
+
+def test_prompt_lookup_drafts_what_a_plain_search_finds():
+    def search(text, num_draft, max_ngram):
+        for size in range(min(max_ngram, len(text) - 1), 0, -1):
+            for end in range(size, len(text)):
+                if text[end - size : end] == text[-size:]:
+                    found = text[end : end + num_draft]
+                    return found + [-1] * (num_draft - len(found))
+        return [-1] * num_draft
+
+    draw = np.random.default_rng(0)
+    tokens = draw.integers(0, draw.integers(2, 7, (400, 1)), (400, 24))
+    lengths = draw.integers(1, 25, 400)
+    for num_draft, max_ngram in ((1, 1), (3, 2), (5, 3)):
+        look = functools.partial(ngram.lookup, num_draft=num_draft, max_ngram=max_ngram)
+        got = jax.vmap(look)(jnp.asarray(tokens, jnp.int32), jnp.asarray(lengths))
+        expected = [
+            search(row[:length].tolist(), num_draft, max_ngram)
+            for row, length in zip(tokens, lengths)
+        ]
+        assert got.tolist() == expected
+        # Both outcomes are among the rows.
+        assert 0 < sum(row[0] >= 0 for row in expected) < len(expected)
 
 
 def test_a_drafter_cache_equals_prefill_of_what_is_committed():

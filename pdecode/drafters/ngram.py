@@ -43,7 +43,7 @@ def lookup(tokens: Array, length: Array, num_draft: int, max_ngram: int) -> Arra
     is_run = end < length
     for i in range(max_ngram):
         last = jnp.where(length > i, tokens[jnp.maximum(length - 1 - i, 0)], -1)
-        is_run &= jnp.pad(tokens, (i, 0), constant_values=-2)[:size] == last
+        is_run &= jnp.pad(tokens, (i + 1, 0), constant_values=-2)[:size] == last
         agreed += is_run
     # The longest, and of those the leftmost: one integer maximum, which vectorises.
     bits = size.bit_length()
