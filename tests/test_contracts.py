@@ -237,30 +237,33 @@ def generations(out):
     ]
 
 
+def decoded_in_blocks(window, refresh):
+    """A greedy decode of three rows in blocks of three, and its stats."""
+    decoder = masked.masked_diffusion(
+        toy.make_model(VOCAB, 16, noise="absorbing"),
+        masked_rule(),
+        max_new_tokens=12,
+        sampling=Sampling(0.0),
+        block_length=3,
+        window=window,
+        refresh=refresh,
+    )
+    prompt = prompts.from_rows([[0], [1, 2, 0, 1], [2, 2]], max_new=[12, 7, 9])
+    return decode(decoder, toy.chain(2, VOCAB, 16), prompt, jax.random.key(0))
+
+
 @pytest.mark.parametrize("refresh", [None, masked.windows.at_block_start])
 def test_a_window_is_the_same_as_a_run_and_position_by_position(refresh):
-    law = toy.chain(2, VOCAB, 16)
-    model = toy.make_model(VOCAB, 16, noise="absorbing")
-    prompt = prompts.from_rows([[0], [1, 2, 0, 1], [2, 2]], max_new=[12, 7, 9])
+    def by_position(length):
+        made = masked.windows.active_block(3)(length)
+        assert made.is_run
+        return made._replace(is_run=False)
 
-    def decoded(is_run):
-        def window(length):
-            made = masked.windows.active_block(3)(length)
-            assert made.is_run
-            return made._replace(is_run=is_run)
-
-        decoder = masked.masked_diffusion(
-            model,
-            masked_rule(),
-            max_new_tokens=12,
-            sampling=Sampling(0.0),
-            block_length=3,
-            window=window,
-            refresh=refresh,
-        )
-        return decode(decoder, law, prompt, jax.random.key(0))
-
-    jax.tree.map(np.testing.assert_array_equal, decoded(True), decoded(False))
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        decoded_in_blocks(masked.windows.active_block(3), refresh),
+        decoded_in_blocks(by_position, refresh),
+    )
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
@@ -290,26 +293,15 @@ def test_caches_with_block_starts_of_their_own(temperature):
 
 def test_a_window_without_refresh_is_caught():
     """Negative control: K/V of an earlier block that were never recomputed."""
-    law = toy.chain(2, VOCAB, 16)
-    model = toy.make_model(VOCAB, 16, noise="absorbing")
-    prompt = prompts.from_rows([[0], [1, 2, 0, 1], [2, 2]], max_new=[12, 7, 9])
-
-    def decoded(refresh):
-        decoder = masked.masked_diffusion(
-            model,
-            masked_rule(),
-            max_new_tokens=12,
-            sampling=Sampling(0.0),
-            block_length=3,
-            window=masked.windows.active_block(3),
-            refresh=refresh,
-        )
-        return generations(decode(decoder, law, prompt, jax.random.key(0))[0])
 
     def never(row):
         return row.turn < 0
 
-    assert decoded(masked.windows.at_block_start) != decoded(never)
+    kept, stale = (
+        generations(decoded_in_blocks(masked.windows.active_block(3), refresh)[0])
+        for refresh in (masked.windows.at_block_start, never)
+    )
+    assert kept != stale
 
 
 def masked_rule():
