@@ -50,24 +50,25 @@ def each_slot(run: Run, num_lanes: int) -> Array:
 def write_slices(leaf: Array, run: Run, values: Array) -> Array:
     """`write` of a run, by one slice update a row."""
     size = values.shape[2]
-    lanes = jnp.arange(size)
+    lanes = jnp.arange(size, dtype=jnp.int32)
+    zero = jnp.zeros((), jnp.int32)  # indices must be of one type, also under x64
 
     def on_device(leaf, run, values):
         def row(i, leaf):
             new = jax.lax.dynamic_slice_in_dim(values, i, 1)
-            start = run.start[i]
+            start = run.start[i].astype(jnp.int32)
             if run.stored is not None:
                 # A slice must end inside the cache: near the end it begins earlier, and
                 # its lanes stand as much later in it.
                 late = jnp.maximum(start + size - leaf.shape[2], 0)
                 start = start - late
                 stored = jnp.roll(run.stored[i], late) & (lanes >= late)
-                old = jax.lax.dynamic_slice(leaf, (i, 0, start, 0), new.shape)
+                old = jax.lax.dynamic_slice(leaf, (i, zero, start, zero), new.shape)
                 new = jnp.roll(new, late, axis=2)
                 new = jnp.where(stored[None, None, :, None], new, old)
-            return jax.lax.dynamic_update_slice(leaf, new, (i, 0, start, 0))
+            return jax.lax.dynamic_update_slice(leaf, new, (i, zero, start, zero))
 
-        return jax.lax.fori_loop(0, leaf.shape[0], row, leaf)
+        return jax.lax.fori_loop(zero, zero + leaf.shape[0], row, leaf)
 
     if mesh.in_context() is None:
         return on_device(leaf, run, values)

@@ -143,7 +143,7 @@ def draft_verify(
         num_accepted = jnp.take_along_axis(depth, leaf[:, None], 1)[:, 0]
 
         new_tokens, judged_at = _emitted(draft, path, num_accepted, next_token)
-        place = jnp.arange(drafter.max_depth + 1)[None]
+        place = jnp.arange(drafter.max_depth + 1, dtype=jnp.int32)[None]
         room = jnp.minimum(num_accepted + 1, state.end - state.length)
         is_eos = eos.is_eos(new_tokens, model.eos_ids) & (place < room[:, None])
         first_eos = jnp.where(is_eos, place, drafter.max_depth + 1).min(1)
@@ -156,7 +156,11 @@ def draft_verify(
         is_nth = nth[..., None] == place[None]
         log_prob = _log_prob_of(prediction, new_tokens, judged_at, is_match)
         tokens, log_probs = (
-            jnp.where(is_here, jnp.where(is_nth, new[:, None], 0).sum(-1), old)
+            jnp.where(
+                is_here,
+                jnp.where(is_nth, new[:, None], 0).sum(-1, dtype=old.dtype),
+                old,
+            )
             for new, old in (
                 (new_tokens, state.tokens),
                 (log_prob, state.log_probs),

@@ -9,7 +9,16 @@ import numpy as np
 import pytest
 
 from pdecode import cache as caches
-from pdecode import logits, masked, methods, prompts, rng, speculative, trees
+from pdecode import (
+    configurations,
+    logits,
+    masked,
+    methods,
+    prompts,
+    rng,
+    speculative,
+    trees,
+)
 from pdecode.contracts import (
     Draft,
     Drafter,
@@ -302,6 +311,25 @@ def test_a_window_without_refresh_is_caught():
         for refresh in (masked.windows.at_block_start, never)
     )
     assert kept != stale
+
+
+@pytest.mark.parametrize("method", ["prompt_lookup", "fast_dllm_dual", "any_order"])
+def test_decodes_are_the_same_with_64_bit_integers(method):
+    recipe, implied = configurations.resolve(method)
+    noise = "causal" if method == "prompt_lookup" else "absorbing"
+    model = toy.make_model(VOCAB, 16, noise=noise)
+
+    def decoded():
+        law = toy.chain(2, VOCAB, 16)
+        prompt = prompts.from_rows([[0], [1, 2, 0, 1]], max_new=[6, 8])
+        sizes = {**implied, "max_new_tokens": 8}
+        return generations(
+            run(recipe, model, law, prompt, jax.random.key(0), **sizes)[0]
+        )
+
+    narrow = decoded()
+    with jax.enable_x64(True):
+        assert decoded() == narrow
 
 
 def masked_rule():

@@ -68,7 +68,7 @@ def overhead(
 ) -> Overhead:
     """Measures one case on random prompts; no row ends early.
 
-    What it takes to start a program, about half a millisecond, is part of both sides.
+    What it takes to start a program is part of both sides.
     """
     model, params, _ = generation.load(case.model)
     model = model._replace(eos_ids=())
