@@ -8,8 +8,8 @@ hardware as in byte_target.py. Expected: bits per byte of the evidence bound, se
 pdecode/models/weights/diffusion.json.
 """
 
+from pdecode.models.bytes import EOS_ID, MASK_ID, VOCAB_SIZE
 from pdecode.models.config import Config
-from pdecode.text import EOS_ID, MASK_ID, VOCAB_SIZE
 from pdecode.train import TrainConfig
 
 
@@ -28,7 +28,7 @@ def get_config() -> TrainConfig:
             tied=True,
             max_positions=512,
             attention="bidirectional",
-            noise="absorbing",
+            predicts="masked",
             mask_id=MASK_ID,
             eos_ids=(EOS_ID,),
             name="diffusion",

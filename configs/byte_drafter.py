@@ -6,8 +6,8 @@ Data and hardware as in byte_target.py. Expected: see
 pdecode/models/weights/drafter.json.
 """
 
+from pdecode.models.bytes import EOS_ID, MASK_ID, VOCAB_SIZE
 from pdecode.models.config import Config
-from pdecode.text import EOS_ID, MASK_ID, VOCAB_SIZE
 from pdecode.train import TrainConfig
 
 

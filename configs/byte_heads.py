@@ -7,8 +7,8 @@ hardware as in byte_target.py. Expected: bits a token by head, see
 pdecode/models/weights/heads.json.
 """
 
+from pdecode.models.bytes import EOS_ID, MASK_ID, VOCAB_SIZE
 from pdecode.models.config import Config
-from pdecode.text import EOS_ID, MASK_ID, VOCAB_SIZE
 from pdecode.train import TrainConfig
 
 

@@ -8,8 +8,8 @@ thousand tokens a second and core); elsewhere add --set matmul_dtype=float32, on
 --set forward=transformer --set model.dtype=bfloat16.
 """
 
+from pdecode.models.bytes import EOS_ID, MASK_ID, VOCAB_SIZE
 from pdecode.models.config import Config
-from pdecode.text import EOS_ID, MASK_ID, VOCAB_SIZE
 from pdecode.train import TrainConfig
 
 

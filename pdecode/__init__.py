@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from pdecode.version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from pdecode.configurations import resolve as resolve
     from pdecode.contracts import Decoder as Decoder
     from pdecode.contracts import Drafter as Drafter
     from pdecode.contracts import Generation as Generation
@@ -24,9 +23,11 @@ if TYPE_CHECKING:
     from pdecode.generation import generate as generate
     from pdecode.generation import load as load
     from pdecode.generation import texts as texts
+    from pdecode.methods.variants import resolve as resolve
     from pdecode.prompts import from_rows as from_rows
 
-# Where each public name lives; a module of the package is reached by its own name.
+# Where each public name lives; a module of the package is reached by its own name, and
+# those that methods are composed of also by their last name.
 _HOMES = {
     "Decoder": "contracts",
     "Drafter": "contracts",
@@ -39,11 +40,23 @@ _HOMES = {
     "from_rows": "prompts",
     "generate": "generation",
     "load": "generation",
-    "resolve": "configurations",
+    "resolve": "methods.variants",
     "run": "decode",
     "stream": "decode",
     "texts": "generation",
     "with_trace": "decode",
+}
+_MODULES = {
+    "accept": "rules",
+    "commit": "rules",
+    "frontier": "families",
+    "guidance": "rules",
+    "masked": "families",
+    "orders": "rules",
+    "remask": "rules",
+    "schedules": "rules",
+    "speculative": "families",
+    "windows": "rules",
 }
 
 
@@ -53,10 +66,15 @@ def __getattr__(name: str) -> Any:
     if name in _HOMES:
         found = getattr(importlib.import_module(f"pdecode.{_HOMES[name]}"), name)
     else:
+        home = (
+            f"pdecode.{_MODULES[name]}.{name}"
+            if name in _MODULES
+            else f"pdecode.{name}"
+        )
         try:
-            found = importlib.import_module(f"pdecode.{name}")
+            found = importlib.import_module(home)
         except ModuleNotFoundError as error:
-            if error.name != f"pdecode.{name}":
+            if error.name != home:
                 raise
             raise AttributeError(
                 f"module 'pdecode' has no attribute {name!r}"
@@ -66,4 +84,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOMES])
+    return sorted([*globals(), *_HOMES, *_MODULES])

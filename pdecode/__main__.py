@@ -1,5 +1,5 @@
 import sys
 
-from pdecode.cli import main
+from pdecode.cli.main import main
 
 sys.exit(main())

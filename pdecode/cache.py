@@ -10,15 +10,14 @@ import jax.numpy as jnp
 from jax import Array
 from jax.sharding import PartitionSpec
 
-from pdecode.contracts import Cache, Run
-from pdecode.kernels import mesh
-from pdecode.models import placement
+from pdecode.contracts import Cache, SlotRun
+from pdecode.sharding import context, placement
 
 # A slot beyond every cache.
 UNSTORED = jnp.iinfo(jnp.int32).max
 
 
-def write(leaf: Array, slots: Array | Run | None, values: Array) -> Array:
+def write(leaf: Array, slots: Array | SlotRun | None, values: Array) -> Array:
     """`leaf` [B, H, S, D] with `values` [B, H, Q, D] at `slots` (see `Query.slots`).
 
     A run of slots is written on TPU by `write_slices`: a scatter there wants the cache
@@ -27,10 +26,10 @@ def write(leaf: Array, slots: Array | Run | None, values: Array) -> Array:
     """
     if slots is None:
         return leaf
-    if not isinstance(slots, Run):
+    if not isinstance(slots, SlotRun):
         return _scatter(leaf, slots, values)
     each = each_slot(slots, values.shape[2])
-    if mesh.spec(placement.CACHE, leaf.shape)[2] is not None:
+    if context.spec(placement.CACHE, leaf.shape)[2] is not None:
         # The slots themselves are split over devices.
         return _scatter(leaf, each, values)
     return jax.lax.platform_dependent(
@@ -41,13 +40,13 @@ def write(leaf: Array, slots: Array | Run | None, values: Array) -> Array:
     )
 
 
-def each_slot(run: Run, num_lanes: int) -> Array:
+def each_slot(run: SlotRun, num_lanes: int) -> Array:
     """Slots int32 [B, Q] of the lanes of a run; those not stored stand nowhere."""
     each = run.start[:, None] + jnp.arange(num_lanes, dtype=jnp.int32)[None]
     return each if run.stored is None else jnp.where(run.stored, each, UNSTORED)
 
 
-def write_slices(leaf: Array, run: Run, values: Array) -> Array:
+def write_slices(leaf: Array, run: SlotRun, values: Array) -> Array:
     """`write` of a run, by one slice update a row."""
     size = values.shape[2]
     lanes = jnp.arange(size, dtype=jnp.int32)
@@ -70,10 +69,10 @@ def write_slices(leaf: Array, run: Run, values: Array) -> Array:
 
         return jax.lax.fori_loop(zero, zero + leaf.shape[0], row, leaf)
 
-    if mesh.in_context() is None:
+    if context.in_context() is None:
         return on_device(leaf, run, values)
     # A slice of one row would make the compiler gather those of all devices.
-    split = mesh.spec(placement.CACHE, leaf.shape)
+    split = context.spec(placement.CACHE, leaf.shape)
     return jax.shard_map(
         on_device,
         in_specs=(split, PartitionSpec(split[0]), split),
@@ -94,7 +93,7 @@ def _scatter(leaf: Array, slots: Array, values: Array) -> Array:
     return leaf.at[rows, :, slots].set(jnp.swapaxes(values, 1, 2), mode="drop")
 
 
-def move(cache: Cache, source: Array, target: Array | Run) -> Cache:
+def move(cache: Cache, source: Array, target: Array | SlotRun) -> Cache:
     """Copies slots `source` (int32 [B, K]) to `target`, which reads as `Query.slots`.
 
     All sources are read before any target is written.

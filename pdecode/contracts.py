@@ -37,7 +37,7 @@ class Visibility(NamedTuple):
     among: Array | None = None  # bool [B, Q, Q]  query q sees lane k of this call
 
 
-class Run(NamedTuple):
+class SlotRun(NamedTuple):
     """Slots one after another: lane q of a row stands at start + q.
 
     Cheaper to write than slots named one by one on TPU. Without `stored`, start + Q may
@@ -53,9 +53,9 @@ class Query(NamedTuple):
 
     tokens: Array  # int32 [B, Q]
     positions: Array  # int32 [B, Q]  place in the sequence (rotary)
-    # Place of the lanes in the cache: a Run, or int32 [B, Q], where >= S means "not
+    # Place of the lanes in the cache: a SlotRun, or int32 [B, Q], where >= S means "not
     # stored". None: no lane is stored.
-    slots: Array | Run | None
+    slots: Array | SlotRun | None
     visible: Visibility
     extra: Array | None = None  # [B, Q, E]  second input stream, model's business
     has_extra: Array | None = None  # bool [B, Q]
@@ -88,11 +88,13 @@ class Model(NamedTuple):
     apply: Callable[..., tuple[Output, Cache]]  # (params, query, cache, *, layers=None)
     encode: Callable[..., tuple[Output, Cache]]  # apply, for what is committed
     head: Callable[[Params], Head]
-    move: Callable[..., Cache]  # (cache, source [B,K], target [B,K] >= S drops | Run)
+    move: Callable[
+        ..., Cache
+    ]  # (cache, source [B,K], target [B,K] >= S drops | SlotRun)
     vocab_size: int
     mask_id: int | None = None
     eos_ids: tuple[int, ...] = ()
-    noise: str = "causal"  # causal | absorbing | uniform
+    predicts: str = "next"  # next | masked | uniform (noise)
     attention: str = "causal"  # causal | bidirectional | block_causal
     block_len: int | None = None  # of block_causal attention
     max_positions: int | None = None
@@ -265,7 +267,7 @@ class Drafter(NamedTuple):
     is_paired: bool = False
 
 
-class Heads(NamedTuple):
+class DraftHeads(NamedTuple):
     """Extra heads on a target's hidden state, sharing its unembedding.
 
     apply(params, hidden [B, E]) -> [B, K, E]: where `hidden` predicts position t + 1,

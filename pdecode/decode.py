@@ -64,7 +64,7 @@ class Counts(NamedTuple):
     prefill: StepInfo
 
 
-class Trace(NamedTuple):
+class Recorded(NamedTuple):
     """State of `with_trace`: the decoder's own state and what was saved."""
 
     inner: Any
@@ -162,7 +162,7 @@ def with_trace(
 ) -> Decoder:
     """`decoder` that also keeps `save(state, info)` of every step.
 
-    Its state is a `Trace`; run it with `decode_state` and read `state.saved`, leaves
+    Its state is a `Recorded`; run it with `decode_state` and read `state.saved`, leaves
     [max_steps, ...]. `save` sees the state after the step and should return small
     arrays, such as tokens.
     """
@@ -173,7 +173,7 @@ def with_trace(
         saved = jax.tree.map(
             lambda leaf: jnp.zeros((max_steps, *leaf.shape), leaf.dtype), shapes
         )
-        return Trace(inner, saved, jnp.zeros((), jnp.int32)), info
+        return Recorded(inner, saved, jnp.zeros((), jnp.int32)), info
 
     def step(params, keys, state):
         inner, info = decoder.step(params, keys, state.inner)
@@ -182,7 +182,7 @@ def with_trace(
             state.saved,
             save(inner, info),
         )
-        return Trace(inner, saved, state.step + 1), info
+        return Recorded(inner, saved, state.step + 1), info
 
     def output(state):
         return decoder.output(state.inner)
@@ -215,7 +215,7 @@ def run(
     return _run(params, prompt, key, traced, max_steps=max_steps, **static)
 
 
-def trace(
+def traced(
     method: Callable[..., Decoder],
     model: Model | tuple,
     params: Params,

@@ -19,15 +19,17 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from pdecode import configurations, eos, prompts, sharding
-from pdecode.contracts import STOPPED_BY, Generation, Heads, Model, Params, Prompt
+from pdecode import programs as programs_module
+from pdecode import prompts, sharding
+from pdecode.contracts import STOPPED_BY, Generation, Model, Params, Prompt
 from pdecode.decode import Stats
-from pdecode.evals import measure
+from pdecode.families import rows as eos
+from pdecode.methods import variants
 
-# By the noise of a model: what it is in words, and the method it gets by default.
+# By what a model predicts: what it is in words, and the method it gets by default.
 KINDS = {
-    "causal": ("a causal model", "autoregressive"),
-    "absorbing": ("a model trained with a mask token", "llada"),
+    "next": ("a causal model", "autoregressive"),
+    "masked": ("a model trained with a mask token", "llada"),
     "uniform": ("a model trained with uniform noise", "diffusion_gemma"),
 }
 
@@ -104,7 +106,7 @@ def generate(
     programs, key = compiled(job), jax.random.key(seed)
     if mesh is not None:
         key = sharding.replicate(key, mesh)
-    decoded = measure.timed(programs, job.params, job.prompt, key)
+    decoded = programs_module.timed(programs, job.params, job.prompt, key)
     timing = {
         "compile_s": round(programs.compile_s, 6),
         "prefill_s": round(decoded.prefill_s, 6),
@@ -115,12 +117,12 @@ def generate(
     )
 
 
-def compiled(job: Job) -> measure.Programs:
+def compiled(job: Job) -> programs_module.Programs:
     """The programs that decode `job`; from memory or the cache on disk if kept there.
 
     Prompts of one `prompts.bucket`, seeds and knobs share them.
     """
-    return measure.compiled(
+    return programs_module.compiled(
         job.method, job.models, job.params, job.prompt, mesh=job.mesh, **job.settings
     )
 
@@ -145,8 +147,8 @@ def prepare(
         raise ValueError(f"max_new_tokens={max_new_tokens} must be at least 1")
     if method is None:
         given = None if model is None else load(model, dtype, mesh)[0]
-        method = KINDS[given.noise if isinstance(given, Model) else "causal"][1]
-    recipe, values = configurations.resolve(method)
+        method = KINDS[given.predicts if isinstance(given, Model) else "next"][1]
+    recipe, values = variants.resolve(method)
     values |= settings
     if temperature is not None:
         values["temperature"] = temperature
@@ -156,15 +158,15 @@ def prepare(
     target, params, tokenizer = load(model_name, dtype, mesh)
     if not isinstance(target, Model):
         raise ValueError(f"{model_name} is a set of heads: give it as the drafter")
-    needed = configurations.noise(recipe)
-    if needed != target.noise:
+    needed = variants.predicts(recipe)
+    if needed != target.predicts:
         raise ValueError(
             f"{method} needs {KINDS[needed][0]}, but {model_name} is "
-            f"{KINDS[target.noise][0]}: use one of "
-            f"{', '.join(configurations.fitting(target.noise))}"
+            f"{KINDS[target.predicts][0]}: use one of "
+            f"{', '.join(variants.fitting(target.predicts))}"
         )
     models, trees = [target], [params]
-    for role in configurations.roles(recipe)[1:]:
+    for role in variants.roles(recipe)[1:]:
         second, tree = _second(role, method, model_name, drafter, dtype, mesh)
         size = getattr(second, "vocab_size", target.vocab_size)
         if size != target.vocab_size:
@@ -206,7 +208,7 @@ def prepare(
 
 def default_model(method: Callable) -> str:
     """Name of the embedded model that `method` decodes with."""
-    return "target" if configurations.noise(method) == "causal" else "diffusion"
+    return "target" if variants.predicts(method) == "next" else "diffusion"
 
 
 @functools.lru_cache(maxsize=8)
@@ -218,7 +220,7 @@ def load(
     For "heads" the first is a record of heads. `dtype` is for folders: None keeps the
     checkpoint's own. With `mesh` the parameters are split over it. Raises ValueError.
     """
-    from pdecode import models
+    from pdecode import checkpoints
     from pdecode.models import embedded
 
     if name in embedded.NAMES:
@@ -227,15 +229,13 @@ def load(
             is_whole = isinstance(model, Model)
             split = sharding.shard_params if is_whole else sharding.replicate
             params = split(params, mesh)
-        if not isinstance(model, Model):
-            model = Heads(model.num_heads, model.apply, name)
         return model, params, tokenizer
     if not os.path.isdir(name):
         raise ValueError(
             f"unknown model {name!r}: no such folder, and the embedded models are "
             f"{', '.join(embedded.NAMES)}"
         )
-    return models.load(name, dtype=dtype, mesh=mesh)
+    return checkpoints.load(name, dtype=dtype, mesh=mesh)
 
 
 def encode(prompt: str | Sequence, tokenizer: Any) -> list[list[int]]:

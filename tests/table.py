@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pdecode import methods, prompts
-from pdecode.contracts import Heads
+from pdecode.contracts import DraftHeads
 from pdecode.decode import run
 from pdecode.models import toy
 
@@ -25,14 +25,14 @@ WIDTH, MAX_NEW = 6, 10
 TARGET = toy.chain(2587, VOCAB, LENGTH)
 NEAR = toy.mixed(TARGET, toy.chain(1, VOCAB, LENGTH), 0.3)
 CAUSAL = toy.make_model(VOCAB, LENGTH, eos_ids=(EOS,))
-MASKED = toy.make_model(VOCAB, LENGTH, noise="absorbing", eos_ids=(EOS,))
+MASKED = toy.make_model(VOCAB, LENGTH, predicts="masked", eos_ids=(EOS,))
 
 
 def _heads_apply(params, hidden):
     return jnp.einsum("be,kef->bkf", jax.nn.softmax(hidden), params)
 
 
-HEADS = Heads(4, _heads_apply)
+HEADS = DraftHeads(4, _heads_apply)
 HEAD_PARAMS = jnp.pad(
     TARGET.moves[jnp.arange(2, 6), jnp.arange(2, 6)], ((0, 0), (0, 1), (0, 1))
 )  # a guess from the next transition: often right, often wrong

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pdecode import accept, trees
+from pdecode import trees
 from pdecode.contracts import BlockRule, Draft, NodeRule, Prediction
+from pdecode.rules import accept
 
 VOCAB = 3
 

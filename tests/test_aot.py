@@ -5,7 +5,8 @@ import json
 import jax
 import pytest
 
-from pdecode import aot, chips, cli, hlo
+from pdecode.cli import main as cli
+from pdecode.hardware import aot, chips, hlo
 from pdecode.models import shapes, transformer
 
 TEXT = """\

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from pdecode.contracts import Visibility
-from pdecode.kernels import attention as kernel
-from pdecode.kernels import reference
+from pdecode.kernels.attention import api as kernel
+from pdecode.kernels.attention import reference
 
 
 def brute_force(query, keys, values, visible, new_k, new_v, *, scale, soft_cap=None):

@@ -16,11 +16,13 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType
 
-from pdecode import checkpoint, cli, decode, generation, models, prompts
+from pdecode import checkpoints, decode, generation, prompts
+from pdecode.checkpoints import convert, drafters, loading, tensors
+from pdecode.cli import main as cli
 from pdecode.contracts import Query, Sampling, Visibility
-from pdecode.kernels import vocab_head
-from pdecode.methods.masked import diffusion_gemma as method
-from pdecode.models import diffusion_gemma, drafter_files, loading, tensors
+from pdecode.kernels.head import api as vocab_head
+from pdecode.methods.uniform import diffusion_gemma as method
+from pdecode.models import diffusion_gemma
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 TOLERANCE = 2e-4
@@ -29,7 +31,7 @@ TOLERANCE = 2e-4
 @pytest.fixture(autouse=True)
 def no_cache_on_disk(monkeypatch):
     """Tests compile for themselves and write nothing to the user's folders."""
-    monkeypatch.setattr("pdecode.caching.enable", lambda: None)
+    monkeypatch.setattr("pdecode.cli.program_cache.enable", lambda: None)
 
 
 def expected(name):
@@ -49,19 +51,19 @@ def full_call(model, params, tokens, stop=None):
 
 
 def test_llada_logits():
-    model, params, tokenizer = models.load(GOLDEN / "llada_tiny")
+    model, params, tokenizer = checkpoints.load(GOLDEN / "llada_tiny")
     want = expected("llada_tiny")
     got = full_call(model, params, want["logits_tokens"])
     np.testing.assert_allclose(got, want["logits"], atol=TOLERANCE)
-    facts = (model.mask_id, model.eos_ids, model.noise, model.attention)
-    assert facts == (126, (125,), "absorbing", "bidirectional")
+    facts = (model.mask_id, model.eos_ids, model.predicts, model.attention)
+    assert facts == (126, (125,), "masked", "bidirectional")
     assert tokenizer.decode([3, 4]) == "3 4"
     with pytest.raises(ValueError, match=r"no tokenizer\.json.*token ids"):
         tokenizer.encode("hello")
 
 
 def test_dream_logits_are_those_of_the_slot_to_the_left():
-    model, params, _ = models.load(GOLDEN / "dream_tiny")
+    model, params, _ = checkpoints.load(GOLDEN / "dream_tiny")
     want = expected("dream_tiny")
     got = full_call(model, params, want["logits_tokens"])
     raw = want["logits"]
@@ -271,13 +273,13 @@ def test_a_round_trip_through_orbax_is_equal_bit_for_bit(name, tmp_path):
         one, two = tensors.read(before[key]), tensors.read(after[key])
         assert one.dtype == two.dtype
         np.testing.assert_array_equal(one, two)
-    model, params, _ = models.load(source)
-    again, restored, _ = models.load(there)
+    model, params, _ = checkpoints.load(source)
+    again, restored, _ = checkpoints.load(there)
     assert again is model
     jax.tree.map(np.testing.assert_array_equal, params, restored)
-    facts = checkpoint.info(source, {"tensor": 2})
-    assert facts == checkpoint.info(there, {"tensor": 2})
-    assert facts == checkpoint.info(back, {"tensor": 2})
+    facts = convert.info(source, {"tensor": 2})
+    assert facts == convert.info(there, {"tensor": 2})
+    assert facts == convert.info(back, {"tensor": 2})
     check_refusal(None, "exists already: name a new folder", "convert", source, there)
 
 
@@ -288,11 +290,11 @@ def test_a_round_trip_keeps_the_names_in_the_files(broken, tmp_path):
 
     broken.rewrite(change)
     before = set(tensors.index(broken.folder))
-    checkpoint.convert(broken.folder, tmp_path / "orbax")
-    checkpoint.convert(tmp_path / "orbax", tmp_path / "back")
+    convert.convert(broken.folder, tmp_path / "orbax")
+    convert.convert(tmp_path / "orbax", tmp_path / "back")
     assert set(tensors.index(tmp_path / "back")) == before
-    _, params, _ = models.load(tmp_path / "back")
-    _, whole, _ = models.load(GOLDEN / "llada_tiny")
+    _, params, _ = checkpoints.load(tmp_path / "back")
+    _, whole, _ = checkpoints.load(GOLDEN / "llada_tiny")
     jax.tree.map(np.testing.assert_array_equal, params, whole)
 
 
@@ -301,8 +303,8 @@ def test_sharded_loading_gives_the_same_arrays(name):
     devices = np.array(jax.devices()[:8]).reshape(2, 2, 2)
     axes = ("fsdp", "tensor", "expert")
     mesh = jax.sharding.Mesh(devices, axes, axis_types=(AxisType.Auto,) * 3)
-    _, params, _ = models.load(GOLDEN / name)
-    _, sharded, _ = models.load(GOLDEN / name, mesh=mesh)
+    _, params, _ = checkpoints.load(GOLDEN / name)
+    _, sharded, _ = checkpoints.load(GOLDEN / name, mesh=mesh)
     jax.tree.map(np.testing.assert_array_equal, params, sharded)
     leaves = jax.tree.leaves(sharded)
     spread = sum(leaf.size for leaf in leaves if not leaf.is_fully_replicated)
@@ -315,7 +317,7 @@ def test_sharded_loading_gives_the_same_arrays(name):
 
 
 def test_info():
-    facts = checkpoint.info(GOLDEN / "llada_tiny", {"tensor": 4})
+    facts = convert.info(GOLDEN / "llada_tiny", {"tensor": 4})
     size = sum(
         np.prod(entry.shape) for entry in tensors.index(GOLDEN / "llada_tiny").values()
     )
@@ -324,13 +326,13 @@ def test_info():
     assert facts["stored"] == {"float32": 4 * size}
     assert facts["memory"] == {"float32": 4 * size, "bfloat16": 2 * size}
     with pytest.raises(ValueError, match="unknown mesh axis rows; known: data, exp"):
-        checkpoint.info(GOLDEN / "llada_tiny", {"rows": 4})
+        convert.info(GOLDEN / "llada_tiny", {"rows": 4})
     local = facts["per_device"]["bfloat16"]
     assert size / 4 * 2 < local < size / 3 * 2  # norms are whole everywhere
 
 
 def test_dtype_is_that_of_everything():
-    model, params, _ = models.load(GOLDEN / "llada_tiny", dtype="bfloat16")
+    model, params, _ = checkpoints.load(GOLDEN / "llada_tiny", dtype="bfloat16")
     assert {leaf.dtype.name for leaf in jax.tree.leaves(params)} == {"bfloat16"}
     rows = prompts.from_rows([[1, 2]], max_new=1)
     leaves = jax.tree.leaves(model.init_cache(rows, 4))
@@ -377,8 +379,8 @@ NORM = "model.transformer.blocks.1.ff_norm.weight"
 
 def test_shards_load_like_one_file(broken):
     broken.split()
-    _, params, _ = models.load(broken.folder)
-    _, whole, _ = models.load(GOLDEN / "llada_tiny")
+    _, params, _ = checkpoints.load(broken.folder)
+    _, whole, _ = checkpoints.load(GOLDEN / "llada_tiny")
     jax.tree.map(np.testing.assert_array_equal, params, whole)
 
 
@@ -396,7 +398,7 @@ def check_refusal(folder, message, *arguments):
     if not arguments:
         arguments = ("generate", "--model", folder, "--prompt-ids", "[[1]]")
         with pytest.raises(ValueError, match=message):
-            models.load(folder)
+            checkpoints.load(folder)
     code, out, err = command(*arguments)
     assert code == cli.BAD_INPUT and out == ""
     assert err.count("\n") == 1 and err.startswith("pdecode: error: ")
@@ -474,7 +476,7 @@ def test_configurations_are_refused_by_field(broken):
     broken.config(model_type="llada", activation_type="silu", mystery=3)
     message = "config.json fields that were not understood and are ignored: mystery"
     with pytest.warns(UserWarning, match=message):
-        models.load(broken.folder)
+        checkpoints.load(broken.folder)
     code, _, err = command("info", broken.folder)
     assert (code, err) == (0, f"pdecode: warning: {message}\n")
 
@@ -581,7 +583,7 @@ def test_a_method_that_does_not_fit_names_those_that_do(name, method, message):
 
 
 def test_methods_refuse_models_that_do_not_fit():
-    model, params, _ = models.load(GOLDEN / "llada_tiny")
+    model, params, _ = checkpoints.load(GOLDEN / "llada_tiny")
     rows = prompts.from_rows([[1, 2, 3]], max_new=4)
     with pytest.raises(ValueError, match=r"uniform noise.*use llada or dream"):
         decode.run(
@@ -612,7 +614,7 @@ def test_medusa_heads(tmp_path):
     inside = {f"medusa_head.{name}": value for name, value in arrays.items()}
     save(tmp_path / "inside", **inside, **{"lm_head.weight": np.zeros((7, 4))})
     for name in ("alone", "inside"):
-        heads = drafter_files.medusa(tmp_path / name)
+        heads = drafters.medusa(tmp_path / name)
         assert (heads.num_heads, heads.num_blocks) == (3, 1)
         kernel = heads.params["block_0"]["kernel"]
         np.testing.assert_array_equal(kernel[2], arrays["2.0.linear.weight"].T)
@@ -620,10 +622,10 @@ def test_medusa_heads(tmp_path):
     del arrays["1.0.linear.bias"]
     save(tmp_path / "alone", **arrays)
     with pytest.raises(ValueError, match=r"heads \[1\] lack bias at depth 0"):
-        drafter_files.medusa(tmp_path / "alone")
+        drafters.medusa(tmp_path / "alone")
     save(tmp_path / "alone", other=np.zeros(3))
     with pytest.raises(ValueError, match="no Medusa heads"):
-        drafter_files.medusa(tmp_path / "alone")
+        drafters.medusa(tmp_path / "alone")
 
 
 @pytest.mark.parametrize(
@@ -644,13 +646,13 @@ def test_eagle_drafters(tmp_path, version, prefix):
         arrays["t2d"] = np.arange(7) < 5
         arrays[prefix + "hidden_norm.weight"] = np.ones(4)
     save(tmp_path, **arrays)
-    drafter = drafter_files.eagle(tmp_path)
+    drafter = drafters.eagle(tmp_path)
     assert drafter.version == version and ("d2t" in drafter.params) == (version == 3)
     kernel = drafter.params["layer_0"]["attention"]["query"]["kernel"]
     assert kernel.shape == (wide, 4)
     save(tmp_path, surprise=np.zeros(2), **arrays)
     with pytest.raises(ValueError, match="missing none; unexpected surprise"):
-        drafter_files.eagle(tmp_path)
+        drafters.eagle(tmp_path)
 
 
 def tokenizer_folder(folder, template):
@@ -673,7 +675,7 @@ def test_tokenizer_and_chat_template(broken):
         "{% endfor %}{% if add_generation_prompt %} assistant :{% endif %}"
     )
     tokenizer_folder(broken.folder, template)
-    _, _, tokenizer = models.load(broken.folder)
+    _, _, tokenizer = checkpoints.load(broken.folder)
     assert tokenizer.encode("hello world") == [1, 2]
     assert tokenizer.decode([1, 2, 6]) == "hello world"
     assert (tokenizer.eos_id, tokenizer.mask_id) == (6, 7)
@@ -687,10 +689,10 @@ def test_tokenizer_and_chat_template(broken):
     for attack in ("{{ ''.__class__.__mro__ }}", "{{ raise_exception('no') }}"):
         tokenizer_folder(broken.folder, attack)
         with pytest.raises(ValueError, match="the chat template refused"):
-            models.load(broken.folder)[2].chat(chat)
+            checkpoints.load(broken.folder)[2].chat(chat)
     tokenizer_folder(broken.folder, None)
     with pytest.raises(ValueError, match="no chat template"):
-        models.load(broken.folder)[2].chat(chat)
+        checkpoints.load(broken.folder)[2].chat(chat)
     (broken.folder / "tokenizer.json").write_text("{")
     check_refusal(broken.folder, r"tokenizer\.json is damaged")
     tokenizer_folder(broken.folder, None)
@@ -731,7 +733,7 @@ def test_recorded_generations_through_the_command_line(name, case):
     if "nfe" in case:
         guided = 2 if settings.get("cfg_scale") else 1
         assert made["stats"]["calls"][0] <= case["nfe"] * guided
-    (eos,) = models.load(GOLDEN / name)[0].eos_ids
+    (eos,) = checkpoints.load(GOLDEN / name)[0].eos_ids
     if eos in want:
         cut = generated(name, [prompt], *arguments)
         assert cut["tokens"] == [want[: want.index(eos)]]

@@ -12,16 +12,11 @@ import numpy as np
 import pytest
 
 import pdecode
-from pdecode import (
-    cli,
-    configurations,
-    describe,
-    generation,
-    methods,
-    sharding,
-    watch,
-)
+from pdecode import generation, methods, sharding
+from pdecode.cli import main as cli
+from pdecode.cli import watch
 from pdecode.knobs import Size
+from pdecode.methods import describe, variants
 from pdecode.models import embedded
 
 GOLDEN = pathlib.Path(__file__).parent / "golden" / "llada_tiny"
@@ -31,7 +26,7 @@ IDS = "[[1,2,3],[4,5]]"
 @pytest.fixture(autouse=True)
 def no_cache_on_disk(monkeypatch):
     """Tests compile for themselves and write nothing to the user's folders."""
-    monkeypatch.setattr("pdecode.caching.enable", lambda **_: None)
+    monkeypatch.setattr("pdecode.cli.program_cache.enable", lambda **_: None)
 
 
 def run(capsys, *arguments):
@@ -386,15 +381,15 @@ def test_debug_shows_the_traceback():
 def test_methods_lists_everything_and_counts(capsys):
     code, out, _ = run(capsys, "methods")
     assert code == 0
-    for name in configurations.known():
+    for name in variants.known():
         assert any(line.startswith(f"{name} ") for line in out.splitlines())
-    number, named = len(methods.__all__), len(configurations.CONFIGURATIONS)
+    number, named = len(methods.__all__), len(variants.CONFIGURATIONS)
     assert f"{number} methods, {named} named configurations" in out
 
 
-@pytest.mark.parametrize("name", configurations.known())
+@pytest.mark.parametrize("name", variants.known())
 def test_every_method_explains_itself(capsys, name):
-    method, settings = configurations.resolve(name)
+    method, settings = variants.resolve(name)
     code, out, _ = run(capsys, "methods", name)
     assert code == 0 and describe.summary(method)
     for part in ("guarantee:", "cost:", "paper:", "recipe:", "max_new_tokens"):

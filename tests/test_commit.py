@@ -8,11 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pdecode import commit, methods, orders, prompts, schedules
+from pdecode import methods, prompts
 from pdecode.contracts import Prediction, Row, Sampling
 from pdecode.decode import decode, decode_state, with_trace
-from pdecode.masked import masked_diffusion
+from pdecode.families.masked import masked_diffusion
 from pdecode.models import toy
+from pdecode.rules import commit, orders, schedules
 
 
 def row(open_, num_initial=None, step=0, turn=0):
@@ -151,7 +152,7 @@ def test_orders_are_permutations():
 
 LENGTH = 9
 LAW = toy.chain(5, 3, LENGTH)
-MASKED = toy.make_model(3, LENGTH, noise="absorbing")
+MASKED = toy.make_model(3, LENGTH, predicts="masked")
 
 
 def masks_after_each_step(decoder, rows, steps):
@@ -231,7 +232,7 @@ def test_entropy_bound_bounds_the_dependence():
     """Total correlation of each committed set, by enumeration, is at most gamma."""
     length, vocab, gamma = 5, 2, 0.3
     law = toy.joint(11, vocab, length)
-    model = toy.make_model(vocab, length, noise="absorbing")
+    model = toy.make_model(vocab, length, predicts="masked")
     decoder = methods.eb_sampler(
         model, max_new_tokens=length - 1, gamma=gamma, temperature=1.0
     )

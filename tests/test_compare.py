@@ -9,15 +9,20 @@ import numpy as np
 import pytest
 import table
 
-from pdecode import cli, configurations, decode, generation, methods, prompts
-from pdecode.evals import compare, hardware, lineup, measure, quality, report, tasks
+from pdecode import decode, generation, methods, prompts
+from pdecode import programs as programs_module
+from pdecode.cli import main as cli
+from pdecode.cli import report
+from pdecode.evals import compare, lineup, quality, tasks
+from pdecode.hardware import roofline
+from pdecode.methods import variants
 from pdecode.models import toy
-from pdecode.text import tokenizer
+from pdecode.models.bytes import tokenizer
 
 
 @pytest.fixture(autouse=True)
 def no_cache_on_disk(monkeypatch):
-    monkeypatch.setattr("pdecode.caching.enable", lambda: None)
+    monkeypatch.setattr("pdecode.cli.program_cache.enable", lambda: None)
 
 
 # Measuring.
@@ -36,15 +41,15 @@ def test_two_programs_decode_what_one_does(name):
     case = table.CASES[name]
     settings = {**case.sizes, **case.knobs, "temperature": 0.7, "max_new_tokens": 10}
     prompt = table.prompt()
-    programs = measure.compiled(
+    programs = programs_module.compiled(
         getattr(methods, case.method), case.model, case.params, prompt, **settings
     )
-    decoded = measure.timed(programs, case.params, prompt, jax.random.key(0))
+    decoded = programs_module.timed(programs, case.params, prompt, jax.random.key(0))
     wanted, stats = table.base(name, 0.7)
     jax.tree.map(np.testing.assert_array_equal, decoded.generation, wanted)
     jax.tree.map(np.testing.assert_array_equal, decoded.stats, stats)
     assert decoded.decode_s > 0 and programs.compile_s > 0
-    again = measure.compiled(
+    again = programs_module.compiled(
         getattr(methods, case.method), case.model, case.params, prompt,
         **{**settings, "temperature": 0.3},
     )  # fmt: skip
@@ -66,13 +71,13 @@ def test_undated_loop_is_the_same_decode():
     case, prompt = table.CASES["prompt_lookup"], table.prompt()
     settings = {**case.sizes, "temperature": 0.0, "max_new_tokens": 10}
     method = getattr(methods, case.method)
-    programs = measure.compiled(
+    programs = programs_module.compiled(
         method, case.model, case.params, prompt, is_dated=False, **settings
     )
-    decoded = measure.timed(programs, case.params, prompt, jax.random.key(0))
+    decoded = programs_module.timed(programs, case.params, prompt, jax.random.key(0))
     wanted, _ = table.base("prompt_lookup", 0.0)
     jax.tree.map(np.testing.assert_array_equal, decoded.generation, wanted)
-    step = measure.host_step(method, case.model, settings)
+    step = programs_module.host_step(method, case.model, settings)
     keys, state, counts = programs.start(
         case.params, prompt, jax.random.key(0), programs.knobs
     )
@@ -190,7 +195,7 @@ def test_lineup_of_some_methods_begins_with_the_baseline():
 def test_a_masked_model_races_masked_methods_only():
     made, notes = lineup.entries(None, {}, "diffusion", 48)
     assert "llada" in [each.name for each in made] and len(notes) >= 5
-    assert all(each.models[0].noise == "absorbing" for each in made)
+    assert all(each.models[0].predicts == "masked" for each in made)
 
 
 @pytest.mark.parametrize(
@@ -205,8 +210,8 @@ def test_knob_values_are_read_by_their_kind(text, value):
 
 
 def test_configurations_fit_their_methods():
-    for name, each in configurations.CONFIGURATIONS.items():
-        method, settings = configurations.resolve(name)
+    for name, each in variants.CONFIGURATIONS.items():
+        method, settings = variants.resolve(name)
         assert settings == each.settings and each.method in methods.__all__
         assert name not in methods.__all__ and method.__name__ == each.method
 
@@ -215,18 +220,18 @@ def test_configurations_fit_their_methods():
 
 
 def test_roofline_by_hand():
-    machine = hardware.Hardware("m", 1e12, 1e9, 1e6, 2, 100.0, "")
+    machine = roofline.Hardware("m", 1e12, 1e9, 1e6, 2, 100.0, "")
     moved = (2e6 + 4 * 50 * 100) / 1e9
-    assert hardware.roofline(machine, 1, batch=4, context=50) == pytest.approx(moved)
+    assert roofline.roofline(machine, 1, batch=4, context=50) == pytest.approx(moved)
     computed = 2 * 1e6 * 4 * 1000 / 1e12
-    wide = hardware.roofline(machine, 1000, batch=4, context=50)
+    wide = roofline.roofline(machine, 1000, batch=4, context=50)
     assert wide == pytest.approx(computed) and computed > moved
-    half = hardware.roofline(machine, 1, batch=4, context=50, scale=0.5)
+    half = roofline.roofline(machine, 1, batch=4, context=50, scale=0.5)
     assert half == pytest.approx(moved / 2)
 
 
 def test_curve_is_interpolated_in_logarithms():
-    curve = hardware.Curve((1, 4, 16), (1.0, 2.0, 8.0))
+    curve = roofline.Curve((1, 4, 16), (1.0, 2.0, 8.0))
     assert curve.at(1) == pytest.approx(1) and curve.at(16) == pytest.approx(8)
     assert curve.at(2) == pytest.approx(math.sqrt(2))
     assert curve.at(8) == pytest.approx(4)
@@ -234,7 +239,7 @@ def test_curve_is_interpolated_in_logarithms():
 
 @pytest.mark.parametrize("is_canvas", [False, True])
 def test_repeated_call_runs(is_canvas):
-    program, arguments = hardware.repeated_call(
+    program, arguments = roofline.repeated_call(
         table.CAUSAL, table.TARGET, 2, 8, 4, 3, is_canvas=is_canvas
     )
     tokens, log_prob, _ = program(*arguments)
@@ -318,7 +323,7 @@ SMALL = (
 
 
 def test_compare_measures_judges_and_writes(capsys, tmp_path, monkeypatch):
-    monkeypatch.setattr(hardware, "WIDTHS", (1, 4))
+    monkeypatch.setattr(roofline, "WIDTHS", (1, 4))
     monkeypatch.setattr(report, "WIDTHS", (1, 4))
     code = cli.main([*SMALL, "--out", str(tmp_path), "--json"])
     out, err = capsys.readouterr()

@@ -9,34 +9,28 @@ import numpy as np
 import pytest
 
 from pdecode import cache as caches
-from pdecode import (
-    configurations,
-    logits,
-    masked,
-    methods,
-    prompts,
-    rng,
-    speculative,
-    trees,
-)
+from pdecode import methods, prompts, rng, trees
 from pdecode.contracts import (
     Draft,
     Drafter,
     Prompt,
     Query,
-    Run,
     Sampling,
+    SlotRun,
     Visibility,
 )
 from pdecode.decode import decode, run
 from pdecode.drafters import causal, ignore, ngram
-from pdecode.kernels import vocab_head
+from pdecode.families import masked, speculative
+from pdecode.kernels.head import api as vocab_head
+from pdecode.methods import variants
 from pdecode.models import toy
+from pdecode.rules import guidance
 
 VOCAB, LENGTH = 3, 8
 LAW = toy.joint(7, VOCAB, LENGTH)
 CAUSAL = toy.make_model(VOCAB, LENGTH)
-MASKED = toy.make_model(VOCAB, LENGTH, noise="absorbing")
+MASKED = toy.make_model(VOCAB, LENGTH, predicts="masked")
 
 
 def conditional(known, position):
@@ -161,7 +155,7 @@ def test_the_chain_agrees_with_its_table():
             for s in strings
         ]
     )
-    model = toy.make_model(2, 5, noise="absorbing")
+    model = toy.make_model(2, 5, predicts="masked")
     prompt = prompts.from_rows([[2, 1, 2, 2, 0], [0, 2, 2, 2, 2]], max_new=1)
     place = jnp.broadcast_to(jnp.arange(5), (2, 5))
     query = Query(
@@ -196,8 +190,8 @@ def test_a_run_is_written_the_same_by_slices_and_by_scatter():
         wanted[row][:, slots] = values[row]
     for written in (
         caches.write(leaf, lanes, values),
-        caches.write(leaf, Run(first), values),
-        caches.write_slices(leaf, Run(first), values),
+        caches.write(leaf, SlotRun(first), values),
+        caches.write_slices(leaf, SlotRun(first), values),
     ):
         np.testing.assert_array_equal(written, wanted)
 
@@ -205,7 +199,7 @@ def test_a_run_is_written_the_same_by_slices_and_by_scatter():
 def test_a_run_stores_the_lanes_it_names_and_none_beyond_the_cache():
     leaf = jnp.arange(4 * 2 * 9 * 4).reshape(4, 2, 9, 4)
     values = -1 - jnp.arange(4 * 2 * 4 * 4).reshape(4, 2, 4, 4)
-    run = Run(
+    run = SlotRun(
         jnp.array([0, 7, 2, 9], jnp.int32),
         jnp.array([[1, 0, 1, 1], [1, 1, 1, 1], [0, 0, 0, 0], [1, 1, 1, 1]], bool),
     )
@@ -249,7 +243,7 @@ def generations(out):
 def decoded_in_blocks(window, refresh):
     """A greedy decode of three rows in blocks of three, and its stats."""
     decoder = masked.masked_diffusion(
-        toy.make_model(VOCAB, 16, noise="absorbing"),
+        toy.make_model(VOCAB, 16, predicts="masked"),
         masked_rule(),
         max_new_tokens=12,
         sampling=Sampling(0.0),
@@ -279,7 +273,7 @@ def test_a_window_is_the_same_as_a_run_and_position_by_position(refresh):
 def test_caches_with_block_starts_of_their_own(temperature):
     """On the toy a key says only (token, position): cached decoding is exact there."""
     law = toy.chain(2, VOCAB, 16)
-    model = toy.make_model(VOCAB, 16, noise="absorbing")
+    model = toy.make_model(VOCAB, 16, predicts="masked")
     prompt = prompts.from_rows([[0], [1, 2, 0, 1], [2, 2]], max_new=[12, 7, 9])
     results = {}
     for cache in ("none", "prefix", "dual"):
@@ -315,9 +309,9 @@ def test_a_window_without_refresh_is_caught():
 
 @pytest.mark.parametrize("method", ["prompt_lookup", "fast_dllm_dual", "any_order"])
 def test_decodes_are_the_same_with_64_bit_integers(method):
-    recipe, implied = configurations.resolve(method)
-    noise = "causal" if method == "prompt_lookup" else "absorbing"
-    model = toy.make_model(VOCAB, 16, noise=noise)
+    recipe, implied = variants.resolve(method)
+    predicts = "next" if method == "prompt_lookup" else "masked"
+    model = toy.make_model(VOCAB, 16, predicts=predicts)
 
     def decoded():
         law = toy.chain(2, VOCAB, 16)
@@ -333,7 +327,7 @@ def test_decodes_are_the_same_with_64_bit_integers(method):
 
 
 def masked_rule():
-    from pdecode import commit
+    from pdecode.rules import commit
 
     return commit.one_by_one(commit.order("max_prob"))
 
@@ -398,7 +392,7 @@ def test_a_drafter_cache_equals_prefill_of_what_is_committed():
 
 
 def speculative_rule(topology):
-    from pdecode import accept
+    from pdecode.rules import accept
 
     return accept.by_node(accept.rejection(topology.max_children))
 
@@ -455,7 +449,7 @@ def test_guidance_keeps_two_caches():
         in_prompt = query.positions < prompt_lengths[:, None]
         return query._replace(tokens=jnp.where(in_prompt, VOCAB, query.tokens))
 
-    model = logits.guided(CAUSAL, scale, null)
+    model = guidance.guided(CAUSAL, scale, null)
     prompt = prompts.from_rows([[0, 1], [2]], max_new=4)
     out, stats = decode(
         methods.autoregressive(model, max_new_tokens=4), LAW, prompt, jax.random.key(0)
@@ -533,7 +527,7 @@ def test_eos_at_awkward_places(place):
     expected = string[2 : string.index(EOS)] if EOS in string else string[2:]
     prompt = prompts.from_rows([string[:2]], max_new=6)
     causal, pair = (ENDING,), (ENDING, ENDING)
-    masked = (toy.make_model(VOCAB, LENGTH, noise="absorbing", eos_ids=(EOS,)),)
+    masked = (toy.make_model(VOCAB, LENGTH, predicts="masked", eos_ids=(EOS,)),)
     for method, models, params, sizes in [
         (methods.autoregressive, causal, law, {}),
         (methods.speculative_sampling, pair, (law, law), {"num_draft": 3}),

@@ -5,8 +5,8 @@ import sys
 import numpy as np
 import pytest
 
-from pdecode import text
 from pdecode.data import corpus, packing, snippets
+from pdecode.models import bytes as text
 
 
 @pytest.mark.parametrize(

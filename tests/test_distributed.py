@@ -12,9 +12,11 @@ import jax
 import numpy as np
 import pytest
 
-from pdecode import cli, distributed, methods, prompts, run, sharding
+from pdecode import methods, prompts, run, sharding
+from pdecode.cli import main as cli
 from pdecode.data import packing
 from pdecode.models import embedded, transformer
+from pdecode.sharding import processes as processes_module
 from pdecode.train import run_config
 
 MODEL = transformer.Config(
@@ -86,7 +88,7 @@ def test_two_processes_agree_with_one():
 
 @pytest.mark.thorough
 def test_the_command_line_on_two_processes_generates_what_one_does(monkeypatch, capsys):
-    monkeypatch.setattr("pdecode.caching.enable", lambda: None)
+    monkeypatch.setattr("pdecode.cli.program_cache.enable", lambda: None)
     folder = pathlib.Path(__file__).parent / "golden" / "llada_tiny"
     generate = (
         "generate", "--model", str(folder), "--method", "fast_dllm", "--set",
@@ -130,7 +132,7 @@ def get_config():
     model = Config(
         vocab_size=text.VOCAB_SIZE, width=16, num_layers=1, num_heads=2,
         mask_id=text.MASK_ID, eos_ids=(text.EOS_ID,), attention="bidirectional",
-        noise="absorbing", max_positions=64,
+        predicts="masked", max_positions=64,
     )
     return TrainConfig(
         name="tiny", model=model, objective="masked_diffusion", steps=4, row_len=32,
@@ -181,27 +183,27 @@ def test_two_processes_train_and_resume_as_one_does(tmp_path):
 )
 def test_bad_addresses_and_numbers_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
-        distributed.start(*arguments)
+        processes_module.start(*arguments)
 
 
 def test_a_port_that_is_taken_and_a_process_that_is_not_there(monkeypatch):
     with socket.create_server(("localhost", 0)) as taken:
         address = f"localhost:{taken.getsockname()[1]}"
         with pytest.raises(ValueError, match=r"cannot open port .*choose a free one"):
-            distributed.start(address, 2, 0)
-    monkeypatch.setattr(distributed, "PATIENCE_S", 0.0)
+            processes_module.start(address, 2, 0)
+    monkeypatch.setattr(processes_module, "PATIENCE_S", 0.0)
     with pytest.raises(ValueError, match=r"did not answer in 0 s .*start process 0"):
-        distributed.start(address, 2, 1)
+        processes_module.start(address, 2, 1)
 
 
 def main():
-    distributed.start(sys.argv[1], 2, int(sys.argv[2]))
+    processes_module.start(sys.argv[1], 2, int(sys.argv[2]))
     tokens = decode(sharding.make_mesh(data=2, tensor=2)).tokens
     rows_here = {shard.index[0].indices(4)[:2] for shard in tokens.addressable_shards}
     facts = {
         "devices": [jax.device_count(), jax.local_device_count()],
         "rows_here": sum(stop - start for start, stop in rows_here),
-        "tokens": distributed.whole(tokens).tolist(),
+        "tokens": processes_module.whole(tokens).tolist(),
     }
     print(json.dumps(facts))
 

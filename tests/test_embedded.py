@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pdecode import text
 from pdecode.data import packing, snippets
-from pdecode.models import embedded, heads
+from pdecode.models import bytes as text
+from pdecode.models import draft_heads, embedded
 from pdecode.train import losses
 
 MAX_BYTES = 12_000_000
@@ -98,11 +98,11 @@ def test_missing_and_truncated_files_say_so(tmp_path):
 
 
 def test_heads_start_as_the_target():
-    own = heads.init(3, 8, 4, jax.random.key(0))
+    own = draft_heads.init(3, 8, 4, jax.random.key(0))
     hidden = jax.random.normal(jax.random.key(1), (2, 8))
-    found = heads.make_heads(3).apply(own, hidden)
+    found = draft_heads.make_heads(3).apply(own, hidden)
     scale = np.sqrt(np.mean(np.square(hidden), axis=-1, keepdims=True))
     for k in range(3):
         np.testing.assert_allclose(found[:, k], hidden / scale, rtol=1e-4)
     with pytest.raises(ValueError, match="num_heads=0"):
-        heads.make_heads(0)
+        draft_heads.make_heads(0)

@@ -7,19 +7,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pdecode import accept, commit, masked, methods, prompts, rng, speculative, trees
+from pdecode import methods, prompts, rng, trees
 from pdecode.contracts import Sampling
 from pdecode.decode import decode
-from pdecode.drafters import causal
-from pdecode.drafters import jacobi as iterates
+from pdecode.drafters import causal, iterates
+from pdecode.families import masked, speculative
 from pdecode.models import toy
+from pdecode.rules import accept, commit
 
 VOCAB, NEW = 2, 5
 LENGTH = NEW + 1
 JOINT = toy.joint(3, VOCAB, LENGTH, sharpness=2.0)
 NEAR = toy.mixed(JOINT, toy.joint(4, VOCAB, LENGTH, sharpness=2.0), 0.5)
 CAUSAL = toy.make_model(VOCAB, LENGTH)
-MASKED = toy.make_model(VOCAB, LENGTH, noise="absorbing")
+MASKED = toy.make_model(VOCAB, LENGTH, predicts="masked")
 SAMPLING = Sampling(1.0, banned=(VOCAB,))
 ROWS, CHUNKS = 12500, 8  # 1e5 rows
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from pdecode import files
+from pdecode.checkpoints import tensors
+from pdecode.cli import bench
 from pdecode.data import packing
-from pdecode.evals import bench
-from pdecode.models import tensors
 
 
 class Lost:

@@ -12,8 +12,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from pdecode import sharding
 from pdecode.contracts import Visibility
-from pdecode.kernels import attention as kernel
-from pdecode.kernels import gpu, reference, tpu
+from pdecode.kernels.attention import api as kernel
+from pdecode.kernels.attention import gpu, reference, tpu
 
 TOLERANCE = {np.float32: 2e-6, jnp.bfloat16: 0.02}
 

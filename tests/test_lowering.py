@@ -23,8 +23,8 @@ from jax.sharding import (
 )
 
 from pdecode.contracts import Head, Sampling, Visibility
-from pdecode.kernels import attention as kernel
-from pdecode.kernels import vocab_head
+from pdecode.kernels.attention import api as kernel
+from pdecode.kernels.head import api as vocab_head
 
 MOSAIC = "tpu_custom_call"
 KERNEL = functools.partial(kernel.attention, scale=0.1)

@@ -7,8 +7,9 @@ import pytest
 import table
 from table import CASES, EOS, MAX_NEW, NEW, ROWS, WIDTH
 
-from pdecode import contracts, knobs, methods, sharding, speculative
+from pdecode import contracts, knobs, methods, sharding
 from pdecode import decode as decode_module
+from pdecode.families import speculative
 
 EVERY = pytest.mark.parametrize("name", CASES)
 # What costs a compilation of its own runs for these by default: every way a family
@@ -300,7 +301,7 @@ def test_a_model_that_does_not_fit_is_refused():
             if isinstance(case.model[0], contracts.Model)
             else (wrong,)
         )
-        with pytest.raises(ValueError, match="noise="):
+        with pytest.raises(ValueError, match="predicts="):
             getattr(methods, case.method)(
                 *models, max_new_tokens=MAX_NEW, **case.sizes, **case.knobs
             )

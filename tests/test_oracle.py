@@ -13,11 +13,11 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from pdecode import decode, models, prompts  # noqa: E402
+from pdecode import checkpoints, decode, prompts  # noqa: E402
 from pdecode.contracts import Query, Visibility  # noqa: E402
-from pdecode.kernels import vocab_head  # noqa: E402
-from pdecode.methods.masked import diffusion_gemma  # noqa: E402
+from pdecode.kernels.head import api as vocab_head  # noqa: E402
 from pdecode.methods.speculative.autoregressive import autoregressive  # noqa: E402
+from pdecode.methods.uniform import diffusion_gemma  # noqa: E402
 
 pytestmark = pytest.mark.oracle
 
@@ -104,7 +104,7 @@ def pair(request, tmp_path_factory):
     theirs = random_model(*CASES[request.param])
     folder = tmp_path_factory.mktemp(request.param)
     theirs.save_pretrained(folder)
-    ours, params, _ = models.load(folder)
+    ours, params, _ = checkpoints.load(folder)
     return theirs, ours, params
 
 
@@ -163,9 +163,9 @@ def test_logits_of_models_that_see_ahead(name, tmp_path):
     theirs.save_pretrained(tmp_path)
     path = tmp_path / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | published))
-    ours, params, _ = models.load(tmp_path)
+    ours, params, _ = checkpoints.load(tmp_path)
     size = ours.block_len
-    assert ours.noise == "absorbing" and size == published.get("block_size")
+    assert ours.predicts == "masked" and size == published.get("block_size")
 
     def stop(place, lengths):
         ahead = lengths if size is None else (place // size + 1) * size
@@ -271,7 +271,7 @@ def gemma(tmp_path_factory):
                 weight.add_(0.3 * noise)
     folder = tmp_path_factory.mktemp("diffusion_gemma")
     theirs.save_pretrained(folder)
-    ours, params, _ = models.load(folder)
+    ours, params, _ = checkpoints.load(folder)
     return theirs, ours, params
 
 

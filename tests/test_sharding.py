@@ -11,11 +11,13 @@ import table
 from jax.sharding import AbstractMesh, PartitionSpec
 from table import CASES, MAX_NEW
 
-from pdecode import cache, hlo, methods, prompts, sharding
+from pdecode import cache, methods, prompts, sharding
 from pdecode import decode as decode_module
-from pdecode.contracts import Heads, Model, Run
+from pdecode.contracts import DraftHeads, Model, SlotRun
 from pdecode.decode import run
-from pdecode.models import placement, transformer
+from pdecode.hardware import hlo
+from pdecode.models import transformer
+from pdecode.sharding import placement
 
 VOCAB, MASK = 48, 47
 MESHES = [
@@ -49,17 +51,17 @@ def _offset_heads(params, hidden):
     return jnp.einsum("be,kef->bkf", hidden, params)
 
 
-HEADS = Heads(4, _offset_heads)
+HEADS = DraftHeads(4, _offset_heads)
 
 
 def models_of(case):
     """The case's models and parameters, with transformers in the place of toys."""
     if isinstance(case.model, Model):
-        if case.model.noise == "causal":
+        if case.model.predicts == "next":
             return tiny()
-        return tiny(attention="bidirectional", noise="absorbing")
+        return tiny(attention="bidirectional", predicts="masked")
     target, target_params = tiny()
-    if isinstance(case.model[1], Heads):
+    if isinstance(case.model[1], DraftHeads):
         noise = jax.random.normal(jax.random.key(3), (4, 32, 32))
         return (target, HEADS), (target_params, jnp.eye(32)[None] + 0.1 * noise)
     # A drafter near enough that something is accepted.
@@ -160,7 +162,7 @@ def test_runs_of_slots_are_written_device_by_device():
     leaf = jnp.arange(4 * 2 * 9 * 4.0).reshape(4, 2, 9, 4)
     values = -1 - jnp.arange(4 * 2 * 3 * 4.0).reshape(4, 2, 3, 4)
     first = jnp.array([0, 6, 2, 3], jnp.int32)
-    slots = Run(first, jnp.arange(12).reshape(4, 3) % 5 > 0)
+    slots = SlotRun(first, jnp.arange(12).reshape(4, 3) % 5 > 0)
     wanted = cache.write(leaf, slots, values)
     mesh = sharding.make_mesh(data=2, tensor=2)
     with jax.set_mesh(mesh):
@@ -185,7 +187,7 @@ def test_weights_split_over_fsdp_stay_split_in_the_loop(method, monkeypatch):
             num_heads=8,
             mask_id=MASK,
             attention="causal" if is_causal else "bidirectional",
-            noise="causal" if is_causal else "absorbing",
+            predicts="next" if is_causal else "masked",
             name=name,
         )
         model = transformer.make_model(config)

@@ -35,7 +35,7 @@ def tiny(**changes):
 
 
 CAUSAL = tiny()
-MASKED = tiny(attention="bidirectional", noise="absorbing")
+MASKED = tiny(attention="bidirectional", predicts="masked")
 # Unequal rows, so that every per-row path is taken.
 PROMPT = prompts.from_rows([[1, 2, 3], [4], [5, 6, 7, 8, 9], [1, 1]], max_new=14)
 
@@ -58,7 +58,7 @@ PROMPT = prompts.from_rows([[1, 2, 3], [4], [5, 6, 7, 8, 9], [1, 1]], max_new=14
 )
 def test_no_cache_sized_copy_in_the_loop(method, models, sizes):
     model, params = models
-    traced, _ = decode.trace(
+    traced, _ = decode.traced(
         method, model, params, PROMPT, jax.random.key(0), max_new_tokens=14, **sizes
     )
     text = traced.lower().compile().as_text()
@@ -73,7 +73,7 @@ def test_one_row_and_one_query_write_in_place():
     """A fused update that two consumers share would copy the cache for one of them."""
     prompt = prompts.from_rows([[1, 2, 3, 4, 5]], max_new=14)
     model, params = CAUSAL
-    traced, _ = decode.trace(
+    traced, _ = decode.traced(
         methods.autoregressive, model, params, prompt, jax.random.key(0),
         max_new_tokens=14,
     )  # fmt: skip

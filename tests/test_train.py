@@ -16,9 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pdecode import text
 from pdecode.data import packing
-from pdecode.models import heads, transformer
+from pdecode.models import bytes as text
+from pdecode.models import draft_heads, transformer
 from pdecode.models.config import Config
 from pdecode.train import (
     TrainConfig,
@@ -45,7 +45,7 @@ MODEL = Config(
     mask_id=text.MASK_ID,
     eos_ids=(text.EOS_ID,),
 )
-CANVAS = dataclasses.replace(MODEL, attention="bidirectional", noise="absorbing")
+CANVAS = dataclasses.replace(MODEL, attention="bidirectional", predicts="masked")
 RUN = TrainConfig(
     name="tiny",
     model=MODEL,
@@ -150,7 +150,7 @@ def test_head_k_predicts_k_tokens_beyond_the_targets():
     """With zeroed heads every head is the target, so its loss is the target's later."""
     params = transformer.init(MODEL, jax.random.key(0))
     tokens = rows()
-    own = heads.init(2, MODEL.width, 8, jax.random.key(1))
+    own = draft_heads.init(2, MODEL.width, 8, jax.random.key(1))
     loss, counted = losses.heads_loss(MODEL, own, params, tokens)
     hidden = losses.whole_rows(MODEL, params, tokens)
     # The last norm is applied once more; with unit weights only its epsilon shows.

@@ -50,10 +50,10 @@ VARIANTS = {
         TINY, experts=transformer.Experts(num_experts=5, top_k=2, width=8)
     ),
     "masked": dataclasses.replace(
-        TINY, attention="bidirectional", noise="absorbing", mask_id=18
+        TINY, attention="bidirectional", predicts="masked", mask_id=18
     ),
     "block": dataclasses.replace(
-        TINY, attention="block_causal", block_len=3, noise="absorbing", mask_id=18
+        TINY, attention="block_causal", block_len=3, predicts="masked", mask_id=18
     ),
 }
 

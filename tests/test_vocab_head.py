@@ -10,7 +10,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from pdecode import rng, sharding
 from pdecode.contracts import Head, Sampling
-from pdecode.kernels import maxima, streaming, vocab_head
+from pdecode.kernels.head import api as vocab_head
+from pdecode.kernels.head import maxima, tiles
 
 ALL = (
     *("token", "log_prob", "sampled_log_prob", "max_log_prob", "of_log_prob"),
@@ -22,7 +23,7 @@ ALL = (
 def tiled(monkeypatch):
     """Many small tiles, whatever the size of the problem."""
     monkeypatch.setattr(vocab_head, "DENSE_LOGITS", 0)
-    monkeypatch.setattr(streaming, "TILE_LENS", (64, 64))
+    monkeypatch.setattr(tiles, "TILE_LENS", (64, 64))
 
 
 def case(seed, *, vocab, batch=2, queries=3, width=16, dtype=np.float32):
@@ -176,7 +177,7 @@ def test_large_problems_take_tiles_and_filters_do_not(monkeypatch):
         calls.append(args)
         return vocab_head.Prediction()
 
-    monkeypatch.setattr(streaming, "statistics", spy)
+    monkeypatch.setattr(tiles, "statistics", spy)
 
     def count(wants, **filters):
         sampling = Sampling(1.0, **filters)
@@ -212,7 +213,7 @@ def test_peak_memory_is_a_few_percent_of_the_logits():
     temporary = compiled.memory_analysis().temp_size_in_bytes
     logits = 4 * batch * queries * vocab
     # It holds at least one tile of every row, so a number is being measured.
-    tile = 4 * batch * queries * streaming.TILE_LENS[0]
+    tile = 4 * batch * queries * tiles.TILE_LENS[0]
     assert tile <= temporary < 0.05 * logits, temporary / logits
 
 
@@ -238,7 +239,7 @@ def collectives(hlo: str) -> list[tuple[str, int]]:
     ],
 )
 def test_a_split_vocabulary_travels_as_a_few_numbers_a_row(monkeypatch, axes, vocab):
-    monkeypatch.setattr(streaming, "TILE_LENS", (64, 64))
+    monkeypatch.setattr(tiles, "TILE_LENS", (64, 64))
     mesh = sharding.make_mesh(**axes)
     weight, hidden, keys, of = case(5, vocab=vocab, batch=4, width=32)
     bias = np.linspace(-1, 1, vocab, dtype=np.float32)

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from pdecode.contracts import Visibility
-from pdecode.kernels.attention import attention
+from pdecode.kernels.attention.api import attention
 
 # name: vocabulary, width, layers, heads, MLP width
 SIZES = {

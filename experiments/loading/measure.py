@@ -24,7 +24,7 @@ def write(folder: pathlib.Path, gigabytes: float) -> int:
     import ml_dtypes
     import numpy as np
 
-    from pdecode.models import names, tensors
+    from pdecode.checkpoints import names, tensors
     from pdecode.models.config import Config
 
     layer = 4 * WIDTH * WIDTH + 3 * WIDTH * MLP
@@ -83,8 +83,8 @@ def load(folder: str) -> None:
     """Prints the rise of this process's peak resident memory, in bytes."""
     import jax
 
-    from pdecode import models
-    from pdecode.models import loading
+    from pdecode import checkpoints
+    from pdecode.checkpoints import loading
 
     axes = ("fsdp", "tensor")
     mesh = jax.make_mesh((2, 4), axes, axis_types=(jax.sharding.AxisType.Auto,) * 2)
@@ -92,7 +92,7 @@ def load(folder: str) -> None:
     loading.open_folder(folder)
     before = peak()
     started = time.perf_counter()
-    _, params, _ = models.load(folder, mesh=mesh)
+    _, params, _ = checkpoints.load(folder, mesh=mesh)
     jax.block_until_ready(params)
     seconds = time.perf_counter() - started
     after = peak()

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from pdecode import files
-from pdecode.text import BOS_ID, EOS_ID
+from pdecode.models.bytes import BOS_ID, EOS_ID
 
 
 def stream(documents: Iterable[bytes]) -> np.ndarray:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from pdecode import accept, rng, speculative, trees
+from pdecode import rng, trees
 from pdecode.contracts import (
     Cache,
     Draft,
@@ -15,12 +15,14 @@ from pdecode.contracts import (
     Model,
     Prefix,
     Query,
-    Run,
     Sampling,
+    SlotRun,
     Visibility,
 )
 from pdecode.drafters import ignore
-from pdecode.kernels import vocab_head
+from pdecode.families import speculative
+from pdecode.kernels.head import api as vocab_head
+from pdecode.rules import accept
 
 DRAWS = ("with_replacement", "without_replacement", "coupled")
 
@@ -141,7 +143,7 @@ def store(model: Model, params, state: CausalState, prefix: Prefix, width: int):
         tokens=jnp.take_along_axis(prefix.tokens, last, 1),
         positions=place,
         # What stands behind the root is written over before it is seen.
-        slots=Run(state.cached),
+        slots=SlotRun(state.cached),
         visible=Visibility(start=jnp.zeros_like(place), stop=place + 1),
     )
     output, cache = model.apply(params, query, state.cache)

@@ -3,12 +3,12 @@
 import jax.numpy as jnp
 from jax import Array
 
-from pdecode import speculative
-from pdecode.contracts import Draft, Drafter, Heads, Model, Prefix, Round, Sampling
-from pdecode.kernels import vocab_head
+from pdecode.contracts import Draft, Drafter, DraftHeads, Model, Prefix, Round, Sampling
+from pdecode.families import speculative
+from pdecode.kernels.head import api as vocab_head
 
 
-def greedy_chain(model: Model, heads: Heads, num_draft: int) -> Drafter:
+def greedy_chain(model: Model, heads: DraftHeads, num_draft: int) -> Drafter:
     """Drafts each head's argmax as a chain; the decoder's params are (target, heads).
 
     Head k reads the hidden state that predicted the root, which the last verifying call

@@ -15,10 +15,13 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from pdecode import configurations, generation, prompts
+from pdecode import generation, prompts
+from pdecode import programs as programs_module
 from pdecode.contracts import STOPPED_BY, Model
-from pdecode.evals import hardware, lineup, measure, quality, tasks
+from pdecode.evals import lineup, quality, tasks
 from pdecode.evals.lineup import Entry
+from pdecode.hardware import roofline
+from pdecode.methods import variants
 
 MAX_PROMPT = 96  # characters
 NUM_COMPILED = 2  # methods compiled at a time
@@ -97,15 +100,15 @@ class Finished(NamedTuple):
     """Rows with their predictions, and what those are made of (None: not measured)."""
 
     rows: tuple[Row, ...]
-    curve: hardware.Curve | None
+    curve: roofline.Curve | None
     drafter_s: float | None  # one drafter call of one query
-    machine: hardware.Hardware | None
+    machine: roofline.Hardware | None
 
 
 class _Timed(NamedTuple):
     """Repeated decodes of all batches."""
 
-    decodes: list[measure.Decoded]  # of the last repeat
+    decodes: list[programs_module.Decoded]  # of the last repeat
     prefill_s: list[float]
     decode_s: list[float]
 
@@ -118,7 +121,7 @@ def prepare(settings: Settings) -> Context:
             raise ValueError(f"{name}={getattr(settings, name)} must be at least 1")
     if num % size:
         raise ValueError(f"num_prompts={num} must be a multiple of batch_size={size}")
-    hardware.machine(settings.hardware, 1, 1)
+    roofline.machine(settings.hardware, 1, 1)
     max_new = settings.max_new_tokens
     completions = tasks.completions(num, max_prompt=MAX_PROMPT, min_reference=max_new)
     entries, notes = lineup.entries(
@@ -139,7 +142,7 @@ def prepare(settings: Settings) -> Context:
         for begin in range(0, num, size)
     ]
     judge, held_out = None, {"bits_per_byte": None, "distinct_4": None}
-    if model.noise == "causal":
+    if model.predicts == "next":
         params = entries[0].params
         judge = quality.Judge(model, params, size, width + max_new + 1)
         references = [
@@ -220,31 +223,31 @@ def finish(context: Context, rows: Sequence[Row], spent: dict[str, float]) -> Fi
     size, max_new = context.settings.batch_size, context.settings.max_new_tokens
     where = {"batch": size, "context": context.width + max_new // 2}
     model, params = context.target
-    widths = (*hardware.WIDTHS, context.width + max_new)
+    widths = (*roofline.WIDTHS, context.width + max_new)
     drafter = _drafter(context)
     pairs = [(model, params, width) for width in widths]
     if drafter is not None:
         pairs.append((*drafter, 1))
     with ThreadPoolExecutor(NUM_COMPILED) as pool:
         calls = list(
-            pool.map(lambda pair: hardware.compiled_call(*pair, **where), pairs)
+            pool.map(lambda pair: roofline.compiled_call(*pair, **where), pairs)
         )
-    curve = hardware.measure(widths, calls[: len(widths)])
+    curve = roofline.measure(widths, calls[: len(widths)])
     num_params = sum(leaf.size for leaf in jax.tree.leaves(params))
-    machine = hardware.machine(
+    machine = roofline.machine(
         context.settings.hardware, num_params, _cache_bytes(model, context)
     )
     drafter_s, drafter_there = None, 0.0
     if drafter is not None:
-        drafter_s = hardware.measure((1,), calls[-1:]).seconds[0]
+        drafter_s = roofline.measure((1,), calls[-1:]).seconds[0]
         share = sum(leaf.size for leaf in jax.tree.leaves(drafter[1])) / num_params
-        drafter_there = hardware.roofline(machine, 1, scale=share, **where)
+        drafter_there = roofline.roofline(machine, 1, scale=share, **where)
 
     def predicted(row: Row) -> Row:
         depth = row.drafter_calls or 0.0
         here = curve.at(row.queries_per_call) + depth * (drafter_s or 0.0)
-        there = hardware.roofline(machine, row.queries_per_call, **where)
-        one_there = hardware.roofline(machine, 1, **where)
+        there = roofline.roofline(machine, row.queries_per_call, **where)
+        one_there = roofline.roofline(machine, 1, **where)
         return row._replace(
             predicted_here=row.tokens_per_call * curve.at(1) / here,
             predicted_there=row.tokens_per_call
@@ -261,8 +264,8 @@ def _model_name(settings: Settings, entry: Entry) -> str:
     return settings.model or generation.default_model(entry.method)
 
 
-def _compiled(context: Context, entry: Entry) -> measure.Programs:
-    return measure.compiled(
+def _compiled(context: Context, entry: Entry) -> programs_module.Programs:
+    return programs_module.compiled(
         entry.method,
         entry.models,
         entry.params,
@@ -272,16 +275,18 @@ def _compiled(context: Context, entry: Entry) -> measure.Programs:
     )
 
 
-def _timed(context: Context, entry: Entry, programs: measure.Programs) -> _Timed:
+def _timed(
+    context: Context, entry: Entry, programs: programs_module.Programs
+) -> _Timed:
     """One warm-up of one batch, then repeats of all batches."""
     key = jax.random.key(context.settings.seed)
-    measure.timed(programs, entry.params, context.batches[0], key)
+    programs_module.timed(programs, entry.params, context.batches[0], key)
     prefills, decodes = [], []
     while len(decodes) < MIN_REPEATS or (
         len(decodes) < MAX_REPEATS and sum(decodes) < REPEAT_BUDGET_S
     ):
         last = [
-            measure.timed(programs, entry.params, batch, key)
+            programs_module.timed(programs, entry.params, batch, key)
             for batch in context.batches
         ]
         prefills.append(sum(each.prefill_s for each in last))
@@ -311,7 +316,7 @@ def _judged(
     calls, committed = counts["num_calls"], counts["num_committed"]
     decode_s = statistics.median(timed.decode_s)
     rate = committed / decode_s
-    is_draft = configurations.family(entry.method) in ("speculative", "jacobi")
+    is_draft = variants.family(entry.method) in ("speculative", "jacobi")
 
     margins, bits, identical = [], None, None
     differences: dict[str, list] = {"near_ties": [], "mismatches": []}

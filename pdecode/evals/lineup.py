@@ -9,8 +9,9 @@ whose sort of every position's law takes longer than the model here.
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
-from pdecode import configurations, describe, generation, knobs
+from pdecode import generation, knobs
 from pdecode.contracts import Model
+from pdecode.methods import describe, variants
 
 BASELINE = "autoregressive"
 
@@ -71,7 +72,7 @@ def entries(
                 f"{', '.join(chosen)}"
             )
     given = None if model is None else generation.load(model)[0]
-    if given is None or given.noise == "causal":
+    if given is None or given.predicts == "next":
         chosen = [BASELINE, *(name for name in chosen if name != BASELINE)]
     made, notes = [], []
     for name in chosen:
@@ -94,7 +95,7 @@ def parse(overrides: Iterable[str]) -> dict[str, dict[str, Any]]:
         name, dot, knob = place.partition(".")
         if not (equals and dot and name and knob):
             raise ValueError(f"--set {setting}: write METHOD.KNOB=VALUE")
-        method, _ = configurations.resolve(name.strip())
+        method, _ = variants.resolve(name.strip())
         value = knobs_value(method, knob.strip(), text)
         found.setdefault(name.strip(), {})[knob.strip()] = value
     return found
@@ -128,14 +129,14 @@ def knobs_value(method: Callable, name: str, text: str) -> Any:
 
 
 def _entry(name, overrides, model, max_new_tokens: int) -> Entry:
-    method, settings = configurations.resolve(name)
+    method, settings = variants.resolve(name)
     settings = {**settings, **DEFAULT.get(name, {}), **overrides}
     is_lossless = describe.is_lossless(method, settings)
     known = knobs.parameters(method)
     if is_lossless and "temperature" in known:
         settings.setdefault("temperature", 0.0)
     base = generation.default_model(method)
-    names = [model or base, *configurations.roles(method)[1:]]
+    names = [model or base, *variants.roles(method)[1:]]
     if model is not None and len(names) > 1:
         raise ValueError(f"it needs a {names[1]} that fits {model}")
     loaded = [generation.load(each) for each in names]

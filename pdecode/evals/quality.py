@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from pdecode import prompts
-from pdecode.contracts import Model, Params, Query, Run, Sampling, Visibility
-from pdecode.kernels import vocab_head
-from pdecode.text import ByteTokenizer
+from pdecode.contracts import Model, Params, Query, Sampling, SlotRun, Visibility
+from pdecode.kernels.head import api as vocab_head
+from pdecode.models.bytes import ByteTokenizer
 
 NEAR_TIE = 1e-4  # probability between the best two tokens, below which either may win
 
@@ -126,7 +126,7 @@ def _score(params, batch, *, model: Model):
     query = Query(
         tokens=batch.tokens,
         positions=place,
-        slots=Run(jnp.zeros(size, jnp.int32)),
+        slots=SlotRun(jnp.zeros(size, jnp.int32)),
         visible=Visibility(start=jnp.zeros_like(place), stop=place + 1),
     )
     output, _ = model.apply(params, query, model.init_cache(batch, width + 1))

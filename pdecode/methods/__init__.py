@@ -2,7 +2,6 @@
 
 from pdecode.methods.jacobi.jacobi import jacobi
 from pdecode.methods.jacobi.sjd import sjd
-from pdecode.methods.masked.diffusion_gemma import diffusion_gemma
 from pdecode.methods.masked.dream import dream
 from pdecode.methods.masked.eb_sampler import eb_sampler
 from pdecode.methods.masked.fast_dllm import fast_dllm
@@ -16,6 +15,7 @@ from pdecode.methods.speculative.blockwise import blockwise
 from pdecode.methods.speculative.prompt_lookup import prompt_lookup
 from pdecode.methods.speculative.specinfer import specinfer
 from pdecode.methods.speculative.speculative_sampling import speculative_sampling
+from pdecode.methods.uniform.diffusion_gemma import diffusion_gemma
 from pdecode.methods.visual.any_order import any_order
 
 __all__ = [

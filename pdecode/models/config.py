@@ -9,7 +9,7 @@ import numpy as np
 NORMS = ("rms", "layer")
 ACTIVATIONS = ("silu", "gelu", "gelu_tanh")
 ATTENTIONS = ("causal", "bidirectional", "block_causal")
-NOISES = ("causal", "absorbing", "uniform")
+PREDICTS = ("next", "masked", "uniform")
 SCALINGS = ("linear", "llama3")
 
 
@@ -106,7 +106,7 @@ class Config:
     # What the model is to a decoder.
     attention: str = "causal"
     block_len: int | None = None  # of block_causal attention
-    noise: str = "causal"
+    predicts: str = "next"
     shift: bool = False  # output at a slot predicts the next one, though not causal
     mask_id: int | None = None
     eos_ids: tuple[int, ...] = ()
@@ -142,7 +142,7 @@ class Config:
             ("norm", NORMS),
             ("activation", ACTIVATIONS),
             ("attention", ATTENTIONS),
-            ("noise", NOISES),
+            ("predicts", PREDICTS),
         ):
             value = getattr(self, field)
             if value not in known:

@@ -28,7 +28,7 @@ from pdecode.contracts import (
     Query,
     Visibility,
 )
-from pdecode.kernels import attention as attention_kernel
+from pdecode.kernels.attention import api as attention_kernel
 from pdecode.models import layers as parts
 from pdecode.models.config import Experts, Rope
 
@@ -113,7 +113,7 @@ def make_model(config: Config) -> Model:
         move=caches.move,
         vocab_size=config.vocab_size,
         eos_ids=config.eos_ids,
-        noise="uniform",
+        predicts="uniform",
         attention="block_causal",
         block_len=config.canvas_len,
         max_positions=config.max_positions,

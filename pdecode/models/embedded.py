@@ -17,11 +17,11 @@ import ml_dtypes
 import numpy as np
 import safetensors
 
-from pdecode.contracts import Model, Params
+from pdecode.contracts import DraftHeads, Model, Params
 from pdecode.models import config as config_module
-from pdecode.models import heads as heads_module
+from pdecode.models import draft_heads as heads_module
 from pdecode.models import transformer
-from pdecode.text import ByteTokenizer, tokenizer
+from pdecode.models.bytes import ByteTokenizer, tokenizer
 
 NAMES = ("target", "drafter", "heads", "diffusion")
 DTYPES = {"BF16": ml_dtypes.bfloat16, "F32": np.float32}
@@ -30,8 +30,8 @@ FOLDER = pathlib.Path(__file__).parent / "weights"
 
 def load(
     name: str, folder: pathlib.Path = FOLDER
-) -> tuple[Model | heads_module.Heads, Params, ByteTokenizer]:
-    """(model, float32 params, tokenizer); for "heads" the model is a `heads.Heads`.
+) -> tuple[Model | DraftHeads, Params, ByteTokenizer]:
+    """(model, float32 params, tokenizer); for "heads" the model is a `DraftHeads`.
 
     Equal names give the same (hashable) model object. Raises ValueError, in one line:
     an unknown name (lists the known ones), or weights that are missing, truncated or
@@ -113,6 +113,9 @@ def unflatten(flat: dict[str, np.ndarray]) -> dict:
 def transformer_config(record: dict) -> transformer.Config:
     """The transformer's configuration out of a record."""
     fields = dict(record["config"]["model"])
+    if "noise" in fields:  # what older records call `predicts`
+        known = {"causal": "next", "absorbing": "masked", "uniform": "uniform"}
+        fields["predicts"] = known[fields.pop("noise")]
     for name, kind in (
         ("rope", config_module.Rope),
         ("rope_sliding", config_module.Rope),

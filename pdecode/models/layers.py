@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from jax import Array
 
 from pdecode import cache as caches
-from pdecode.contracts import Params, Run, Visibility
-from pdecode.kernels import attention as attention_kernel
+from pdecode.contracts import Params, SlotRun, Visibility
+from pdecode.kernels.attention import api as attention_kernel
 from pdecode.models.config import Config, Experts, Rope
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
@@ -127,7 +127,7 @@ class Attention(nn.Module):
         x: Array,  # [B, Q, E]
         angles: tuple[Array, Array] | None,
         visible: Visibility,
-        slots: Array | Run | None,  # see `Query.slots`
+        slots: Array | SlotRun | None,  # see `Query.slots`
         cache: dict[str, Array] | None,  # leaves [B, Hkv, S, D]
     ) -> tuple[Array, dict[str, Array] | None]:
         """Without a cache this call's own keys are the slots 0 .. Q-1."""

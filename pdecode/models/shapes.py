@@ -10,7 +10,7 @@ from pdecode.models.config import Config, Rope
 
 DTYPES = ("float32", "bfloat16")
 
-_MASKED = {"attention": "bidirectional", "noise": "absorbing"}
+_MASKED = {"attention": "bidirectional", "predicts": "masked"}
 SHAPES = {
     # The smallest that eight devices divide and the attention kernel takes.
     "tiny": Config(

@@ -107,7 +107,7 @@ def make_model(
     vocab: int,
     length: int,
     *,
-    noise: str = "causal",
+    predicts: str = "next",
     attention: str | None = None,
     block_len: int | None = None,
     eos_ids: tuple[int, ...] = (),
@@ -117,7 +117,7 @@ def make_model(
     Params are a Table or a Chain of those sizes. Token id `vocab` is the mask: it says
     nothing as a key, and has a high logit so that forgetting to ban it shows.
     """
-    shift = 1 if noise == "causal" else 0
+    shift = 1 if predicts == "next" else 0
     apply = functools.partial(_apply, vocab=vocab, length=length, shift=shift)
     return Model(
         init_cache=_init_cache,
@@ -128,8 +128,8 @@ def make_model(
         vocab_size=vocab + 1,
         mask_id=vocab,
         eos_ids=eos_ids,
-        noise=noise,
-        attention=attention or ("causal" if noise == "causal" else "bidirectional"),
+        predicts=predicts,
+        attention=attention or ("causal" if predicts == "next" else "bidirectional"),
         block_len=block_len,
         max_positions=length,
         name="toy",

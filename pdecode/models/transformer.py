@@ -26,7 +26,7 @@ from pdecode.contracts import (
     Query,
     Visibility,
 )
-from pdecode.kernels.attention import narrowed
+from pdecode.kernels.attention.api import narrowed
 from pdecode.models import layers as parts
 from pdecode.models.config import Config, Experts, Rope
 
@@ -82,7 +82,7 @@ def make_model(config: Config) -> Model:
         vocab_size=config.vocab_size,
         mask_id=config.mask_id,
         eos_ids=config.eos_ids,
-        noise=config.noise,
+        predicts=config.predicts,
         attention=config.attention,
         block_len=config.block_len,
         max_positions=config.max_positions,

@@ -13,7 +13,7 @@ import numpy as np
 
 from pdecode.data import packing
 from pdecode.models import transformer
-from pdecode.text import BOS_ID
+from pdecode.models.bytes import BOS_ID
 from pdecode.train import losses
 
 _BATCH = 16

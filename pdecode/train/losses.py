@@ -12,9 +12,9 @@ import optax
 from jax import Array
 
 from pdecode.contracts import Params
-from pdecode.models import heads as heads_module
+from pdecode.models import draft_heads as heads_module
 from pdecode.models import transformer
-from pdecode.text import BOS_ID
+from pdecode.models.bytes import BOS_ID
 from pdecode.train import plain
 from pdecode.train.config import TrainConfig
 

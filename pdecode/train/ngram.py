@@ -41,7 +41,7 @@ def fit(tokens: np.ndarray, order: int = 5) -> list[Order]:
     """
     if not 1 <= order <= 63 // _BITS:
         raise ValueError(f"order={order} must be in [1, {63 // _BITS}]")
-    from pdecode.text import BOS_ID
+    from pdecode.models.bytes import BOS_ID
 
     orders = []
     above = None
@@ -91,7 +91,7 @@ def bits_per_byte(
     padded = np.concatenate([np.repeat(tokens[:1], order - 1), tokens])
     predicted = np.arange(1, len(tokens))
     predicted = predicted[tokens[1:] < 256 + 3]
-    from pdecode.text import BOS_ID
+    from pdecode.models.bytes import BOS_ID
 
     predicted = predicted[tokens[predicted] != BOS_ID]
     evidence = []

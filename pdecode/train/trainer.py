@@ -20,8 +20,8 @@ import optax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from pdecode.data import packing
+from pdecode.models import draft_heads as heads_module
 from pdecode.models import embedded, transformer
-from pdecode.models import heads as heads_module
 from pdecode.train import config as config_module
 from pdecode.train import export, losses
 from pdecode.train.config import TrainConfig
@@ -109,7 +109,7 @@ def _start(config: TrainConfig, key: jax.Array) -> tuple[Any, Any]:
         source = embedded.transformer_config(record)
         same = dataclasses.replace(
             source,
-            **{f: getattr(config.model, f) for f in ("attention", "noise", "name")},
+            **{f: getattr(config.model, f) for f in ("attention", "predicts", "name")},
             mask_id=config.model.mask_id,
             eos_ids=config.model.eos_ids,
         )
@@ -149,8 +149,8 @@ def train(
     token streams (uint16 [N]); None: the standard library corpus, from
     `config.data_dir`. Batches are split over all devices that the batch size allows.
 
-    Several processes (`pdecode.distributed.start`) make the same call on a folder they
-    share: each has the whole stream and puts its own rows of a batch on its devices,
+    Several processes (`pdecode.sharding.processes.start`) make the same call on a
+    folder they share: each has the whole stream and puts its own rows of a batch on its devices,
     all save and restore their part of a checkpoint, and the first writes the rest.
 
     Raises:

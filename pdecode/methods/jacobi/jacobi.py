@@ -8,9 +8,9 @@ committed at once, so the window shrinks and no call is spent on confirming.
 
 from typing import Annotated
 
-from pdecode import speculative
 from pdecode.contracts import Decoder, Model, Sampling
-from pdecode.drafters import jacobi as iterates
+from pdecode.drafters import iterates
+from pdecode.families import speculative
 from pdecode.knobs import Knob, Size
 
 

@@ -9,10 +9,11 @@ there, as one released version does, biases the output).
 
 from typing import Annotated, Literal
 
-from pdecode import accept, speculative
 from pdecode.contracts import Decoder, Model, Sampling
-from pdecode.drafters import jacobi as iterates
+from pdecode.drafters import iterates
+from pdecode.families import speculative
 from pdecode.knobs import Knob, Size
+from pdecode.rules import accept
 
 
 def sjd(

@@ -14,9 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from pdecode import commit, masked, rng
+from pdecode import rng
 from pdecode.contracts import Decoder, Model, Prediction, Row, Rule, Sampling
+from pdecode.families import masked
 from pdecode.knobs import Knob, Size
+from pdecode.rules import commit
 
 
 def dream(

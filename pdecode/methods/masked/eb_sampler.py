@@ -6,9 +6,10 @@ sum(H) - max(H); the longest prefix of the order under `gamma` nats is filled.
 
 from typing import Annotated, Literal
 
-from pdecode import commit, masked
 from pdecode.contracts import Decoder, Model, Sampling
+from pdecode.families import masked
 from pdecode.knobs import Knob, Size
+from pdecode.rules import commit
 
 
 def eb_sampler(

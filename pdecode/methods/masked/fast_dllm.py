@@ -8,9 +8,10 @@ quota of LLaDA applies. The factor rule is the paper's: stop at the first failur
 
 from typing import Annotated, Literal
 
-from pdecode import commit, masked, windows
 from pdecode.contracts import Decoder, Model, Sampling
+from pdecode.families import masked
 from pdecode.knobs import Knob, Size
+from pdecode.rules import commit, windows
 
 
 def fast_dllm(

@@ -7,9 +7,10 @@ spending calls that commit nothing.
 
 from typing import Annotated, Literal
 
-from pdecode import commit, logits, masked
 from pdecode.contracts import Decoder, Model, Sampling
+from pdecode.families import masked
 from pdecode.knobs import Knob, Size
+from pdecode.rules import commit, guidance
 
 
 def llada(
@@ -34,7 +35,7 @@ def llada(
     block = max_new_tokens if block_length is None else block_length
     steps_per_block = masked.steps_per_block(max_new_tokens, steps, block)
     if cfg_scale is not None and model.mask_id is not None:
-        model = logits.guided(model, cfg_scale, logits.mask_prompt(model.mask_id))
+        model = guidance.guided(model, cfg_scale, guidance.mask_prompt(model.mask_id))
     return masked.masked_diffusion(
         model,
         commit.quota(commit.order(order), steps_per_block),

@@ -9,9 +9,11 @@ from typing import Annotated, Literal
 
 import jax.numpy as jnp
 
-from pdecode import commit, masked, rng, schedules
+from pdecode import rng
 from pdecode.contracts import Decoder, Model, Row, Sampling
+from pdecode.families import masked
 from pdecode.knobs import Knob, Size
+from pdecode.rules import commit, schedules
 
 
 def maskgit(

@@ -7,9 +7,10 @@ step's probability is 1, so no separate fill is needed.
 
 from typing import Annotated, Literal
 
-from pdecode import commit, masked, schedules
 from pdecode.contracts import Decoder, Model, Sampling
+from pdecode.families import masked
 from pdecode.knobs import Knob, Size
+from pdecode.rules import commit, schedules
 
 
 def mdlm(

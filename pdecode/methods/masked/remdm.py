@@ -11,9 +11,10 @@ from typing import Annotated, Literal
 import jax.numpy as jnp
 import numpy as np
 
-from pdecode import commit, masked, remask, schedules
 from pdecode.contracts import Decoder, Model, Sampling
+from pdecode.families import masked
 from pdecode.knobs import Knob, Size
+from pdecode.rules import commit, remask, schedules
 
 
 def remdm(

@@ -2,8 +2,9 @@
 
 from typing import Annotated
 
-from pdecode import drafters, speculative
+from pdecode import drafters
 from pdecode.contracts import Decoder, Model, Sampling
+from pdecode.families import speculative
 from pdecode.knobs import Knob, Size
 
 

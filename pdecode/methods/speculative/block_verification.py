@@ -5,10 +5,12 @@ Sun et al., 2024, arXiv:2403.10444 (algorithm 2).
 
 from typing import Annotated
 
-from pdecode import accept, speculative, trees
+from pdecode import trees
 from pdecode.contracts import Decoder, Model, Sampling
 from pdecode.drafters import causal
+from pdecode.families import speculative
 from pdecode.knobs import Knob, Size
+from pdecode.rules import accept
 
 
 def block_verification(

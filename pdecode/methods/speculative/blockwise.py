@@ -7,15 +7,16 @@ its relaxed criterion: a token passes if it is among the base head's best K.
 
 from typing import Annotated
 
-from pdecode import accept, speculative
-from pdecode.contracts import Decoder, Heads, Model, Sampling
+from pdecode.contracts import Decoder, DraftHeads, Model, Sampling
 from pdecode.drafters import heads as head_drafters
+from pdecode.families import speculative
 from pdecode.knobs import Knob, Size
+from pdecode.rules import accept
 
 
 def blockwise(
     model: Model,
-    heads: Heads,
+    heads: DraftHeads,
     *,
     max_new_tokens: Annotated[int, Size()],
     num_draft: Annotated[int, Size()] = 3,

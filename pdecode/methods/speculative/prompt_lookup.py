@@ -7,9 +7,9 @@ the longest suffix wins.
 
 from typing import Annotated
 
-from pdecode import speculative
 from pdecode.contracts import Decoder, Model, Sampling
 from pdecode.drafters import ngram
+from pdecode.families import speculative
 from pdecode.knobs import Knob, Size
 
 

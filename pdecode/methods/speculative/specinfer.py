@@ -7,10 +7,12 @@ al., 2024, arXiv:2402.14160).
 
 from typing import Annotated, Literal
 
-from pdecode import accept, speculative, trees
+from pdecode import trees
 from pdecode.contracts import Decoder, Model, Sampling
 from pdecode.drafters import causal
+from pdecode.families import speculative
 from pdecode.knobs import Knob, Size
+from pdecode.rules import accept
 
 
 def specinfer(

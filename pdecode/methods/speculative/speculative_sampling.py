@@ -7,10 +7,12 @@ variant with shared Gumbel noise (Daliri et al., 2024, arXiv:2408.07978).
 
 from typing import Annotated, Literal
 
-from pdecode import accept, speculative, trees
+from pdecode import trees
 from pdecode.contracts import Decoder, Model, Sampling
 from pdecode.drafters import causal
+from pdecode.families import speculative
 from pdecode.knobs import Knob, Size
+from pdecode.rules import accept
 
 
 def speculative_sampling(

@@ -6,9 +6,10 @@ the next group's queries in one call, and group sizes grow with a cosine.
 
 from typing import Annotated, Literal
 
-from pdecode import frontier, orders
 from pdecode.contracts import Decoder, Model, Sampling
+from pdecode.families import frontier
 from pdecode.knobs import Knob, Size
+from pdecode.rules import orders
 
 
 def any_order(

@@ -1,0 +1,94 @@
+"""What the texts of a command line mean: meshes, settings, prompts, names.
+
+Each function raises ValueError, in one line, for what it cannot read.
+"""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+
+def mesh(text: str | None) -> dict[str, int] | None:
+    """{"data": 2, "tensor": 4} of "data=2,tensor=4"; None of None."""
+    if text is None:
+        return None
+    try:
+        pairs = [part.split("=") for part in text.split(",")]
+        axes = {name.strip(): int(size) for name, size in pairs}
+    except ValueError:
+        raise ValueError(f"--mesh {text}: write axes and sizes, as tensor=4") from None
+    if min(axes.values()) < 1:
+        raise ValueError(f"--mesh {text}: every size must be at least 1")
+    return axes
+
+
+def settings(method, pairs: Sequence[str]) -> dict[str, Any]:
+    """Knobs and sizes of `method` from "knob=value" pairs."""
+    from pdecode.evals import lineup
+
+    found = {}
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        name = name.strip()
+        if not equals or not name:
+            raise ValueError(f"--set {pair}: write KNOB=VALUE")
+        if name == "max_new_tokens":
+            raise ValueError(f"--set {pair}: use --max-new-tokens")
+        found[name] = lineup.knobs_value(method, name, text)
+    return found
+
+
+def decode(args) -> dict[str, Any]:
+    """What `generation.prepare` takes, out of the options of generate and compile."""
+    from pdecode.methods import variants
+    from pdecode.sharding import processes
+
+    values = {}
+    if args.set:
+        if args.method is None:
+            raise ValueError("--set needs --method: knobs belong to a method")
+        method, _ = variants.resolve(args.method)
+        values = settings(method, args.set)
+    if args.temperature is not None:
+        values.pop("temperature", None)
+    axes = mesh(args.mesh)
+    return {
+        "method": args.method,
+        "model": args.model,
+        "drafter": args.drafter,
+        "max_new_tokens": args.max_new_tokens,
+        "temperature": args.temperature,
+        "keep_eos_tail": args.keep_eos_tail,
+        "dtype": args.dtype,
+        "mesh": None if axes is None else processes.make_mesh(**axes),
+        **values,
+    }
+
+
+def prompt(args) -> Any:
+    """The text of --prompt or --prompt-file, or the rows of ids of --prompt-ids."""
+    if args.prompt is not None:
+        return args.prompt
+    if args.prompt_file is not None:
+        try:
+            with open(args.prompt_file, encoding="utf-8") as file:
+                return file.read()
+        except UnicodeDecodeError:
+            raise ValueError(f"{args.prompt_file} is no UTF-8 text") from None
+    try:
+        rows = json.loads(args.prompt_ids)
+    except ValueError:
+        raise ValueError(
+            f"--prompt-ids {args.prompt_ids!r} is no JSON; write [[1,2,3],[4,5]]"
+        ) from None
+    if not isinstance(rows, list):
+        raise ValueError(f"--prompt-ids {args.prompt_ids!r} is no list of rows of ids")
+    return rows
+
+
+def names(text: str, option: str) -> list[str]:
+    """The parts of the "one,two" that `option` was given."""
+    found = [name.strip() for name in text.split(",") if name.strip()]
+    if not found:
+        raise ValueError(f"{option} is empty: give names separated by commas")
+    return found

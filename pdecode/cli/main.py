@@ -1,0 +1,385 @@
+"""The command line: pdecode compare | generate | methods | train | bench | ...
+
+Whatever a user can get wrong ends in one line on standard error and exit code 2, no
+traceback; `--debug` shows it. Heavy imports happen inside the commands.
+"""
+
+import argparse
+import json
+import os
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Sequence
+from typing import NoReturn, TextIO
+
+from pdecode.cli import arguments
+from pdecode.version import __version__
+
+BAD_INPUT, INTERRUPTED = 2, 130
+
+
+class _Parser(argparse.ArgumentParser):
+    """Argparse prints its usage before an error; here an error is one line."""
+
+    def error(self, message: str) -> NoReturn:
+        print(f"pdecode: error: {message} (see {self.prog} --help)", file=sys.stderr)
+        raise SystemExit(BAD_INPUT)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command; the exit code."""
+    try:
+        args = parser().parse_args(arguments)
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = _warn
+            return args.command(args)
+    except KeyboardInterrupt:
+        print("pdecode: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read the output stopped; nothing is wrong.
+        sys.stderr.close()
+        return 0
+    except (ValueError, TypeError, OSError, NotImplementedError) as error:
+        if args.debug:
+            raise
+        print(f"pdecode: error: {_one_line(error)}", file=sys.stderr)
+        return BAD_INPUT
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    top = _Parser(prog="pdecode", description="Parallel decoding in JAX.")
+    top.add_argument("--version", action="version", version=f"pdecode {__version__}")
+    commands = top.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(name, function, about):
+        made = commands.add_parser(name, help=about, description=about)
+        made.add_argument("--debug", action="store_true", help="show tracebacks")
+        made.set_defaults(command=function)
+        return made
+
+    made = add("compare", _compare, "race methods on the same real prompts")
+    made.add_argument("--methods", help="names, separated by commas")
+    made.add_argument("--model", help="folder or embedded name in place of the target")
+    made.add_argument("--batch-size", type=int, default=1)
+    made.add_argument("--num-prompts", type=int, default=8)
+    made.add_argument("--max-new-tokens", type=int, default=48)
+    made.add_argument("--hardware", default="cpu", help="cpu, h100 or v5e")
+    made.add_argument("--seed", type=int, default=0)
+    made.add_argument("--out", default="results/compare", help="folder for results")
+    made.add_argument("--json", action="store_true", help="results on standard output")
+    _add_set(made, "METHOD.KNOB=VALUE")
+
+    made = add("generate", _generate, "continue a prompt")
+    _add_decode(made)
+    source = made.add_mutually_exclusive_group(required=True)
+    source.add_argument("--prompt", help="text")
+    source.add_argument("--prompt-file", help="a file that holds one prompt")
+    source.add_argument("--prompt-ids", help="rows of ids, as [[1,2,3],[4,5]]")
+    made.add_argument("--seed", type=int, default=0)
+    made.add_argument("--watch", action="store_true", help="show every step")
+    made.add_argument("--json", action="store_true", help="one JSON object")
+    _add_processes(made, "with the devices of all in --mesh")
+
+    made = add("compile", _compile, "compile what generate will run, and keep it")
+    _add_decode(made)
+    made.add_argument("--prompt-len", type=int, default=64, help="tokens of a row")
+    made.add_argument("--batch-size", type=int, default=1)
+
+    made = add("methods", _methods, "list the methods, or explain one")
+    made.add_argument("name", nargs="?")
+
+    made = add("train", _train, "train what a config says")
+    made.add_argument("--config", required=True, help="configs/NAME.py")
+    made.add_argument("--out", help="folder (default: results/NAME)")
+    _add_set(made, "FIELD=VALUE")
+    _add_processes(made, "on a folder that all share; a batch is split over them")
+
+    made = add("bench", _bench, "benchmarks of the framework itself")
+    made.add_argument("--suite", choices=("loop", "hotpath"), default="loop")
+    made.add_argument("--batch-size", type=int, default=1)
+    made.add_argument("--repeats", type=int, help="default: 51; 5 for hotpath decodes")
+    made.add_argument(
+        "--shapes", default="3m,30m", help="hotpath: 3m, 30m, 130m, qwen3-8b, llada-8b"
+    )
+    made.add_argument(
+        "--dtype", default="float32", help="hotpath: of calls and kernels"
+    )
+    made.add_argument("--out", help="JSON file for the results")
+
+    made = add("aot", _aot, "what a decode costs on hardware that is not here")
+    made.add_argument(
+        "--target", default="tpu-v5e-2x4", help="tpu-GENERATION-TOPOLOGY or cuda"
+    )
+    made.add_argument("--model", default="llada-8b", help="known shape, or a folder")
+    made.add_argument("--drafter", help="the same, for the drafter")
+    made.add_argument("--method", help="see pdecode methods")
+    made.add_argument("--mesh", help="axes and sizes, as fsdp=4,tensor=8")
+    made.add_argument("--batch-size", type=int, help="default: one row a device")
+    made.add_argument("--prompt-len", type=int, default=512)
+    made.add_argument("--max-new-tokens", type=int, default=512)
+    made.add_argument("--json", action="store_true", help="one JSON object")
+    _add_set(made, "KNOB=VALUE")
+
+    add("doctor", _doctor, "check this installation with one decode")
+
+    made = add("convert", _convert, "convert a checkpoint to or from orbax")
+    made.add_argument("source")
+    made.add_argument("target")
+
+    made = add("info", _info, "what a checkpoint is and the memory it needs")
+    made.add_argument("path")
+    made.add_argument("--mesh", help="axes and sizes, as tensor=4,data=2")
+    made.add_argument("--json", action="store_true", help="one JSON object")
+    return top
+
+
+def _compare(args) -> int:
+    from pdecode.cli import program_cache
+
+    program_cache.enable()
+    began = time.perf_counter()
+    from pdecode.cli import compare as race
+    from pdecode.evals import compare
+
+    names = None
+    if args.methods is not None:
+        names = tuple(arguments.names(args.methods, "--methods"))
+    settings = compare.Settings(
+        methods=names,
+        overrides=tuple(args.set),
+        model=args.model,
+        batch_size=args.batch_size,
+        num_prompts=args.num_prompts,
+        max_new_tokens=args.max_new_tokens,
+        hardware=args.hardware,
+        seed=args.seed,
+    )
+    if race.run(settings, args.out, as_json=args.json, began=began):
+        return 0
+    print("pdecode: interrupted; the rows above are measured", file=sys.stderr)
+    if any(each.name.startswith(compare.COMPILER) for each in threading.enumerate()):
+        # Everything is written, and a compiler cannot be stopped: do not wait for it.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(INTERRUPTED)
+    return INTERRUPTED
+
+
+def _generate(args) -> int:
+    from pdecode import generation
+    from pdecode.cli import program_cache
+
+    if args.num_processes is not None and args.mesh is None:
+        raise ValueError(
+            f"--num-processes {args.num_processes} needs --mesh: axes that hold the "
+            "devices of all processes, as data=2,tensor=4"
+        )
+    if args.num_processes is not None and args.watch:
+        raise ValueError("--watch shows one process: leave out --num-processes")
+    out = _join(args)
+    program_cache.enable()
+    prompt, options = arguments.prompt(args), arguments.decode(args)
+    if args.watch:
+        from pdecode.cli import watch
+
+        made = watch.watch(
+            generation.prepare(prompt, **options),
+            seed=args.seed,
+            keep_eos_tail=args.keep_eos_tail,
+            file=sys.stderr if args.json else sys.stdout,
+        )
+    else:
+        made = generation.generate(prompt, seed=args.seed, **options)
+    if out is not None:
+        text = json.dumps({**made._asdict(), "seed": args.seed}) if args.json else made
+        print(text, file=out, flush=True)
+    return 0
+
+
+def _join(args) -> TextIO | None:
+    """Joins the other processes, if any; where this one prints its result."""
+    given = (args.coordinator, args.num_processes, args.process_id)
+    if given == (None, None, None):
+        return sys.stdout
+    if None in given:
+        raise ValueError(
+            "--coordinator, --num-processes and --process-id go together: give all "
+            "three, or none for one process"
+        )
+    from pdecode.sharding import processes
+
+    processes.start(*given)
+    # Gloo reports its connections on standard output, which is for the result.
+    out = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    return out if args.process_id == 0 else None
+
+
+def _compile(args) -> int:
+    from pdecode import generation
+    from pdecode.cli import program_cache
+
+    for name in ("prompt_len", "batch_size"):
+        if getattr(args, name) < 1:
+            raise ValueError(f"{name}={getattr(args, name)} must be at least 1")
+    program_cache.enable(min_seconds=0.0)
+    rows = [[0] * args.prompt_len] * args.batch_size
+    job = generation.prepare(rows, **arguments.decode(args))
+    made = generation.compiled(job)
+    sizes = ", ".join(f"{name} {value}" for name, value in job.settings.items())
+    what = f"{job.method_name} ({sizes}) for {job.model_name}"
+    print(f"{what}, batch size {args.batch_size}")
+    print(f"prompts of up to {job.prompt.tokens.shape[1]} tokens, padded to that")
+    print(f"2 programs in {made.compile_s:.1f} s, {made.num_cached} kept from before")
+    print(f"kept in {program_cache.folder()}")
+    return 0
+
+
+def _methods(args) -> int:
+    from pdecode.methods import describe, variants
+
+    if args.name:
+        print(describe.text(args.name))
+        return 0
+    rows = [
+        ("method", "family", "arXiv", "guarantee", "models"),
+        *describe.listing(),
+    ]
+    _print_columns(rows)
+    named = [
+        (name, f"{each.method}: {each.about}")
+        for name, each in variants.CONFIGURATIONS.items()
+    ]
+    print()
+    _print_columns([("configuration", "of"), *named])
+    print(
+        f"\n{len(rows) - 1} methods, {len(named)} named configurations; "
+        "pdecode methods NAME explains one"
+    )
+    return 0
+
+
+def _train(args) -> int:
+    out = _join(args)
+    from pdecode import train
+
+    def log(line: str) -> None:
+        print(line, file=out, flush=True)
+
+    train.run_config(args.config, args.set, args.out, log=log)
+    return 0
+
+
+def _bench(args) -> int:
+    from pdecode.cli import bench
+
+    shapes = arguments.names(args.shapes, "--shapes")
+    bench.run(args.suite, shapes, args.dtype, args.batch_size, args.repeats, args.out)
+    return 0
+
+
+def _aot(args) -> int:
+    import jax
+
+    if not os.environ.get("JAX_PLATFORMS"):
+        # libtpu would look for the hardware that is not here.
+        jax.config.update("jax_platforms", "cpu")
+    from pdecode.hardware import aot, costs
+    from pdecode.methods import variants
+
+    if args.set and args.method is None:
+        raise ValueError("--set needs --method: knobs belong to a method")
+    method = variants.resolve(args.method)[0] if args.method else None
+    found = aot.report(
+        args.target,
+        args.model,
+        args.method,
+        drafter=args.drafter,
+        mesh=arguments.mesh(args.mesh),
+        batch_size=args.batch_size,
+        prompt_len=args.prompt_len,
+        max_new_tokens=args.max_new_tokens,
+        settings=arguments.settings(method, args.set),
+    )
+    print(json.dumps(found, indent=1) if args.json else costs.text(found))
+    return 0
+
+
+def _doctor(args) -> int:
+    from pdecode.cli import doctor, program_cache
+
+    program_cache.enable()
+    lines, is_well = doctor.check()
+    print("\n".join(lines))
+    return 0 if is_well else 1
+
+
+def _convert(args) -> int:
+    from pdecode.checkpoints import convert
+
+    convert.convert(args.source, args.target)
+    print(f"written: {args.target}")
+    return 0
+
+
+def _info(args) -> int:
+    from pdecode.checkpoints import convert
+
+    axes = arguments.mesh(args.mesh)
+    facts = convert.info(args.path, axes)
+    print(json.dumps(facts) if args.json else convert.text(facts, axes))
+    return 0
+
+
+def _add_decode(made) -> None:
+    """The options that say which program decodes."""
+    made.add_argument("--model", help="embedded name or checkpoint folder")
+    made.add_argument("--drafter", help="the same, for the drafter or the heads")
+    made.add_argument("--method", help="see pdecode methods")
+    made.add_argument("--max-new-tokens", type=int, default=64)
+    made.add_argument("--temperature", type=float)
+    made.add_argument("--dtype", help="of a checkpoint folder (default: its own)")
+    made.add_argument("--keep-eos-tail", action="store_true", help="decode past EOS")
+    made.add_argument("--mesh", help="split over devices: axes, as data=2,tensor=4")
+    _add_set(made, "KNOB=VALUE")
+
+
+def _add_processes(made, how: str) -> None:
+    group = made.add_argument_group(
+        "several processes",
+        f"each runs this command with its own --process-id, {how}; process 0 prints. "
+        "generate and train run on several, no other command does.",
+    )
+    group.add_argument("--coordinator", metavar="HOST:PORT", help="of process 0")
+    group.add_argument("--num-processes", type=int, metavar="N")
+    group.add_argument("--process-id", type=int, metavar="I", help="0 to N - 1")
+
+
+def _add_set(made, form: str) -> None:
+    made.add_argument(
+        "--set", action="append", default=[], metavar=form, help="may be repeated"
+    )
+
+
+def _print_columns(rows: Sequence[Sequence[str]]) -> None:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    for row in rows:
+        print("  ".join(f"{c:{w}}" for c, w in zip(row, widths)).rstrip())
+
+
+def _warn(message, category, filename, lineno, file=None, line=None) -> None:
+    del category, filename, lineno, file, line
+    print(f"pdecode: warning: {message}", file=sys.stderr)
+
+
+def _one_line(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename or 'file'}: {error.strerror}"
+    return " ".join(str(error).split()) or type(error).__name__

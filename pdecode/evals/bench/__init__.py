@@ -1,0 +1,1 @@
+"""What a call, a loop and a kernel cost, measured."""

@@ -1,0 +1,338 @@
+"""How near the hardware a call and a decode come: `pdecode bench --suite hotpath`.
+
+Everything is measured in one run: the machine's own memory bandwidth and matmul rate,
+one call (apply and head) at several widths, attention and the vocabulary head by
+implementation, and whole decodes against transformers on the same weights where torch
+is installed. Compile and warm-up are not in any time. Weights are random.
+
+Bytes of a call are its weights and the cached keys and values it reads, each once;
+operations are two a weight and query and four a query, cached token and head dimension.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import importlib.metadata
+import importlib.util
+import statistics
+import tempfile
+import time
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from pdecode import methods, prompts
+from pdecode import programs as programs_module
+from pdecode.checkpoints import loading
+from pdecode.contracts import Head, Params, Sampling, Visibility
+from pdecode.hardware import roofline
+from pdecode.kernels.attention import api as attention
+from pdecode.kernels.head import api as vocab_head
+from pdecode.models import shapes, transformer
+from pdecode.models.config import Config
+
+DECODED = ("3m", "30m", "130m")  # those compared with torch
+CANVAS = 256  # queries of a full-canvas call
+REPEATED = 8  # times a kernel runs in one program, each on the result of the last
+NUM_RUNS = 7  # runs of a program after its warm-up; their median counts
+
+
+class Peaks(NamedTuple):
+    """What this machine reaches when it does nothing else."""
+
+    bandwidth: float  # bytes a second, read and written in place
+    flops: float  # of one large matmul in the dtype of the run
+
+
+class Line(NamedTuple):
+    """One measurement."""
+
+    part: str  # call | attention | head | decode
+    shape: str
+    what: str
+    batch_size: int
+    num_queries: float
+    ms: float
+    bandwidth_share: float | None  # of the measured rewriting
+    flops_share: float | None  # of the measured matmul
+    temp_mb: float | None  # temporary memory of the compiled program
+    ratio: float | None  # over `baseline`: above 1 is faster or, of a call, dearer
+    baseline: str | None
+    note: str = ""
+
+
+def peaks(dtype: str) -> Peaks:
+    """Rewrites 256 MiB in place and multiplies square matrices."""
+    on_cpu = jax.default_backend() == "cpu"
+    block = jnp.ones((64 << 20,), jnp.float32)
+    num_bytes = 2 * block.nbytes
+    # Given away: fresh memory would be paid for page by page.
+    rewrite = jax.jit(lambda x: x + 1, donate_argnums=0)
+    times = []
+    for _ in range(1 + NUM_RUNS):
+        began = time.perf_counter()
+        block = jax.block_until_ready(rewrite(block))
+        times.append(time.perf_counter() - began)
+    size = 1024 if on_cpu else 8192
+    square = jnp.ones((size, size), dtype)
+    product = jax.jit(lambda x: x @ x)
+    return Peaks(
+        num_bytes / statistics.median(times[1:]),
+        2 * size**3 / roofline.median_seconds(product, (square,), NUM_RUNS),
+    )
+
+
+def calls(shape: str, dtype: str, batch: int, context: int, found: Peaks) -> list[Line]:
+    """One call of 1 and 8 queries behind `context` tokens, and of a full canvas."""
+    made = shapes.config(shape, dtype)
+    params = _random(made)
+    model = transformer.make_model(made)
+    num_params = sum(leaf.size for leaf in jax.tree.leaves(params))
+    weight_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+    per_token = 2 * made.num_layers * made.num_kv_heads * made.head_dim
+    # An untied embedding is only read at the rows asked for.
+    if not made.tied:
+        num_params -= params["embed"].size
+        weight_bytes -= params["embed"].nbytes
+    lines: list[Line] = []
+    for what, width in (("1 query", 1), ("8 queries", 8), ("canvas", CANVAS)):
+        is_canvas = what == "canvas"
+        seen = CANVAS if is_canvas else context
+        count = 1 if num_params > 1e9 or is_canvas else 8
+        program, arguments = roofline.repeated_call(
+            model, params, batch, seen, width, count, is_canvas=is_canvas
+        )
+        seconds = roofline.median_seconds(program, arguments, NUM_RUNS) / count
+        cached = batch * seen * per_token * jnp.dtype(dtype).itemsize
+        attended = seen * made.num_layers * made.num_heads * made.head_dim
+        work = batch * width * (2 * num_params + 4 * attended)
+        first = lines[0].ms if lines else None
+        lines.append(
+            Line(
+                "call", shape, what, batch, width, 1e3 * seconds,
+                (weight_bytes + cached) / seconds / found.bandwidth,
+                work / seconds / found.flops,
+                _temp_mb(program),
+                None if first is None else 1e3 * seconds / first,
+                None if first is None else "cost of the 1-query call",
+            )
+        )  # fmt: skip
+    return lines
+
+
+def attentions(shape: str, dtype: str, batch: int, slots: int, found: Peaks):
+    """Each implementation of attention that serves this platform, one layer."""
+    made = shapes.config(shape, dtype)
+    cache = (batch, made.num_kv_heads, slots, made.head_dim)
+    keys, values = jnp.ones(cache, dtype), jnp.ones(cache, dtype)
+    names = ["reference", "xla"]
+    names += {"tpu": ["pallas_tpu"], "gpu": ["pallas_gpu"]}.get(
+        jax.default_backend(), []
+    )
+    lines = []
+    for width in (1, 8, CANVAS):
+        query = jnp.ones((batch, width, made.num_heads, made.head_dim), dtype)
+        place = jnp.zeros((batch, width), jnp.int32)
+        visible = Visibility(place, place + slots)
+        slowest = None
+        for name in names:
+            program = _attend.lower(query, keys, values, visible, name).compile()
+            arguments = (query, keys, values, visible)
+            seconds = roofline.median_seconds(program, arguments, NUM_RUNS) / REPEATED
+            slowest = slowest or seconds
+            work = 4 * batch * width * slots * made.num_heads * made.head_dim
+            lines.append(
+                Line(
+                    "attention", shape, name, batch, width, 1e3 * seconds,
+                    (keys.nbytes + values.nbytes) / seconds / found.bandwidth,
+                    work / seconds / found.flops, _temp_mb(program),
+                    slowest / seconds, "reference",
+                )
+            )  # fmt: skip
+    return lines
+
+
+def heads(shape: str, dtype: str, batch: int, found: Peaks) -> list[Line]:
+    """Statistics of a canvas, logits in full and in tiles."""
+    made = shapes.config(shape, dtype)
+    weight = jnp.ones((made.vocab_size, made.width), dtype)
+    hidden = jnp.ones((batch, CANVAS, made.width), dtype)
+    lines, first = [], None
+    for name, wants in (("dense", ("logits",)), ("tiles", ())):
+        program = _decide.lower(weight, hidden, wants).compile()
+        arguments = (weight, hidden)
+        seconds = roofline.median_seconds(program, arguments, NUM_RUNS) / REPEATED
+        first = first or seconds
+        work = 2 * weight.size * batch * CANVAS
+        lines.append(
+            Line(
+                "head", shape, name, batch, CANVAS, 1e3 * seconds,
+                weight.nbytes / seconds / found.bandwidth,
+                work / seconds / found.flops, _temp_mb(program),
+                first / seconds, "dense",
+                f"logits {4e-6 * batch * CANVAS * made.vocab_size:.0f} MB",
+            )
+        )  # fmt: skip
+    return lines
+
+
+def torch_versions() -> dict[str, str]:
+    """Versions of what decodes are compared with, as far as it is installed."""
+    found = {}
+    for name in ("torch", "transformers"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
+def decodes(shape: str, prompt_len: int, num_new: int, repeats: int) -> list[Line]:
+    """Whole decodes of one prompt in float32 against torch, on the same weights."""
+    if importlib.util.find_spec("transformers") is None:
+        return []
+    from pdecode.evals.bench import torch_loops as theirs
+
+    sizes = shapes.config(shape, "float32")
+    with tempfile.TemporaryDirectory() as folder:
+        theirs.make(
+            folder, vocab_size=sizes.vocab_size, hidden_size=sizes.width,
+            intermediate_size=sizes.mlp_width, num_hidden_layers=sizes.num_layers,
+            num_attention_heads=sizes.num_heads,
+            num_key_value_heads=sizes.num_kv_heads,
+        )  # fmt: skip
+        causal, params, _ = loading.load(folder)
+        made = loading.open_folder(folder).config
+        torch_model = theirs.load(folder)
+    mask_id = sizes.vocab_size - 1
+    masked = transformer.make_model(
+        dataclasses.replace(
+            made, attention="bidirectional", predicts="masked", mask_id=mask_id
+        )
+    )
+    row = [int(x) for x in jax.random.randint(jax.random.key(1), (prompt_len,), 0, 99)]
+    steps = max(num_new // 4, 1)
+    cases = (
+        ("autoregressive", methods.autoregressive, causal, {},
+         lambda: theirs.generate(torch_model, row, num_new, None)),
+        ("prompt_lookup", methods.prompt_lookup, causal, {"num_draft": 7},
+         lambda: theirs.generate(torch_model, row, num_new, 7)),
+        ("llada", methods.llada, masked, {"steps": steps, "block_length": num_new},
+         lambda: theirs.diffuse(torch_model, row, num_new, mask_id,
+                                theirs.low_confidence(num_new, steps))),
+        ("fast_dllm", methods.fast_dllm, masked,
+         {"threshold": 0.002, "block_length": num_new},
+         lambda: theirs.diffuse(torch_model, row, num_new, mask_id,
+                                theirs.threshold(0.002))),
+    )  # fmt: skip
+    lines = []
+    for name, method, model, settings, run in cases:
+        ours, tokens, num_calls, spread = _decoded(
+            method, model, params, row, num_new, settings, run, repeats
+        )
+        (their_tokens, their_calls, _), seconds, their_seconds = spread
+        same = sum(a == b for a, b in zip(tokens, their_tokens, strict=True))
+        lines.append(
+            Line(
+                "decode", shape, name, 1, ours, 1e3 * seconds, None, None, None,
+                their_seconds / seconds, "torch loop",
+                f"{num_new / seconds:.0f} against {num_new / their_seconds:.0f} "
+                f"tokens/s, {num_calls} and {their_calls} calls, "
+                f"{same} of {num_new} tokens equal",
+            )
+        )  # fmt: skip
+    return lines
+
+
+def _decoded(method, model, params, row, num_new, settings, theirs, repeats):
+    """Medians of interleaved runs of ours (prefill included) and theirs."""
+    model = model._replace(eos_ids=())
+    prompt = prompts.from_rows([row], max_new=num_new, model=model)
+    programs = programs_module.compiled(
+        method, model, params, prompt, is_dated=False, max_new_tokens=num_new,
+        **settings,
+    )  # fmt: skip
+    key = jax.random.key(0)
+    programs_module.timed(programs, params, prompt, key)
+    ours_s, theirs_s = [], []
+    for _ in range(repeats):
+        decoded = programs_module.timed(programs, params, prompt, key)
+        ours_s.append(decoded.prefill_s + decoded.decode_s)
+        result = theirs()
+        theirs_s.append(result[2])
+    num_calls = int(decoded.stats.num_calls[0] + decoded.stats.num_prefill_calls[0])
+    queries = float(decoded.stats.num_query_tokens[0]) / int(decoded.stats.num_calls[0])
+    tokens = decoded.generation.tokens[0, len(row) : len(row) + num_new].tolist()
+    middle = statistics.median(ours_s), statistics.median(theirs_s)
+    return queries, tokens, num_calls, (result, *middle)
+
+
+@functools.partial(jax.jit, static_argnames=("name",))
+def _attend(query, keys, values, visible, name):
+    def again(_, query):
+        out = attention.attention(
+            query, keys, values, visible,
+            scale=query.shape[-1] ** -0.5, implementation=name,
+        )  # fmt: skip
+        return query + 1e-6 * out
+
+    return jax.lax.fori_loop(0, REPEATED, again, query)
+
+
+@functools.partial(jax.jit, static_argnames=("asked",))
+def _decide(weight, hidden, asked):
+    wants = ("token", "log_prob", "entropy", "margin", *asked)
+
+    def again(_, hidden):
+        found = vocab_head.statistics(Head(weight), hidden, wants, Sampling())
+        # Asking for the logits takes the dense path; one of them is used.
+        one = 0.0 if found.logits is None else 1e-9 * found.logits[:, :, :1]
+        more = one + 1e-9 * (found.entropy + found.margin)[..., None]
+        return hidden + more.astype(hidden.dtype)
+
+    return jax.lax.fori_loop(0, REPEATED, again, hidden)
+
+
+def _random(made: Config) -> Params:
+    """Parameters of the shape, one leaf at a time in the dtype of the run."""
+    whole = jax.eval_shape(lambda: transformer.init(made, jax.random.key(0)))
+    leaves, tree = jax.tree.flatten(whole)
+    draw = jax.jit(
+        lambda key, shape: 0.02 * jax.random.normal(key, shape, made.dtype),
+        static_argnums=1,
+    )
+    keys = jax.random.split(jax.random.key(0), len(leaves))
+    filled = [draw(key, leaf.shape) for key, leaf in zip(keys, leaves)]
+    return jax.tree.unflatten(tree, filled)
+
+
+def _temp_mb(program: Any) -> float | None:
+    found = program.memory_analysis()
+    return None if found is None else found.temp_size_in_bytes / 1e6
+
+
+def table(found: Peaks, lines: list[Line]) -> str:
+    """The measurements as text."""
+    out = [
+        f"measured peaks: memory {found.bandwidth / 1e9:.1f} GB/s, "
+        f"matmul {found.flops / 1e9:.0f} GFLOP/s",
+        "part       shape     what            batch queries        ms  bandwidth  "
+        "flops   temp MB  ratio",
+    ]
+    for line in lines:
+        out.append(
+            f"{line.part:10} {line.shape:9} {line.what:15} {line.batch_size:5} "
+            f"{line.num_queries:7.1f} {line.ms:9.3f}  {_share(line.bandwidth_share):>9}"
+            f" {_share(line.flops_share):>6} {_number(line.temp_mb, 1):>9}  "
+            f"{_number(line.ratio, 2):>5}"
+            + (f" {line.baseline}" if line.baseline else "")
+            + (f"; {line.note}" if line.note else "")
+        )
+    return "\n".join(out)
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.0%}"
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"

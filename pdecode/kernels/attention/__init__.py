@@ -1,0 +1,1 @@
+"""Attention over `Visibility`: one entry, several ways to compute it."""

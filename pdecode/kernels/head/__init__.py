@@ -1,0 +1,1 @@
+"""Token statistics of the vocabulary head."""

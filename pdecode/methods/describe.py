@@ -1,0 +1,157 @@
+"""What a method is, read off its code: paper, guarantee, cost, knobs, recipe."""
+
+import inspect
+import re
+import textwrap
+from collections.abc import Callable
+from typing import Any
+
+from pdecode import knobs, methods
+from pdecode.methods import variants as variants_module
+
+_EMPTY = inspect.Parameter.empty
+
+
+def summary(method: Callable) -> str:
+    """The first sentence of the method's docstring."""
+    return (inspect.getdoc(method) or "").split("\n\n")[0].replace("\n", " ")
+
+
+def guarantee(method: Callable) -> str:
+    """What its docstring says after "Guarantee:"."""
+    return _part(method, "Guarantee")
+
+
+def cost(method: Callable) -> str:
+    """What its docstring says after "Cost:"."""
+    return _part(method, "Cost")
+
+
+def paper(method: Callable) -> str:
+    """The citation in its module's docstring."""
+    text = _module_doc(method)
+    body = text.split("\n\n", 1)[-1].replace("\n", " ")
+    # A sentence ends at a full stop before a capital, but not in "et al., 2025".
+    return re.split(r"(?<=[^A-Z.])[.:] (?=[A-Z`\"(])", body + " ")[0].strip()
+
+
+def arxiv(method: Callable) -> str:
+    """The first arXiv id in its module's docstring, or an empty string."""
+    found = re.search(r"arXiv:(\d{4}\.\d{4,5})", _module_doc(method))
+    return found.group(1) if found else ""
+
+
+def is_lossless(method: Callable, settings: dict[str, Any]) -> bool:
+    """Whether the docstring promises losslessness under these settings.
+
+    "lossless ..." always does, "lossless for knob=value ..." under that value only.
+    """
+    found = re.match(r"lossless(?: for (\w+)=([\w.]+))?", guarantee(method))
+    if not found:
+        return False
+    name, value = found.groups()
+    if name is None:
+        return True
+    default = knobs.parameters(method)[name].default
+    return str(settings.get(name, default)) == value
+
+
+def recipe(method: Callable) -> str:
+    """The method's own code below its docstring."""
+    lines = inspect.getsource(method).split("\n")
+    quotes = [i for i, line in enumerate(lines) if '"""' in line]
+    closing = quotes[0] if lines[quotes[0]].count('"""') == 2 else quotes[1]
+    return textwrap.dedent("\n".join(lines[closing + 1 :])).strip()
+
+
+def knob_lines(method: Callable) -> list[tuple[str, str, str]]:
+    """(name, range, default) of each keyword in signature order."""
+    found = []
+    for name, parameter in knobs.parameters(method).items():
+        default = parameter.default
+        default = "required" if default is _EMPTY else str(default)
+        found.append((name, _range(parameter), default))
+    return found
+
+
+def listing() -> list[tuple[str, str, str, str, str]]:
+    """(name, family, arXiv id, guarantee, models) of every method."""
+    found = []
+    for name in methods.__all__:
+        method = getattr(methods, name)
+        found.append(
+            (
+                name,
+                variants_module.family(method),
+                arxiv(method),
+                re.split(r"[;,:.] ", guarantee(method) + " ")[0],
+                ", ".join(variants_module.roles(method)),
+            )
+        )
+    return found
+
+
+def text(name: str) -> str:
+    """Everything about a method or configuration; ValueError for an unknown name."""
+    method, settings = variants_module.resolve(name)
+    lines = [f"{name}: {summary(method)}", ""]
+    if name in variants_module.CONFIGURATIONS:
+        about = variants_module.CONFIGURATIONS[name]
+        chosen = ", ".join(f"{k}={v!r}" for k, v in settings.items())
+        lines = [f"{name}: {about.about}", f"  = {about.method} with {chosen}", ""]
+    lines += _wrapped("family", variants_module.family(method))
+    lines += _wrapped("models", ", ".join(variants_module.roles(method)))
+    lines += _wrapped("paper", paper(method))
+    lines += _wrapped("guarantee", guarantee(method))
+    lines += _wrapped("cost", cost(method))
+    lines += ["", "knobs and sizes (name, range, default):"]
+    rows = knob_lines(method)
+    widths = [max(len(row[i]) for row in rows) for i in (0, 1)]
+    for knob, limits, default in rows:
+        default = str(settings[knob]) if knob in settings else default
+        lines.append(f"  {knob:{widths[0]}}  {limits:{widths[1]}}  {default}")
+    lines += ["", "recipe:", textwrap.indent(recipe(method), "  ")]
+    variants = [
+        other
+        for other, (base, _, _) in variants_module.CONFIGURATIONS.items()
+        if base == name
+    ]
+    if variants:
+        lines += ["", f"configurations: {', '.join(variants)}"]
+    return "\n".join(lines)
+
+
+def _range(parameter: knobs.Parameter) -> str:
+    kind = parameter.kind
+    if isinstance(kind, knobs.Choice):
+        limits = " | ".join(map(str, kind.names))
+    elif isinstance(kind, knobs.Size):
+        limits = f"int >= {kind.low}"
+        if parameter.base is tuple:
+            limits = f"ints >= {kind.low}, separated by commas"
+    else:
+        limits = f"{parameter.base.__name__} in [{kind.low:g}, {kind.high:g}]"
+        if kind.off is not None:
+            limits += f", {kind.off:g}: off"
+    return limits + (", or None" if parameter.is_optional else "")
+
+
+def _part(method: Callable, name: str) -> str:
+    """The text after "name: " up to the next part or paragraph, on one line."""
+    _, found, rest = _doc(method).partition(f"{name}: ")
+    stop = re.search(r"\s(?:Guarantee|Cost): |\n\n", rest)
+    return " ".join((rest[: stop.start()] if stop else rest).split()) if found else ""
+
+
+def _doc(method: Callable) -> str:
+    return inspect.getdoc(method) or ""
+
+
+def _module_doc(method: Callable) -> str:
+    return inspect.getmodule(method).__doc__ or ""
+
+
+def _wrapped(name: str, content: str) -> list[str]:
+    return textwrap.wrap(
+        f"{name + ':':11}{content}", width=88, subsequent_indent=" " * 11
+    )

@@ -1,0 +1,1 @@
+"""Methods for models trained with uniform noise."""

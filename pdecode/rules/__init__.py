@@ -1,0 +1,1 @@
+"""One decision each, one row at a time: pure functions that a family vmaps."""

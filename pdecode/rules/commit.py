@@ -1,0 +1,165 @@
+"""Commit rules: which open positions of one row to fill in this step.
+
+Rules see one row and are vmapped by the family. "Confidence" of the sampled token is
+what papers rank by, and is biased at any temperature above 0 even at one token a step:
+choosing a position by the token drawn there favours likely tokens. Orders by entropy,
+margin or the largest probability depend on the context alone and are not.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from pdecode import rng
+from pdecode.contracts import Prediction, Row, Rule
+from pdecode.rules import schedules
+
+
+class Order(NamedTuple):
+    """A score of open positions, best first, and the leaves it reads."""
+
+    score: Callable[[Array, Row, Prediction], Array]  # -> [W]
+    wants: tuple[str, ...]
+
+
+ORDERS = ("low_confidence", "random", "entropy", "margin", "max_prob")
+
+
+def order(name: str) -> Order:
+    """The Order called `name`, one of ORDERS; else ValueError.
+
+    "low_confidence" (the papers' name: low confidence is left for later) ranks by the
+    log-probability of the sampled token.
+    """
+    known = {
+        "low_confidence": Order(lambda key, row, p: p.log_prob, ()),
+        "random": Order(
+            lambda key, row, p: rng.uniform(rng.at(key, row.positions)), ()
+        ),
+        "entropy": Order(lambda key, row, p: -p.entropy, ("entropy",)),
+        "margin": Order(lambda key, row, p: p.margin, ("margin",)),
+        "max_prob": Order(lambda key, row, p: p.max_log_prob, ("max_log_prob",)),
+    }
+    if name not in known:
+        raise ValueError(f"order {name!r} must be one of {ORDERS}")
+    return known[name]
+
+
+def stateless(
+    apply: Callable[[Array, Row, Prediction], Array], wants: tuple[str, ...] = ()
+) -> Rule:
+    """A Rule without memory from apply(key, row, prediction) -> bool [W]."""
+    return Rule(
+        init=lambda length: (),
+        apply=lambda key, row, prediction, memory: (
+            apply(key, row, prediction),
+            memory,
+        ),
+        wants=wants,
+    )
+
+
+def best(score: Array, open_: Array, count: Array) -> Array:
+    """bool [W]: the `count` open lanes of highest score, ties to the lowest lane."""
+    rank = ranks(score, open_)
+    return open_ & (rank < count)
+
+
+def ranks(score: Array, open_: Array) -> Array:
+    """int32 [W] rank of each lane by falling score; lanes not open come last."""
+    falling = jnp.argsort(jnp.where(open_, -score, jnp.inf), stable=True)
+    return jnp.argsort(falling).astype(jnp.int32)
+
+
+def quota(by: Order, steps: int) -> Rule:
+    """Equal shares of each block over `steps` steps, best first (LLaDA)."""
+
+    def apply(key, row: Row, prediction):
+        count = schedules.quota(row.num_initial, row.step, steps)
+        return best(by.score(key, row, prediction), row.open, count)
+
+    return stateless(apply, by.wants)
+
+
+def one_by_one(by: Order) -> Rule:
+    """One position a step, best first."""
+    return stateless(
+        lambda key, row, p: best(by.score(key, row, p), row.open, jnp.int32(1)),
+        by.wants,
+    )
+
+
+def threshold(level: Array | float) -> Rule:
+    """Every position whose token has probability >= `level`, and always the best."""
+
+    def apply(key, row: Row, prediction):
+        del key
+        sure = row.open & (jnp.exp(prediction.log_prob) >= level)
+        return sure | best(prediction.log_prob, row.open, jnp.int32(1))
+
+    return stateless(apply)
+
+
+def factor(bound: Array | float) -> Rule:
+    """The n most confident, n the largest with (n + 1)(1 - c_n) < `bound` all along."""
+
+    def apply(key, row: Row, prediction):
+        del key
+        rank = ranks(prediction.log_prob, row.open)
+        falling = jnp.argsort(rank)
+        is_met = (rank + 2) * (1 - jnp.exp(prediction.log_prob)) < bound
+        in_order = (is_met & row.open)[falling]
+        count = jnp.cumprod(in_order).sum()  # stops at the first failure
+        return best(prediction.log_prob, row.open, jnp.maximum(count, 1))
+
+    return stateless(apply)
+
+
+def entropy_bounded(gamma: Array | float, by: Order) -> Rule:
+    """The longest prefix of the order with sum(H) - max(H) <= `gamma` nats."""
+
+    def apply(key, row: Row, prediction):
+        score = by.score(key, row, prediction)
+        rank = ranks(score, row.open)
+        falling = jnp.argsort(rank)
+        nats = jnp.where(row.open, prediction.entropy, 0)[falling]
+        cost = jnp.cumsum(nats) - jax.lax.cummax(nats)
+        count = jnp.cumprod(cost <= gamma).sum()
+        return best(score, row.open, count)
+
+    return stateless(apply, tuple(dict.fromkeys(("entropy", *by.wants))))
+
+
+def bernoulli(probability: Array) -> Rule:
+    """Each open position with `probability[turn]` (float32 [N]), blind to its token."""
+
+    def apply(key, row: Row, prediction):
+        del prediction
+        drawn = rng.uniform(rng.at(key, row.positions))
+        return row.open & (drawn < probability[row.turn])
+
+    return stateless(apply)
+
+
+def by_rank(rank: np.ndarray) -> Rule:
+    """A fixed order: each step fills the open positions of lowest rank.
+
+    `rank` int [G] is counted from the row's first open position; equal ranks are filled
+    together, and positions past G last of all.
+    """
+    table = jnp.asarray(rank, jnp.int32)
+
+    def apply(key, row: Row, prediction):
+        del key, prediction
+        index = row.positions - row.start
+        inside = (index >= 0) & (index < table.shape[0])
+        last = jnp.iinfo(jnp.int32).max - 1
+        here = jnp.where(inside, table[jnp.clip(index, 0, table.shape[0] - 1)], last)
+        here = jnp.where(row.open, here, last + 1)
+        return row.open & (here == here.min())
+
+    return stateless(apply)
