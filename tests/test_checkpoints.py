@@ -20,9 +20,10 @@ from pdecode import checkpoints, decode, generation, prompts
 from pdecode.checkpoints import convert, drafters, loading, tensors
 from pdecode.cli import main as cli
 from pdecode.contracts import Query, Sampling, Visibility
-from pdecode.kernels.head import api as vocab_head
+from pdecode.kernels.head import dense
 from pdecode.methods.uniform import diffusion_gemma as method
 from pdecode.models import diffusion_gemma
+from pdecode.sampling import BANNED, filter_logits
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 TOLERANCE = 2e-4
@@ -47,7 +48,7 @@ def full_call(model, params, tokens, stop=None):
     query = Query(jnp.asarray(tokens), place, place, visible)
     cache = model.init_cache(rows, length + 1)
     hidden = jax.jit(model.apply)(params, query, cache)[0].hidden
-    return vocab_head.logits(model.head(params), hidden)
+    return dense.logits(model.head(params), hidden)
 
 
 def test_llada_logits():
@@ -84,7 +85,7 @@ class Gemma:
         self.apply = jax.jit(self.model.apply)
 
     def logits(self, hidden):
-        return vocab_head.logits(self.model.head(self.params), hidden)
+        return dense.logits(self.model.head(self.params), hidden)
 
 
 @pytest.fixture(scope="module")
@@ -754,10 +755,8 @@ def test_dream_takes_the_nucleus_of_the_whole_law():
     # Cut to the best two, 0.4 and 0.3 are 0.57 and 0.43: the first alone passes 0.5.
     logits = jnp.log(jnp.asarray([0.4, 0.3, 0.2, 0.1]))
     kept = {
-        first: vocab_head.filter_logits(
-            logits, Sampling(1.0, 2, 0.5, is_top_p_first=first)
-        )
-        > vocab_head.BANNED
+        first: filter_logits(logits, Sampling(1.0, 2, 0.5, is_top_p_first=first))
+        > BANNED
         for first in (False, True)
     }
     assert kept[False].tolist() == [True, False, False, False]

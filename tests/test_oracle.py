@@ -15,7 +15,7 @@ transformers = pytest.importorskip("transformers")
 
 from pdecode import checkpoints, decode, prompts  # noqa: E402
 from pdecode.contracts import Query, Visibility  # noqa: E402
-from pdecode.kernels.head import api as vocab_head  # noqa: E402
+from pdecode.kernels.head import dense  # noqa: E402
 from pdecode.methods.speculative.autoregressive import autoregressive  # noqa: E402
 from pdecode.methods.uniform import diffusion_gemma  # noqa: E402
 
@@ -134,7 +134,7 @@ def our_logits(ours, params, rows, stop):
     cache = ours.init_cache(prompt, width + 3)
     query = Query(prompt.tokens, place, slots, visible)
     hidden = jax.jit(ours.apply)(params, query, cache)[0].hidden
-    return vocab_head.logits(ours.head(params), hidden)
+    return dense.logits(ours.head(params), hidden)
 
 
 # The code of these comes with their weights and not with transformers. Layer by layer
@@ -308,10 +308,10 @@ def test_diffusion_gemma_encoder_and_denoiser(gemma):
         has_extra=jnp.ones(lanes.shape, bool),
     )
     apply = jax.jit(ours.apply)
-    later = vocab_head.logits(head, apply(params, query, cache)[0].hidden)
+    later = dense.logits(head, apply(params, query, cache)[0].hidden)
     none_yet = query._replace(has_extra=jnp.zeros(lanes.shape, bool))
-    first = vocab_head.logits(head, apply(params, none_yet, cache)[0].hidden)
-    encoded = vocab_head.logits(head, encoded.hidden)
+    first = dense.logits(head, apply(params, none_yet, cache)[0].hidden)
+    encoded = dense.logits(head, encoded.hidden)
     for row, ids in enumerate(rows):
         given = torch.tensor(ids)[None]
         inputs = dict(input_ids=given, decoder_input_ids=torch.tensor(canvas[[row]]))

@@ -9,9 +9,10 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from pdecode import rng, sharding
+from pdecode import sampling as laws
 from pdecode.contracts import Head, Sampling
 from pdecode.kernels.head import api as vocab_head
-from pdecode.kernels.head import maxima, tiles
+from pdecode.kernels.head import tiles
 
 ALL = (
     *("token", "log_prob", "sampled_log_prob", "max_log_prob", "of_log_prob"),
@@ -281,9 +282,9 @@ def test_a_split_vocabulary_travels_as_a_few_numbers_a_row(monkeypatch, axes, vo
 
 def test_maxima_are_those_of_a_sort():
     values = np.random.default_rng(0).integers(-3, 4, (50, 5)).astype(np.float32)
-    values[:5] = vocab_head.BANNED
-    top, place = maxima.largest(values)
+    values[:5] = laws.BANNED
+    top, place = laws.largest(values)
     np.testing.assert_array_equal(top, values.max(-1))
     np.testing.assert_array_equal(place, values.argmax(-1))
-    second = maxima.second_largest(values)
+    second = laws.second_largest(values)
     np.testing.assert_array_equal(second, np.sort(values, -1)[:, -2])

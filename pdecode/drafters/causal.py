@@ -23,6 +23,7 @@ from pdecode.drafters import ignore
 from pdecode.families import speculative
 from pdecode.kernels.head import api as vocab_head
 from pdecode.rules import accept
+from pdecode.sampling import categorical
 
 DRAWS = ("with_replacement", "without_replacement", "coupled")
 
@@ -115,7 +116,7 @@ def draft_model(
                         round=root,
                         index=jnp.full((batch, 1), child, jnp.int32),
                     )[:, 0]
-                    token = vocab_head.categorical(law, key)
+                    token = categorical(law, key)
                     is_possible = jnp.take_along_axis(law, token[:, None], 1)[:, 0] > 0
                     tokens = tokens.at[:, child].set(jnp.where(is_possible, token, -1))
                     q[child] = law

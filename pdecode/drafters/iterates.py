@@ -17,6 +17,7 @@ from pdecode import rng
 from pdecode.contracts import Draft, Drafter, Model, Prefix, Round, Sampling
 from pdecode.kernels.head import api as vocab_head
 from pdecode.rules import accept
+from pdecode.sampling import categorical
 
 TRANSPORTS = ("argmax", "independent", "maximal", "gumbel")
 
@@ -79,7 +80,7 @@ def iterate(
             flat = jnp.broadcast_to(
                 allowed.astype(jnp.float32), (*position.shape, model.vocab_size)
             )
-            tokens = vocab_head.categorical(flat, places)
+            tokens = categorical(flat, places)
             return tokens, jnp.full_like(tokens, UNIFORM)
         last = jnp.take_along_axis(prefix.tokens, root[:, None], 1)
         return jnp.broadcast_to(last, position.shape), jnp.full_like(position, POINT)
@@ -143,7 +144,7 @@ def iterate(
         position = root[:, None] + 1 + jnp.arange(window + 1)[None]
         places = rng.noise(keys, rng.TRANSPORT, position, round=root)
         if transport == "independent":
-            return vocab_head.categorical(p, places)
+            return categorical(p, places)
         q = jnp.concatenate([round.draft.q, jnp.zeros_like(p[:, :1])], 1)
         token = jnp.pad(jnp.maximum(round.draft.tokens, 0), ((0, 0), (0, 1)))
         p_token = jnp.take_along_axis(p, token[..., None], 2)[..., 0]
@@ -153,9 +154,7 @@ def iterate(
         )
         kept = rng.uniform(split) * q_token < p_token
         kept &= q_token > 0
-        redrawn = vocab_head.categorical(
-            accept.normalised(jnp.maximum(p - q, 0), p), places
-        )
+        redrawn = categorical(accept.normalised(jnp.maximum(p - q, 0), p), places)
         return jnp.where(kept, token, redrawn)
 
     wants = {"argmax": ("token",), "gumbel": ("token", "probs")}

@@ -34,6 +34,7 @@ from pdecode.contracts import (
 )
 from pdecode.families import rows as eos
 from pdecode.kernels.head import api as vocab_head
+from pdecode.sampling import categorical
 
 
 class PrefixState(NamedTuple):
@@ -299,12 +300,12 @@ def _draw(rule: BlockRule, draft: Draft, prediction: Prediction, keys, root: Arr
     stop, residual = jax.vmap(rule.apply)(draft, prediction)
     position = root[:, None]
     leaf_place = rng.noise(keys, rng.ACCEPT, position, round=root)
-    leaf = vocab_head.categorical(stop, leaf_place[:, 0])
+    leaf = categorical(stop, leaf_place[:, 0])
     law = jnp.take_along_axis(residual, leaf[:, None, None], 1)[:, 0]
     token_place = rng.noise(
         keys, rng.RESIDUAL, position, round=root, index=leaf[:, None]
     )
-    return leaf, vocab_head.categorical(law, token_place[:, 0])
+    return leaf, categorical(law, token_place[:, 0])
 
 
 def _emitted(draft: Draft, path: Array, num_accepted: Array, next_token: Array):

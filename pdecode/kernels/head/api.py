@@ -8,14 +8,11 @@ worked through in tiles (`kernels.head.tiles`) and the logits never exist togeth
 
 from collections.abc import Callable
 
-import jax
-import jax.numpy as jnp
 from jax import Array
 
-from pdecode import rng
 from pdecode.contracts import Head, Prediction, Sampling
-from pdecode.kernels.head import maxima, tiles
-from pdecode.kernels.head.tiles import BANNED, logits
+from pdecode.kernels.head import dense, tiles
+from pdecode.sampling import ban
 from pdecode.sharding import context
 
 # Up to so many logits (B * Q * V), 4 MiB of float32, the dense path is taken: there,
@@ -77,127 +74,5 @@ def statistics(
         known = keys() if callable(keys) else keys
         return tiles.statistics(head, hidden, wants, sampling, known, of)
 
-    raw = ban(logits(head, hidden), sampling.banned)
-    leaves: dict[str, Array] = {}
-    log_probs = jax.nn.log_softmax(raw)
-    filtered = filter_logits(raw, sampling)
-    sampled_log_probs = jax.nn.log_softmax(_cool(filtered, sampling))
-
-    if names & {"token", "log_prob", "sampled_log_prob"}:
-        drawable = ban(filtered, sampling.undrawn)
-        token = sample(drawable, sampling.temperature, keys)
-        leaves["token"] = token
-        leaves["log_prob"] = _take(log_probs, token)
-        leaves["sampled_log_prob"] = _take(sampled_log_probs, token)
-    if "max_log_prob" in names:
-        leaves["max_log_prob"] = log_probs.max(-1)
-    if "entropy" in names:
-        leaves["entropy"] = entropy(log_probs)
-    if "margin" in names:
-        leaves["margin"] = _margin(log_probs)
-    if "sampled_entropy" in names:
-        leaves["sampled_entropy"] = entropy(sampled_log_probs)
-    if "sampled_margin" in names:
-        leaves["sampled_margin"] = _margin(sampled_log_probs)
-    if num_top:
-        values, ids = jax.lax.top_k(log_probs, num_top)
-        leaves["top_ids"] = ids.astype(jnp.int32)
-        leaves["top_log_probs"] = values
-    if of is not None and "of_log_prob" in names:
-        leaves["of_log_prob"] = _take(log_probs, of)
-    if "logits" in names:
-        leaves["logits"] = raw
-    if "probs" in names:
-        leaves["probs"] = law(raw, sampling)
-    return Prediction(**leaves)
-
-
-def law(raw: Array, sampling: Sampling) -> Array:
-    """The sampled law [..., V] of raw logits; one-hot at temperature 0."""
-    raw = ban(raw, sampling.undrawn)
-    filtered = filter_logits(raw, sampling)
-    hot = jax.nn.one_hot(jnp.argmax(raw, -1), raw.shape[-1], dtype=raw.dtype)
-    soft = jax.nn.softmax(_cool(filtered, sampling))
-    return jnp.where(jnp.asarray(sampling.temperature) > 0, soft, hot)
-
-
-def sample(
-    filtered: Array, temperature, keys: Array | Callable[[], Array] | None
-) -> Array:
-    """argmax(logits + T * gumbel) as int32 [...]; no keys: the argmax."""
-    # Outside the branch, where its maximum serves the log-probabilities too.
-    greedy = maxima.largest(filtered)[1]
-    if keys is None:
-        return greedy
-
-    def drawn():
-        places = keys() if callable(keys) else keys
-        noise = rng.gumbel(places, filtered.shape[-1]).astype(filtered.dtype)
-        return maxima.largest(filtered + temperature * noise)[1]
-
-    # The noise is worth skipping at temperature 0: over a canvas it costs more than
-    # the argmax. The predicate is one scalar, so this is no divergence between rows.
-    return jax.lax.cond(jnp.asarray(temperature) > 0, drawn, lambda: greedy)
-
-
-def categorical(probs: Array, keys: Array) -> Array:
-    """One draw int32 [...] from probs [..., V] for keys [...]; zeros never win."""
-    log_probs = jnp.where(probs > 0, jnp.log(jnp.where(probs > 0, probs, 1)), BANNED)
-    drawn = log_probs + rng.gumbel(keys, probs.shape[-1]).astype(probs.dtype)
-    return maxima.largest(drawn)[1]
-
-
-def ban(raw: Array, banned: tuple[int, ...]) -> Array:
-    """Logits with the ids `banned` made impossible."""
-    # Compared, not scattered: this melts into whatever reads the logits.
-    ids = jax.lax.broadcasted_iota(jnp.int32, raw.shape, raw.ndim - 1)
-    return jnp.where(tiles.among(ids, banned), BANNED, raw)
-
-
-def filter_logits(raw: Array, sampling: Sampling) -> Array:
-    """Logits with what top-k, top-p and min-p exclude made impossible.
-
-    The filters look at the tempered law; the logits returned are not divided by the
-    temperature.
-    """
-    if sampling.top_k is None and sampling.top_p is None and sampling.min_p is None:
-        return raw
-    order = jnp.argsort(-raw, -1)  # stable: ties by lowest id
-    rank = jnp.argsort(order, -1)
-    keep = jnp.ones(raw.shape, bool)
-    if sampling.top_k is not None:
-        keep &= rank < sampling.top_k
-    probs = jax.nn.softmax(jnp.where(keep, _cool(raw, sampling), BANNED))
-    if sampling.top_p is not None:
-        nucleus = probs
-        if sampling.is_top_p_first:
-            nucleus = jax.nn.softmax(_cool(raw, sampling))
-        descending = jnp.take_along_axis(nucleus, order, -1)
-        before = jnp.cumsum(descending, -1) - descending
-        keep &= jnp.take_along_axis(before, rank, -1) < sampling.top_p
-    if sampling.min_p is not None:
-        keep &= probs >= sampling.min_p * probs.max(-1, keepdims=True)
-    keep |= rank == 0
-    return jnp.where(keep, raw, BANNED)
-
-
-def entropy(log_probs: Array) -> Array:
-    """Entropy in nats over the last axis; impossible tokens add nothing."""
-    probs = jnp.exp(log_probs)
-    return -jnp.where(probs > 0, probs * log_probs, 0.0).sum(-1)
-
-
-def _cool(raw: Array, sampling: Sampling) -> Array:
-    temperature = jnp.asarray(sampling.temperature, raw.dtype)
-    safe = jnp.where(temperature > 0, temperature, 1.0)
-    return raw / safe
-
-
-def _take(values: Array, index: Array) -> Array:
-    return jnp.take_along_axis(values, index[..., None], -1)[..., 0]
-
-
-def _margin(log_probs: Array) -> Array:
-    # Not top_k: where its ids are not read, the compiler sorts the whole vocabulary.
-    second = maxima.second_largest(log_probs)
-    return jnp.exp(log_probs.max(-1)) - jnp.exp(second)
+    raw = ban(dense.logits(head, hidden), sampling.banned)
+    return dense.statistics(raw, wants, sampling, keys, of=of)

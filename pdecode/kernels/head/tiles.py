@@ -16,10 +16,9 @@ from jax.sharding import PartitionSpec
 
 from pdecode import rng
 from pdecode.contracts import Head, Prediction, Sampling
-from pdecode.kernels.head import maxima
+from pdecode.kernels.head.dense import logits
+from pdecode.sampling import BANNED, among, largest, second_largest
 from pdecode.sharding import context
-
-BANNED = -1e30  # finite, so that 0 * log(0) and differences never make a NaN
 
 # A tile holds about this many logits over all rows, and between TILE_LENS ids a row:
 # large enough to keep a matmul busy, small enough to be a few percent of the logits.
@@ -268,7 +267,7 @@ def _tile(wanted: Wanted, rows: Rows, head: Head, first: Array | int) -> Partial
 
     second = drawn = leaders = of_logit = None
     if names & {"margin", "sampled_margin"}:
-        second = maxima.second_largest(values)
+        second = second_largest(values)
     if names & {"token", "log_prob", "sampled_log_prob"}:
         drawable = jnp.where(among(ids, wanted.undrawn), BANNED, values)
         score, where = _winner(wanted, rows, drawable, first)
@@ -296,32 +295,20 @@ def _tile(wanted: Wanted, rows: Rows, head: Head, first: Array | int) -> Partial
     return Partial(top, second, raw, cool, drawn, leaders, of_logit)
 
 
-def logits(head: Head, hidden: Array) -> Array:
-    """Logits float32 [..., V] of hidden [..., E]; no bans, no temperature."""
-    dtype = jnp.promote_types(hidden.dtype, jnp.float32)
-    out = jnp.einsum("...e,ve->...v", hidden, head.weight, preferred_element_type=dtype)
-    out = out * head.scale
-    if head.bias is not None:
-        out = out + jax.lax.broadcast_in_dim(head.bias, out.shape, (out.ndim - 1,))
-    if head.soft_cap is not None:
-        out = head.soft_cap * jnp.tanh(out / head.soft_cap)
-    return out
-
-
 def _winner(
     wanted: Wanted, rows: Rows, logits: Array, first: Array | int
 ) -> tuple[Array, Array]:
     """Largest logit + temperature * noise of a tile [N], and its place int32 [N]."""
     if rows.keys is None:
-        return maxima.largest(logits)
+        return largest(logits)
 
     keys, is_aligned = rows.keys, wanted.is_aligned
 
     def drawn() -> tuple[Array, Array]:
         noise = _gumbel(keys, first, logits.shape[1], is_aligned).astype(logits.dtype)
-        return maxima.largest(logits + rows.temperature * noise)
+        return largest(logits + rows.temperature * noise)
 
-    return jax.lax.cond(rows.temperature > 0, drawn, lambda: maxima.largest(logits))
+    return jax.lax.cond(rows.temperature > 0, drawn, lambda: largest(logits))
 
 
 def _gumbel(keys: Array, first: Array | int, size: int, is_aligned: bool) -> Array:
@@ -381,11 +368,3 @@ def _lowered(law: Law, shift: Array) -> Law:
 
 def _safe(temperature: Array) -> Array:
     return jnp.where(temperature > 0, temperature, jnp.ones_like(temperature))
-
-
-def among(ids: Array, few: tuple[int, ...]) -> Array:
-    """Whether each of `ids`, of any shape, is one of `few`."""
-    found = jnp.zeros(ids.shape, bool)
-    for one in few:
-        found |= ids == one
-    return found

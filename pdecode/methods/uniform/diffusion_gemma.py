@@ -32,6 +32,7 @@ from pdecode.contracts import (
 from pdecode.families import rows as eos
 from pdecode.kernels.head import api as vocab_head
 from pdecode.knobs import Knob, Size
+from pdecode.sampling import entropy as entropy_of
 
 
 class Draws(NamedTuple):
@@ -202,7 +203,7 @@ def canvases(
         left = (max_denoising_steps - state.step) / max_denoising_steps
         temperature = (t_min + (t_max - t_min) * left).astype(raw.dtype)
         log_probs = jax.nn.log_softmax(raw / temperature[:, None, None])
-        entropy = vocab_head.entropy(log_probs)
+        entropy = entropy_of(log_probs)
         best = jnp.argmax(raw, -1).astype(jnp.int32)
         sampled = draws.sample(keys, state.index, state.step, positions, log_probs)
         fresh = draws.noise(keys, state.index, state.step, positions, vocab_size)
