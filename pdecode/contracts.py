@@ -6,11 +6,13 @@ of arrays or of pure functions; there is nothing to inherit from.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from jax import Array
 
-Params = Any
+Params = (
+    Any  # of one model; a decoder gets them by role: {"model": ..., "drafter": ...}
+)
 Cache = Any
 Memory = Any
 
@@ -18,7 +20,13 @@ Memory = Any
 NOT_ASKED: Any = None
 
 # Why a row ended (`Generation.stopped_by`).
-STOPPED_BY = ("length", "eos", "max_steps")
+STOPPED_BY = ("length", "eos", "max_steps", "not_finite")
+
+# What a decoder promises (`Decoder.guarantee`), composed of what its parts are:
+# "lossless": the law of the target's own sampling, its tokens at temperature 0;
+# "exact": the model's own law, one position at a time in an order blind to the draws;
+# "lossy": neither.
+GUARANTEES = ("lossless", "exact", "lossy")
 
 
 class Visibility(NamedTuple):
@@ -77,28 +85,51 @@ class Head(NamedTuple):
     soft_cap: float | None = None  # logits -> cap * tanh(logits / cap)
 
 
+class InitCache(Protocol):
+    def __call__(self, prompt: "Prompt", num_slots: int, /) -> Cache:
+        """An empty cache; batch and context come from the prompt."""
+        ...
+
+
+class Apply(Protocol):
+    def __call__(
+        self, params: Params, query: Query, cache: Cache, /
+    ) -> tuple[Output, Cache]:
+        """One call: writes what the query stores, then answers every lane."""
+        ...
+
+
+class Move(Protocol):
+    def __call__(
+        self, cache: Cache, source: Array, target: Array | SlotRun, /
+    ) -> Cache:
+        """Copies slots `source` (int32 [B, K]) to `target`, as in `Query.slots`.
+
+        All sources are read before any target is written.
+        """
+        ...
+
+
 class Model(NamedTuple):
     """A model as pure functions and static facts; hashable, made once.
 
-    A causal model's output at a query predicts the next position; any other model's
-    output predicts the query's own position.
+    A model that predicts "next" answers a query with the law of the next position; any
+    other model with that of the query's own position.
     """
 
-    init_cache: Callable[..., Cache]  # (prompt, num_slots) -> cache
-    apply: Callable[..., tuple[Output, Cache]]  # (params, query, cache, *, layers=None)
-    encode: Callable[..., tuple[Output, Cache]]  # apply, for what is committed
+    init_cache: InitCache
+    apply: Apply
+    encode: Apply  # `apply`, for what is committed to the cache
     head: Callable[[Params], Head]
-    move: Callable[
-        ..., Cache
-    ]  # (cache, source [B,K], target [B,K] >= S drops | SlotRun)
+    move: Move
     vocab_size: int
     mask_id: int | None = None
     eos_ids: tuple[int, ...] = ()
     predicts: str = "next"  # next | masked | uniform (noise)
     attention: str = "causal"  # causal | bidirectional | block_causal
-    block_len: int | None = None  # of block_causal attention
+    block_len: int | None = None  # of block_causal attention, or of a canvas
     max_positions: int | None = None
-    taps: tuple[str, ...] = ()
+    taps: tuple[str, ...] = ()  # names in `Output.taps`
     num_calls: int = 1  # target calls that one apply counts for (guidance: 2)
     name: str = "model"
 
@@ -119,9 +150,10 @@ class Generation(NamedTuple):
 
     tokens: Array  # int32 [B, L]  prompt and generation
     start: Array  # int32 [B]
-    lengths: Array  # int32 [B]  generated tokens before the first EOS
+    lengths: Array  # int32 [B]  tokens before the first EOS and the first one missing
     log_probs: Array  # float32 [B, L]  raw log-probability of each token when committed
     stopped_by: Array  # int32 [B]  index into STOPPED_BY
+    committed: Array  # bool [B, L]  generated and decided, holes of the prompt included
 
 
 class StepInfo(NamedTuple):
@@ -133,17 +165,40 @@ class StepInfo(NamedTuple):
     num_revoked: Array  # int32 [B]  remasked positions
     num_query_tokens: Array  # int32 [B]  lanes asked for
     num_query_tokens_computed: Array  # int32 [B]  lanes evaluated, padding included
+    num_draft_calls: Array  # int32 [B]  calls of a drafter's own model
+    num_draft_tokens: Array  # int32 [B]  its lanes asked for
+    num_draft_tokens_computed: Array  # int32 [B]
     num_dispatches: Array  # int32 []  target programs run for the whole batch
 
 
-class Decoder(NamedTuple):
-    """A decoding algorithm. `max_steps` bounds its steps on any input."""
+class Init(Protocol):
+    def __call__(
+        self, params: dict[str, Params], keys: Array, prompt: Prompt, /
+    ) -> tuple[Any, StepInfo]:
+        """The state before the first step, and what the prefill did; keys [B]."""
+        ...
 
-    init: Callable[..., tuple[Any, StepInfo]]  # (params, keys [B], prompt)
-    step: Callable[..., tuple[Any, StepInfo]]  # (params, keys [B], state)
+
+class Step(Protocol):
+    def __call__(
+        self, params: dict[str, Params], keys: Array, state: Any, /
+    ) -> tuple[Any, StepInfo]:
+        """The state after one turn of the loop; keys [B] are the same every turn."""
+        ...
+
+
+class Decoder(NamedTuple):
+    """A decoding algorithm.
+
+    `max_steps` bounds its steps; each hole of a prompt may add one.
+    """
+
+    init: Init
+    step: Step
     done: Callable[[Any], Array]  # state -> bool [B]
     output: Callable[[Any], Generation]
     max_steps: int
+    guarantee: str = "lossy"  # one of GUARANTEES
 
 
 class Sampling(NamedTuple):
@@ -184,36 +239,115 @@ class Prediction(NamedTuple):
 
 
 class Row(NamedTuple):
-    """What a rule of the masked family sees: one row, one window."""
+    """What a rule of the masked family sees: one row, and the lanes of one call."""
 
     tokens: Array  # int32 [L]
     masked: Array  # bool [L]  still open
     generated: Array  # bool [L]  open when decoding began
+    prompt_end: Array  # int32 []
     start: Array  # int32 []  first position open when decoding began
-    end: Array  # int32 []  one past the last position to generate
-    num_initial: Array  # int32 []  open positions of the block when it began
-    step: Array  # int32 []  steps taken in this block
-    block: Array  # int32 []  index of the active block, counted from `start`
+    end: Array  # int32 []  one past the last position to fill
+    block: Array  # int32 []  index of the block that the leftmost open position is in
+    num_initial: Array  # int32 []  open positions of that block when it began
+    step: Array  # int32 []  steps taken in that block
     turn: Array  # int32 []  steps taken in all
-    positions: Array  # int32 [W]  of the window's lanes
-    open: Array  # bool [W]  masked, inside the active block, valid
+    positions: Array  # int32 [W]  of the lanes
+    block_of: Array  # int32 [W]  index of each lane's block
+    open: Array  # bool [W]  masked, in an active block, valid; never a probe
+
+
+class CommitFn(Protocol):
+    def __call__(
+        self,
+        params: Params,
+        key: Array,
+        row: Row,
+        prediction: Prediction,
+        memory: Memory,
+        /,
+    ) -> tuple[Array, Memory]:
+        """Which lanes (bool [W]), and the rule's memory of this row."""
+        ...
 
 
 class Rule(NamedTuple):
-    """A commit or remask rule: which lanes of the window to commit (or reopen)."""
+    """A commit, remask or edit rule: which lanes to fill, reopen or overwrite."""
 
     init: Callable[[int], Memory]  # canvas length L -> memory of one row
-    apply: Callable[..., tuple[Array, Memory]]  # (key, row, prediction, memory)
+    apply: CommitFn
     wants: tuple[str, ...] = ()  # leaves of Prediction that `apply` reads
+    role: str | None = None  # whose params `apply` gets; None: it gets None
+    is_exact: bool = False  # one position a step, in an order blind to the draws
+
+
+class Read(NamedTuple):
+    """A one-row function of what a call predicted: when to stop, what to fill in."""
+
+    apply: Callable[[Row, Prediction], Array]
+    wants: tuple[str, ...] = ()
+
+
+class Blocks(NamedTuple):
+    """Which positions of a row may be filled now.
+
+    The active block is the one that the leftmost open position is in. `active` may open
+    more of them; it must hold that one.
+    """
+
+    index: Callable[[Array, Row], Array]  # positions int32 [K] -> block int32 [K]
+    active: Callable[[Row], Array]  # -> bool [L]
+    first: Callable[[Row], Array]  # -> int32 []  where a call of the block begins
+    length: int | None  # positions of a block; None: the canvas is one
+    is_absolute: bool = False  # counted from position 0, the last block whole
+
+
+class CanvasShape(NamedTuple):
+    """Static facts of a canvas."""
+
+    length: int  # L
+    max_open: int  # positions from the start of any row's first block to its end
+    has_holes: bool  # the prompt has holes: what is open may begin anywhere
+
+
+class Lanes(NamedTuple):
+    """What one call evaluates of a row."""
+
+    positions: Array  # int32 [W]
+    valid: Array  # bool [W]
+    # Probes are read, but never stored, seen or filled; they hold the mask.
+    probe: Array | None = None  # bool [W]
+    among: Array | None = None  # bool [W, W]  lane q sees lane k; None: all but probes
 
 
 class Window(NamedTuple):
     """The lanes that one call evaluates, chosen row by row; `width` is static."""
 
     width: int
-    apply: Callable[[Row], tuple[Array, Array]]  # row -> (positions [W], valid [W])
+    apply: Callable[[Row], Lanes]
     # The positions rise by one; a run as wide as the canvas begins at 0.
     is_run: bool = False
+
+
+class View(NamedTuple):
+    """What a lens sees: one position that is predicted, and what it may depend on."""
+
+    tokens: Array  # int32 [L]
+    known: Array  # bool [L]  tokens of the context; others are not to be read
+    position: Array  # int32 []  the position predicted
+    prompt_end: Array  # int32 []
+
+
+class Lens(NamedTuple):
+    """A change of the law before anything is drawn from it or measured on it.
+
+    `apply(params, view, logits [V], memory) -> (logits [V], memory)` works on one
+    position, with the memory that it left there (`init()` at first); banned ids have
+    logits of -1e30. Families that keep no memory a position refuse a lens that has one.
+    """
+
+    apply: Callable[[Params, View, Array, Memory], tuple[Array, Memory]]
+    init: Callable[[], Memory] = tuple
+    role: str | None = None
 
 
 class Prefix(NamedTuple):
@@ -237,6 +371,15 @@ class Draft(NamedTuple):
     offsets: Array | None = None  # int32 [B, N]  position less root's; None: depth
     among: Array | None = None  # bool [B, N, N]  over nodes; None: ancestors and itself
     q: Array | None = None  # [B, N, V]  the law node n was drawn from
+    cost: "DraftCost | None" = None  # None: no model was called for it
+
+
+class DraftCost(NamedTuple):
+    """What a draft cost in calls of the drafter's own model."""
+
+    num_calls: Array  # int32 [B]
+    num_tokens: Array  # int32 [B]  lanes asked for
+    num_tokens_computed: Array  # int32 [B]  padding included
 
 
 class Round(NamedTuple):
@@ -251,20 +394,43 @@ class Round(NamedTuple):
     prefix: Prefix  # before the round
 
 
-class Drafter(NamedTuple):
-    """Proposes drafts. Functions get the decoder's own `params`.
+class DrafterInit(Protocol):
+    def __call__(
+        self,
+        params: dict[str, Params],
+        keys: Array,
+        prompt: Prompt,
+        prefix: Prefix,
+        output: Output | None,
+        /,
+    ) -> Any:
+        """The drafter's state; `output` is the target's of the prefill, if any."""
+        ...
 
-    With `is_paired` those are (target, drafter) and the family reads the first.
-    """
+
+class Propose(Protocol):
+    def __call__(
+        self, params: dict[str, Params], keys: Array, state: Any, prefix: Prefix, /
+    ) -> tuple[Draft, Any]: ...
+
+
+class Observe(Protocol):
+    def __call__(
+        self, params: dict[str, Params], keys: Array, state: Any, round: Round, /
+    ) -> Any: ...
+
+
+class Drafter(NamedTuple):
+    """Proposes drafts. Functions get the params of all roles, and choose theirs."""
 
     num_nodes: int
     max_depth: int
-    init: Callable[..., Any]  # (params, keys, prompt, prefix, output) -> state
-    propose: Callable[..., tuple[Draft, Any]]  # (params, keys, state, prefix)
-    observe: Callable[..., Any]  # (params, keys, state, round) -> state
+    init: DrafterInit
+    propose: Propose
+    observe: Observe
     num_probes: int = 0  # last nodes, parent -1, never stored, never accepted
     wants: tuple[str, ...] = ()  # leaves of Prediction that `observe` reads
-    is_paired: bool = False
+    num_prefill_calls: int = 0  # of its own model by `init`, over the prompt's text
 
 
 class DraftHeads(NamedTuple):
@@ -289,6 +455,7 @@ class NodeRule(NamedTuple):
 
     apply: Callable[[Array, Array, Array], tuple[Array, Array]]
     max_children: int
+    is_lossless: bool = False  # the law of what is emitted is p, whatever q is
 
 
 class BlockRule(NamedTuple):
@@ -301,3 +468,4 @@ class BlockRule(NamedTuple):
 
     apply: Callable[[Draft, Prediction], tuple[Array, Array]]
     wants: tuple[str, ...] = ("probs",)
+    is_lossless: bool = False

@@ -35,8 +35,13 @@ class Stats(NamedTuple):
     num_calls: Array  # int32 [B]  target calls while the row was active (NFE)
     num_prefill_calls: Array  # int32 [B]
     num_prefill_tokens: Array  # int32 [B]  lanes asked for by the prefill
+    num_prefill_draft_calls: Array  # int32 [B]
+    num_prefill_draft_tokens: Array  # int32 [B]
     num_query_tokens: Array  # int32 [B]  lanes asked for, prefill apart
     num_query_tokens_computed: Array  # int32 [B]  padding lanes included
+    num_draft_calls: Array  # int32 [B]  calls of a drafter's own model, prefill apart
+    num_draft_tokens: Array  # int32 [B]  their lanes asked for
+    num_draft_tokens_computed: Array  # int32 [B]
     num_dispatches: Array  # int32 []  target programs run for the batch
     num_committed: Array  # int32 [B]  the EOS included
     num_proposed: Array  # int32 [B]
@@ -49,6 +54,9 @@ _OF_ROWS = (
     "num_calls",
     "num_query_tokens",
     "num_query_tokens_computed",
+    "num_draft_calls",
+    "num_draft_tokens",
+    "num_draft_tokens_computed",
     "num_committed",
     "num_proposed",
     "num_revoked",
@@ -60,8 +68,16 @@ class Counts(NamedTuple):
 
     num_steps: Array  # int32 []
     num_dispatches: Array  # int32 []
-    of_rows: Array  # int32 [6 + 65, B]  _OF_ROWS, then committed_per_call
+    of_rows: Array  # int32 [9 + 65, B]  _OF_ROWS, then committed_per_call
     prefill: StepInfo
+
+
+class Carry(NamedTuple):
+    """What the loop carries, and the keys [B] that stay as they are."""
+
+    keys: Array
+    state: Any
+    counts: Counts
 
 
 class Recorded(NamedTuple):
@@ -101,22 +117,53 @@ def decode_state(
 
     `finish(decoder, state)` turns it into a Generation.
     """
-    limit = decoder.max_steps if max_steps is None else max_steps
-    keys = rng.row_keys(key, prompt.row_ids)
-    state, prefill = decoder.init(params, keys, prompt)
+    limit = step_limit(decoder, prompt, max_steps)
+    carry = loop(decoder, params, start(decoder, params, prompt, key), limit)
+    return carry.state, stats_of(carry.counts)
 
-    def unfinished(carry):
-        state, counts = carry
+
+def by_role(params: Params) -> dict[str, Params]:
+    """`params` by role; the bare params of one model become {"model": params}."""
+    is_named = isinstance(params, dict) and "model" in params
+    return params if is_named else {"model": params}
+
+
+def step_limit(decoder: Decoder, prompt: Prompt, max_steps: int | None = None) -> int:
+    """A bound on the turns of the loop: `max_steps`, or the decoder's own."""
+    if max_steps is not None:
+        return max_steps
+    holes = 0 if prompt.masked is None else prompt.masked.shape[1]
+    return min(decoder.max_steps + holes, jnp.iinfo(jnp.int32).max)
+
+
+def start(decoder: Decoder, params: Params, prompt: Prompt, key: Array) -> Carry:
+    """The prefill: what the loop begins with."""
+    keys = rng.row_keys(key, prompt.row_ids)
+    state, prefill = decoder.init(by_role(params), keys, prompt)
+    return Carry(keys, state, new_counts(prefill))
+
+
+def loop(decoder: Decoder, params: Params, carry: Carry, limit: int) -> Carry:
+    """Turns until every row is done, or `limit` of them were taken in all."""
+    params = by_role(params)
+
+    def unfinished(moving):
+        state, counts = moving
         return (counts.num_steps < limit) & ~decoder.done(state).all()
 
-    def turn(carry):
-        state, counts = carry
-        state, info = decoder.step(params, keys, state)
+    def turn(moving):
+        state, counts = moving
+        state, info = decoder.step(params, carry.keys, state)
         return state, count(counts, info)
 
-    carry = (state, new_counts(prefill))
-    state, counts = jax.lax.while_loop(unfinished, turn, carry)
-    return state, stats_of(counts)
+    moving = jax.lax.while_loop(unfinished, turn, (carry.state, carry.counts))
+    return Carry(carry.keys, *moving)
+
+
+def turn_once(decoder: Decoder, params: Params, carry: Carry) -> Carry:
+    """One turn of `loop`, for driving it from the host."""
+    state, info = decoder.step(by_role(params), carry.keys, carry.state)
+    return Carry(carry.keys, state, count(carry.counts, info))
 
 
 def finish(decoder: Decoder, state: Any) -> Generation:
@@ -136,24 +183,22 @@ def stream(
     max_steps: int | None = None,
 ) -> Iterator[tuple[Generation, Stats]]:
     """The same decode from the host: yields the result so far after every step."""
-    limit = decoder.max_steps if max_steps is None else max_steps
+    limit = step_limit(decoder, prompt, max_steps)
 
     @jax.jit
-    def start(params, keys, prompt):
-        state, prefill = decoder.init(params, keys, prompt)
-        return state, new_counts(prefill), decoder.done(state).all()
+    def begin(params, prompt, key):
+        carry = start(decoder, params, prompt, key)
+        return carry, decoder.done(carry.state).all()
 
     @jax.jit
-    def step(params, keys, state, counts):
-        state, info = decoder.step(params, keys, state)
-        counts = count(counts, info)
-        result = finish(decoder, state), stats_of(counts)
-        return state, counts, result, decoder.done(state).all()
+    def move(params, carry):
+        carry = turn_once(decoder, params, carry)
+        result = finish(decoder, carry.state), stats_of(carry.counts)
+        return carry, result, decoder.done(carry.state).all()
 
-    keys = rng.row_keys(key, prompt.row_ids)
-    state, counts, is_done = start(params, keys, prompt)
-    while int(counts.num_steps) < limit and not bool(is_done):
-        state, counts, result, is_done = step(params, keys, state, counts)
+    carry, is_done = begin(params, prompt, key)
+    while int(carry.counts.num_steps) < limit and not bool(is_done):
+        carry, result, is_done = move(params, carry)
         yield result
 
 
@@ -190,7 +235,20 @@ def with_trace(
     def done(state):
         return decoder.done(state.inner)
 
-    return Decoder(init, step, done, output, decoder.max_steps)
+    return decoder._replace(init=init, step=step, done=done, output=output)
+
+
+def commit_steps(saved: Array, committed: Array) -> Array:
+    """int32 [B, L]: the step that committed each position, counted from 0; else -1.
+
+    `saved` bool [T, B, L] is `Generation.committed` after each step, as `with_trace`
+    keeps it, and `committed` that of the result. A position that was reopened is dated
+    by its last commit.
+    """
+    before = jnp.pad(saved, ((1, 0), (0, 0), (0, 0)))[:-1]
+    steps = jnp.arange(saved.shape[0], dtype=jnp.int32)[:, None, None]
+    last = jnp.where(saved & ~before, steps, -1).max(0)
+    return jnp.where(committed, last, -1)
 
 
 def run(
@@ -283,6 +341,8 @@ def stats_of(counts: Counts) -> Stats:
         num_steps=counts.num_steps,
         num_prefill_calls=counts.prefill.num_calls,
         num_prefill_tokens=counts.prefill.num_query_tokens,
+        num_prefill_draft_calls=counts.prefill.num_draft_calls,
+        num_prefill_draft_tokens=counts.prefill.num_draft_tokens,
         num_dispatches=counts.num_dispatches,
         committed_per_call=counts.of_rows[len(_OF_ROWS) :].T,
         **dict(zip(_OF_ROWS, counts.of_rows)),

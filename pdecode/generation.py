@@ -19,11 +19,11 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from pdecode import knobs, prompts, sharding
 from pdecode import programs as programs_module
-from pdecode import prompts, sharding
 from pdecode.contracts import STOPPED_BY, Generation, Model, Params, Prompt
 from pdecode.decode import Stats
-from pdecode.families import rows as eos
+from pdecode.families.rows import is_eos
 from pdecode.methods import variants
 
 # By what a model predicts: what it is in words, and the method it gets by default.
@@ -39,7 +39,7 @@ class Job(NamedTuple):
 
     method: Callable
     models: tuple
-    params: Params  # one tree, or a tuple of trees for two models
+    params: dict[str, Params]  # by role
     tokenizer: Any
     prompt: Prompt
     settings: dict[str, Any]  # knobs and sizes, max_new_tokens among them
@@ -158,7 +158,7 @@ def prepare(
     target, params, tokenizer = load(model_name, dtype, mesh)
     if not isinstance(target, Model):
         raise ValueError(f"{model_name} is a set of heads: give it as the drafter")
-    needed = variants.predicts(recipe)
+    needed = knobs.needs(recipe)["model"]
     if needed != target.predicts:
         raise ValueError(
             f"{method} needs {KINDS[needed][0]}, but {model_name} is "
@@ -166,7 +166,7 @@ def prepare(
             f"{', '.join(variants.fitting(target.predicts))}"
         )
     models, trees = [target], [params]
-    for role in variants.roles(recipe)[1:]:
+    for role in knobs.roles(recipe)[1:]:
         second, tree = _second(role, method, model_name, drafter, dtype, mesh)
         size = getattr(second, "vocab_size", target.vocab_size)
         if size != target.vocab_size:
@@ -195,7 +195,7 @@ def prepare(
     return Job(
         method=recipe,
         models=tuple(models),
-        params=trees[0] if len(trees) == 1 else tuple(trees),
+        params=dict(zip(knobs.roles(recipe), trees, strict=True)),
         tokenizer=tokenizer,
         prompt=made,
         settings=values,
@@ -208,7 +208,9 @@ def prepare(
 
 def default_model(method: Callable) -> str:
     """Name of the embedded model that `method` decodes with."""
-    return "target" if variants.predicts(method) == "next" else "diffusion"
+    return (
+        "target" if knobs.needs(method).get("model", "next") == "next" else "diffusion"
+    )
 
 
 @functools.lru_cache(maxsize=8)
@@ -289,7 +291,7 @@ def result_of(
         row = generation.tokens[b, start : start + length]
         if keep_eos_tail:
             # The decode knew of no EOS: it fills the row, and the end is found here.
-            ends = np.flatnonzero(np.asarray(eos.is_eos(row, job.eos_ids)))
+            ends = np.flatnonzero(np.asarray(is_eos(row, job.eos_ids)))
             length, reason = (int(ends[0]), "eos") if ends.size else (length, reason)
         rows.append(row.tolist())
         lengths.append(length)

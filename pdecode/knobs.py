@@ -15,11 +15,13 @@ is a Python int that fixes shapes; it and a choice (`Literal`) are static.
 import inspect
 import typing
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from pdecode.contracts import DraftHeads, Model
 
 
 class Knob(NamedTuple):
@@ -42,6 +44,22 @@ class Choice(NamedTuple):
     names: tuple
 
 
+class Needs(NamedTuple):
+    """What a model must predict to be given to a method (`Model.predicts`)."""
+
+    predicts: str
+
+
+# Spelled once, for signatures.
+Temperature = Annotated[float, Knob(0, 100)]
+TopK = Annotated[int, Knob(1, 2**31 - 1)]
+TopP = Annotated[float, Knob(0, 1)]
+Count = Annotated[int, Size()]
+NextModel = Annotated[Model, Needs("next")]
+MaskedModel = Annotated[Model, Needs("masked")]
+UniformModel = Annotated[Model, Needs("uniform")]
+
+
 class Parameter(NamedTuple):
     """One keyword of a method, read off its signature."""
 
@@ -61,6 +79,28 @@ def parameters(method: Callable) -> dict[str, Parameter]:
             continue
         found[name] = _read(name, hints[name], parameter.default)
     return found
+
+
+def needs(method: Callable) -> dict[str, str]:
+    """What each model of `method` must predict, by role; "heads" for draft heads.
+
+    A role without `Needs` is not listed.
+    """
+    hints = typing.get_type_hints(method, include_extras=True)
+    found = {}
+    for name in roles(method):
+        for extra in getattr(hints.get(name), "__metadata__", ()):
+            if isinstance(extra, Needs):
+                found[name] = extra.predicts
+        if hints.get(name) is DraftHeads:
+            found[name] = "heads"
+    return found
+
+
+def roles(method: Callable) -> tuple[str, ...]:
+    """Names of the models that `method` takes, such as ("model", "drafter")."""
+    found = inspect.signature(method).parameters.values()
+    return tuple(p.name for p in found if p.kind is p.POSITIONAL_OR_KEYWORD)
 
 
 def split(method: Callable, values: dict[str, Any]) -> tuple[dict, dict]:
@@ -138,6 +178,8 @@ def _read(name: str, hint: Any, default: Any) -> Parameter:
     if type(None) in typing.get_args(hint):
         is_optional = True
         (hint,) = [arg for arg in typing.get_args(hint) if arg is not type(None)]
+    if hint is bool:
+        return Parameter(name, Choice((False, True)), bool, is_optional, default)
     if typing.get_origin(hint) is typing.Literal:
         kind = Choice(typing.get_args(hint))
         return Parameter(name, kind, str, is_optional, default)

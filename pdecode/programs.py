@@ -1,8 +1,8 @@
-"""A decode as two programs, so that compile, prefill and decode are told apart.
+"""A method compiled once for models, shapes and a mesh, and kept.
 
-`pdecode.decode.run` is one program. Here the decoder's `init` (which holds the prefill)
-and its loop are two, with the same results, and the loop also notes at which step each
-position was committed.
+`pdecode.decode.run` is one program. Here its `start` (which holds the prefill) and its
+`loop` are two, so that compile, prefill and decode are told apart, and the loop also
+notes at which step each position was committed.
 """
 
 import contextlib
@@ -18,9 +18,9 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 
-from pdecode import decode, rng, sharding
+from pdecode import decode, sharding
 from pdecode import knobs as knob_rules
-from pdecode.contracts import Generation, Model, Params, Prompt
+from pdecode.contracts import Decoder, Generation, Model, Params, Prompt
 from pdecode.decode import Stats
 from pdecode.sharding import processes
 
@@ -30,8 +30,9 @@ MAX_KEPT = 64  # programs kept in memory, so that a second call compiles nothing
 class Programs(NamedTuple):
     """A method, compiled for models, sizes and the shapes of one batch."""
 
-    start: Callable  # (params, prompt, key, knobs) -> (keys, state, counts)
-    loop: Callable  # (params, keys, state, counts, knobs) -> (generation, stats, steps)
+    start: Callable  # (params, prompt, key, knobs) -> decode.Carry
+    # (params, prompt, carry, knobs) -> (generation, stats, commit steps)
+    loop: Callable
     knobs: dict[str, Array]
     compile_s: float  # tracing, lowering and compiling; 0 if kept from before
     num_cached: int  # of the two, read from the persistent compilation cache
@@ -68,10 +69,15 @@ def compiled(
     traced, sizes = knob_rules.split(method, settings)
     if mesh is not None:
         traced = sharding.replicate(traced, mesh)
-    static = {"method": method, "models": models, "sizes": tuple(sorted(sizes.items()))}
+    static: dict[str, Any] = {
+        "method": method,
+        "models": models,
+        "sizes": tuple(sorted(sizes.items())),
+        "is_dated": is_dated,
+    }
     leaves, tree = jax.tree.flatten((params, prompt, traced))
     shapes = tuple((jnp.shape(x), jnp.result_type(x)) for x in leaves)
-    name = (*static.values(), is_dated, mesh, tree, shapes)
+    name = (*static.values(), mesh, tree, shapes)
     if name in _kept:
         return _kept[name]._replace(knobs=traced, compile_s=0.0, num_cached=0)
 
@@ -85,8 +91,7 @@ def compiled(
         if mesh is not None:
             # The loop finds what `start` made where the compiler put it.
             carry = jax.tree.map(_placed, carry, start.output_shardings)
-        loop = _loop.lower(params, *carry, traced, is_dated=is_dated, **static)
-        loop = loop.compile()
+        loop = _loop.lower(params, prompt, carry, traced, **static).compile()
     programs = Programs(
         start,
         loop,
@@ -111,43 +116,27 @@ def timed(programs: Programs, params: Params, prompt: Prompt, key: Array) -> Dec
     began = time.perf_counter()
     carry = jax.block_until_ready(programs.start(params, prompt, key, programs.knobs))
     filled = time.perf_counter()
-    result = jax.block_until_ready(programs.loop(params, *carry, programs.knobs))
+    result = jax.block_until_ready(programs.loop(params, prompt, carry, programs.knobs))
     ended = time.perf_counter()
     result = processes.whole(result)
     return Decoded(*result, prefill_s=filled - began, decode_s=ended - filled)
 
 
 def host_step(method: Callable, model: Model | tuple, settings: dict[str, Any]):
-    """One jitted (params, keys, state, counts, knobs) -> (state, counts, done []).
+    """One jitted (params, carry, knobs) -> (carry, done []), to drive from the host.
 
-    For driving from the host what `Programs.start` began.
+    The carry is what `Programs.start` gave.
     """
     models = (model,) if isinstance(model, Model) else tuple(model)
     _, sizes = knob_rules.split(method, settings)
 
     @jax.jit
-    def step(params, keys, state, counts, traced):
+    def step(params, carry, traced):
         decoder = _decoder(method, models, sizes, traced)
-        state, info = decoder.step(params, keys, state)
-        return state, decode.count(counts, info), decoder.done(state).all()
+        carry = decode.turn_once(decoder, params, carry)
+        return carry, decoder.done(carry.state).all()
 
     return step
-
-
-def committed(state: Any) -> Array:
-    """bool [B, L]: positions that a decoder's state holds as generated and committed.
-
-    Knows the states of the families by their fields. Any other state must keep
-    `log_probs`, zero where nothing was committed.
-    """
-    place = jnp.arange(state.tokens.shape[1])[None]
-    if hasattr(state, "masked"):
-        return state.generated & ~state.masked
-    if hasattr(state, "decided"):
-        return state.decided & (place >= state.prompt_end[:, None])
-    if hasattr(state, "length"):
-        return (place >= state.prompt_end[:, None]) & (place < state.length[:, None])
-    return state.log_probs != 0
 
 
 def _placed(leaf: Array, where) -> jax.ShapeDtypeStruct:
@@ -158,35 +147,38 @@ def _decoder(method, models, sizes, traced):
     return method(*models, **dict(sizes), **traced)
 
 
-@functools.partial(jax.jit, static_argnames=("method", "models", "sizes"))
-def _start(params, prompt, key, traced, *, method, models, sizes):
+_STATIC = ("method", "models", "sizes", "is_dated")
+
+
+@functools.partial(jax.jit, static_argnames=_STATIC)
+def _start(params, prompt, key, traced, *, method, models, sizes, is_dated):
     decoder = _decoder(method, models, sizes, traced)
-    keys = rng.row_keys(key, prompt.row_ids)
-    state, prefill = decoder.init(params, keys, prompt)
-    return keys, state, decode.new_counts(prefill)
+    if is_dated:
+        decoder = _dated(decoder, prompt)
+    return decode.start(decoder, params, prompt, key)
 
 
-@functools.partial(jax.jit, static_argnames=("method", "models", "sizes", "is_dated"))
-def _loop(params, keys, state, counts, traced, *, method, models, sizes, is_dated):
+@functools.partial(jax.jit, static_argnames=_STATIC)
+def _loop(params, prompt, carry, traced, *, method, models, sizes, is_dated):
     decoder = _decoder(method, models, sizes, traced)
+    limit = decode.step_limit(decoder, prompt)
+    if is_dated:
+        decoder = _dated(decoder, prompt)
+    carry = decode.loop(decoder, params, carry, limit)
+    generation = decode.finish(decoder, carry.state)
+    steps = jnp.full(generation.tokens.shape, -1, jnp.int32)
+    if is_dated:
+        steps = decode.commit_steps(carry.state.saved, generation.committed)
+    return generation, decode.stats_of(carry.counts), steps
 
-    def unfinished(carry):
-        state, counts, _ = carry
-        return (counts.num_steps < decoder.max_steps) & ~decoder.done(state).all()
 
-    def turn(carry):
-        state, counts, steps = carry
-        state, info = decoder.step(params, keys, state)
-        if not is_dated:
-            return state, decode.count(counts, info), steps
-        is_committed = committed(state)
-        # A position that was reopened is dated anew.
-        now = jnp.where(is_committed & (steps < 0), counts.num_steps, steps)
-        return state, decode.count(counts, info), jnp.where(is_committed, now, -1)
-
-    steps = jnp.full(state.tokens.shape, -1, jnp.int32)
-    state, counts, steps = jax.lax.while_loop(unfinished, turn, (state, counts, steps))
-    return decode.finish(decoder, state), decode.stats_of(counts), steps
+def _dated(decoder: Decoder, prompt: Prompt) -> Decoder:
+    """`decoder`, which also keeps what was committed after each of its steps."""
+    return decode.with_trace(
+        decoder,
+        lambda state, info: decoder.output(state).committed,
+        decode.step_limit(decoder, prompt),
+    )
 
 
 _kept: dict[tuple, Programs] = {}

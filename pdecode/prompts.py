@@ -1,12 +1,22 @@
-"""Ragged batches of token ids."""
+"""Ragged batches of token ids, and what every decode does with them first."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
-from pdecode.contracts import Model, Prompt
+from pdecode.contracts import (
+    Cache,
+    Model,
+    Output,
+    Params,
+    Prompt,
+    Query,
+    SlotRun,
+    Visibility,
+)
 
 
 def from_rows(
@@ -84,3 +94,34 @@ def buffer_length(prompt: Prompt, max_new_tokens: int, model: Model) -> int:
             f"positions, but {model.name} has {model.max_positions}"
         )
     return length
+
+
+def prefill(
+    model: Model,
+    params: Params,
+    prompt: Prompt,
+    cache: Cache,
+    *,
+    drop: int = 0,
+    stop: Array | None = None,
+) -> tuple[Output | None, Cache]:
+    """Stores the text but its last `drop` tokens in slots 0, 1, ...: (Output, cache).
+
+    Each token sees those up to itself, or the slots before `stop` (int32 [B]). The
+    output covers P - drop lanes; None where that is none, and no call is made.
+    """
+    width = prompt.tokens.shape[1] - drop
+    if width < 1:
+        return None, cache
+    batch = prompt.tokens.shape[0]
+    place = jnp.broadcast_to(jnp.arange(width, dtype=jnp.int32), (batch, width))
+    is_text = place < prompt.lengths[:, None] - drop
+    to = place + 1 if stop is None else jnp.broadcast_to(stop[:, None], place.shape)
+    query = Query(
+        tokens=jnp.where(is_text, prompt.tokens[:, :width], 0),
+        positions=place,
+        # What padding leaves behind the text is written over before it is seen.
+        slots=SlotRun(jnp.zeros_like(prompt.lengths)),
+        visible=Visibility(start=jnp.zeros_like(place), stop=to),
+    )
+    return model.encode(params, query, cache)

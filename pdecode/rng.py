@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import Array
 
 # What a draw is for. Two draws at one place with different purposes are independent.
-TARGET, DRAFT, ACCEPT, RESIDUAL, COMMIT, REMASK, ORDER, TRANSPORT = range(8)
+TARGET, DRAFT, ACCEPT, RESIDUAL, COMMIT, REMASK, EDIT, TRANSPORT = range(8)
 
 VOCAB_TILE = 32
 

@@ -55,8 +55,8 @@ def _case(method, kind, *, model=CAUSAL, params=TARGET, max_calls=MAX_NEW, knobs
     return Case(method, model, params, sizes, kind, knobs or {}, max_calls)
 
 
-_two = {"model": (CAUSAL, CAUSAL), "params": (TARGET, NEAR)}
-_heads = {"model": (CAUSAL, HEADS), "params": (TARGET, HEAD_PARAMS)}
+_two = {"model": (CAUSAL, CAUSAL), "params": {"model": TARGET, "drafter": NEAR}}
+_heads = {"model": (CAUSAL, HEADS), "params": {"model": TARGET, "heads": HEAD_PARAMS}}
 _masked = {"model": MASKED}
 
 CASES = {

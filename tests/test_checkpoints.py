@@ -20,8 +20,8 @@ from pdecode import checkpoints, decode, generation, prompts
 from pdecode.checkpoints import convert, drafters, loading, tensors
 from pdecode.cli import main as cli
 from pdecode.contracts import Query, Sampling, Visibility
+from pdecode.families import canvases as method
 from pdecode.kernels.head import dense
-from pdecode.methods.uniform import diffusion_gemma as method
 from pdecode.models import diffusion_gemma
 from pdecode.sampling import BANNED, filter_logits
 

@@ -8,27 +8,15 @@ import contextlib
 import sys
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, TextIO
+from typing import Any, TextIO
 
 import jax
 import numpy as np
-from jax import Array
 
 from pdecode import decode, generation, knobs, programs
-from pdecode.contracts import Decoder
+from pdecode.contracts import Generation
 
 OPEN = "░"  # a position not committed yet
-
-
-class Seen(NamedTuple):
-    """A `Generation`, and which of its positions are committed."""
-
-    tokens: Array  # int32 [B, L]
-    start: Array  # int32 [B]
-    lengths: Array  # int32 [B]
-    log_probs: Array  # float32 [B, L]
-    stopped_by: Array  # int32 [B]
-    committed: Array  # bool [B, L]
 
 
 def watch(
@@ -44,7 +32,7 @@ def watch(
     """
     file = file or sys.stdout
     traced, sizes = knobs.split(job.method, job.settings)
-    decoder = _seen(job.method(*job.models, **sizes, **traced))
+    decoder = job.method(*job.models, **sizes, **traced)
     steps: Iterator[tuple[Any, decode.Stats]] = decode.stream(
         decoder, job.params, job.prompt, jax.random.key(seed)
     )
@@ -62,31 +50,23 @@ def watch(
     return generation.result_of(job, *last, timing, keep_eos_tail=keep_eos_tail)
 
 
-def drawn(job: generation.Job, made: Seen, row: int) -> str:
+def drawn(job: generation.Job, made: Generation, row: int) -> str:
     """A row's generation as text, with a mark for every open position."""
-    first, length = int(made.start[row]), int(made.lengths[row])
-    shown = slice(first, first + length)
-    tokens = np.asarray(made.tokens[row, shown]).tolist()
+    first = int(made.start[row])
+    most = min(int(job.prompt.max_new[row]), job.settings["max_new_tokens"])
+    tokens = np.asarray(made.tokens[row, first : first + most])
+    committed = np.asarray(made.committed[row, first : first + most])
+    ends = np.flatnonzero(committed & np.isin(tokens, job.models[0].eos_ids))
+    if ends.size:
+        tokens = tokens[: ends[0]]
     text, run = [], []
-    for token, is_committed in zip(tokens, np.asarray(made.committed[row, shown])):
+    for token, is_committed in zip(tokens.tolist(), committed):
         if is_committed:
             run.append(token)
         else:
             text += [job.tokenizer.decode(run), OPEN]
             run = []
     return "".join([*text, job.tokenizer.decode(run)])
-
-
-def _seen(decoder: Decoder) -> Decoder:
-    """`decoder`, whose output tells committed positions too.
-
-    Only its state knows them: an id, the mask's included, may stand there for itself.
-    """
-
-    def output(state) -> Any:
-        return Seen(*decoder.output(state), programs.committed(state))
-
-    return decoder._replace(output=output)
 
 
 @contextlib.contextmanager

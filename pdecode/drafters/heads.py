@@ -4,12 +4,12 @@ import jax.numpy as jnp
 from jax import Array
 
 from pdecode.contracts import Draft, Drafter, DraftHeads, Model, Prefix, Round, Sampling
-from pdecode.families import speculative
 from pdecode.kernels.head import api as vocab_head
+from pdecode.sampling import without_mask
 
 
 def greedy_chain(model: Model, heads: DraftHeads, num_draft: int) -> Drafter:
-    """Drafts each head's argmax as a chain; the decoder's params are (target, heads).
+    """Drafts each head's argmax as a chain; their params are those of the role "heads".
 
     Head k reads the hidden state that predicted the root, which the last verifying call
     computed, so a draft costs no call. ValueError if there are too few heads.
@@ -19,13 +19,13 @@ def greedy_chain(model: Model, heads: DraftHeads, num_draft: int) -> Drafter:
             f"num_draft={num_draft} exceeds the {heads.num_heads} heads of {heads.name}"
         )
 
-    sampling = Sampling(banned=speculative.banned(model))
+    sampling = without_mask(model, Sampling())
 
     def init(params, keys, prompt, prefix: Prefix, output) -> Array:
         del keys
         batch = prompt.lengths.shape[0]
         if output is None:
-            weight = model.head(params[0]).weight
+            weight = model.head(params["model"]).weight
             return jnp.zeros((batch, weight.shape[1]), weight.dtype)
         # The prefill's last lane predicted the root. A one-token row has none: it
         # starts from whatever lane 0 holds, which costs acceptance and nothing else.
@@ -34,9 +34,9 @@ def greedy_chain(model: Model, heads: DraftHeads, num_draft: int) -> Drafter:
 
     def propose(params, keys, hidden: Array, prefix: Prefix):
         del keys, prefix
-        ahead = heads.apply(params[1], hidden)[:, :num_draft]
+        ahead = heads.apply(params["heads"], hidden)[:, :num_draft]
         tokens = vocab_head.statistics(
-            model.head(params[0]), ahead, ("token",), sampling
+            model.head(params["model"]), ahead, ("token",), sampling
         ).token
         parents = jnp.broadcast_to(jnp.arange(-1, num_draft - 1), tokens.shape)
         return Draft(tokens=tokens, parents=parents), hidden
@@ -47,7 +47,7 @@ def greedy_chain(model: Model, heads: DraftHeads, num_draft: int) -> Drafter:
         found = jnp.take_along_axis(round.output.hidden, leaf[:, None, None], 1)
         return found[:, 0].astype(hidden.dtype)
 
-    return Drafter(num_draft, num_draft, init, propose, observe, is_paired=True)
+    return Drafter(num_draft, num_draft, init, propose, observe)
 
 
 def last_lane(round: Round) -> Array:

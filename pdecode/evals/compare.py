@@ -21,7 +21,6 @@ from pdecode.contracts import STOPPED_BY, Model
 from pdecode.evals import lineup, quality, tasks
 from pdecode.evals.lineup import Entry
 from pdecode.hardware import roofline
-from pdecode.methods import variants
 
 MAX_PROMPT = 96  # characters
 NUM_COMPILED = 2  # methods compiled at a time
@@ -92,8 +91,7 @@ class Context(NamedTuple):
     def target(self) -> tuple[Model, Any]:
         """The model of the first entry, and its parameters."""
         first = self.entries[0]
-        is_one = len(first.models) == 1
-        return first.models[0], first.params if is_one else first.params[0]
+        return first.models[0], first.params["model"]
 
 
 class Finished(NamedTuple):
@@ -143,7 +141,7 @@ def prepare(settings: Settings) -> Context:
     ]
     judge, held_out = None, {"bits_per_byte": None, "distinct_4": None}
     if model.predicts == "next":
-        params = entries[0].params
+        params = entries[0].params["model"]
         judge = quality.Judge(model, params, size, width + max_new + 1)
         references = [
             tokenizer.encode(each.reference, bos=False)[:max_new]
@@ -316,7 +314,8 @@ def _judged(
     calls, committed = counts["num_calls"], counts["num_committed"]
     decode_s = statistics.median(timed.decode_s)
     rate = committed / decode_s
-    is_draft = variants.family(entry.method) in ("speculative", "jacobi")
+    # A round of draft-and-verify emits one token more than it accepts.
+    is_draft = entry.models[0].predicts == "next"
 
     margins, bits, identical = [], None, None
     differences: dict[str, list] = {"near_ties": [], "mismatches": []}
@@ -360,7 +359,7 @@ def _judged(
         bits_per_byte=bits,
         distinct_4=quality.distinct(texts_ids),
         exact_match=float(np.mean(exact)),
-        drafter_calls=entry.drafter_calls,
+        drafter_calls=counts["num_draft_calls"] / max(calls, 1) or None,
         queries_per_call=counts["num_query_tokens_computed"] / max(calls, 1),
         texts=tuple(texts),
         commit_steps=tuple(commit_steps),
@@ -377,6 +376,9 @@ def _totals(timed: _Timed) -> dict[str, int]:
             "num_committed",
             "num_query_tokens",
             "num_query_tokens_computed",
+            "num_draft_calls",
+            "num_draft_tokens",
+            "num_draft_tokens_computed",
         )
     }
 
@@ -385,7 +387,7 @@ def _drafter(context: Context):
     """(model, params) of the first drafter model in the lineup, or None."""
     for entry in context.entries:
         if len(entry.models) > 1 and isinstance(entry.models[1], Model):
-            return entry.models[1], entry.params[1]
+            return entry.models[1], entry.params["drafter"]
     return None
 
 

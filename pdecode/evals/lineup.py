@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from pdecode import generation, knobs
-from pdecode.contracts import Model
 from pdecode.methods import describe, variants
 
 BASELINE = "autoregressive"
@@ -45,10 +44,9 @@ class Entry(NamedTuple):
     method: Callable
     settings: dict[str, Any]  # without max_new_tokens
     models: tuple
-    params: Any
-    is_lossless: bool  # says its docstring, under these settings
+    params: dict[str, Any]  # by role
+    is_lossless: bool  # says its decoder, under these settings
     temperature: float
-    drafter_calls: float | None  # a round; None: no drafter model
 
 
 def entries(
@@ -131,27 +129,24 @@ def knobs_value(method: Callable, name: str, text: str) -> Any:
 def _entry(name, overrides, model, max_new_tokens: int) -> Entry:
     method, settings = variants.resolve(name)
     settings = {**settings, **DEFAULT.get(name, {}), **overrides}
-    is_lossless = describe.is_lossless(method, settings)
     known = knobs.parameters(method)
-    if is_lossless and "temperature" in known:
-        settings.setdefault("temperature", 0.0)
     base = generation.default_model(method)
-    names = [model or base, *variants.roles(method)[1:]]
+    names = [model or base, *knobs.roles(method)[1:]]
     if model is not None and len(names) > 1:
         raise ValueError(f"it needs a {names[1]} that fits {model}")
     loaded = [generation.load(each) for each in names]
     models = tuple(each[0] for each in loaded)
-    params = loaded[0][1] if len(loaded) == 1 else tuple(each[1] for each in loaded)
+    trees = [each[1] for each in loaded]
+    params = dict(zip(knobs.roles(method), trees, strict=True))
     # Building the recipe checks what the signature cannot say.
     traced, sizes = knobs.split(method, {**settings, "max_new_tokens": max_new_tokens})
-    method(*models, **sizes, **traced)
+    decoder = method(*models, **sizes, **traced)
+    is_lossless = decoder.guarantee == "lossless"
+    if is_lossless and "temperature" in known:
+        settings.setdefault("temperature", 0.0)
     temperature = settings.get("temperature")
     if temperature is None and "temperature" in known:
         temperature = known["temperature"].default
-    drafter_calls = None
-    if len(models) > 1 and isinstance(models[1], Model):
-        depth = sizes.get("branching") or sizes.get("num_draft") or 1
-        drafter_calls = float(len(depth) if isinstance(depth, tuple) else depth)
     return Entry(
         name=name,
         method=method,
@@ -160,5 +155,4 @@ def _entry(name, overrides, model, max_new_tokens: int) -> Entry:
         params=params,
         is_lossless=is_lossless,
         temperature=float(temperature or 0.0),
-        drafter_calls=drafter_calls,
     )

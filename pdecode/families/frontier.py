@@ -7,6 +7,7 @@ position queries, which nobody stores, read the prefix and those tokens.
 """
 
 import functools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -18,16 +19,18 @@ from pdecode.contracts import (
     Cache,
     Decoder,
     Generation,
+    Lens,
     Model,
     Prompt,
     Query,
     Sampling,
     SlotRun,
-    StepInfo,
+    View,
     Visibility,
 )
-from pdecode.families import rows as eos
+from pdecode.families import rows
 from pdecode.kernels.head import api as vocab_head
+from pdecode.sampling import without_mask
 
 
 class FrontierState(NamedTuple):
@@ -41,7 +44,26 @@ class FrontierState(NamedTuple):
     group: Array  # int32 [B]  next group of the order
     num_cached: Array  # int32 [B]  keys in the cache, in commit order
     pending: Array  # int32 [B, G]  positions committed but not cached; -1 pads
+    failed: Array  # bool [B]  a statistic was no number: the row stands still
     cache: Cache
+
+
+class Plan(NamedTuple):
+    """What a frontier decode is made of, checked once."""
+
+    model: Model
+    mask_id: int
+    groups: np.ndarray  # int32 [K, G]  positions of each group in turn; -1 pads
+    lenses: tuple[Lens, ...]
+    sampling: Sampling
+    max_new_tokens: int
+
+
+class Asked(NamedTuple):
+    """The next group's positions."""
+
+    positions: Array  # int32 [B, G]
+    valid: Array  # bool [B, G]
 
 
 def frontier(
@@ -50,14 +72,15 @@ def frontier(
     *,
     max_new_tokens: int,
     sampling: Sampling,
+    lenses: Sequence[Lens] = (),
 ) -> Decoder:
     """A Decoder that fills `rank` (int [N], N >= max_new_tokens) group by group.
 
     Positions of equal rank are drawn in one call, independently given what is decided.
     Ranks count from the end of each row's prompt; positions past a row's end are
-    skipped. The law sampled is the model's own over these groups; with groups of one it
-    is exactly the model's any-order law. Raises ValueError for a causal model or a rank
-    that is too short.
+    skipped. The law sampled is the model's own over these groups, after `lenses`; with
+    groups of one it is exactly the model's any-order law. Raises ValueError for a
+    causal model or a rank that is too short.
     """
     if model.predicts != "masked" or model.mask_id is None:
         raise ValueError(
@@ -70,158 +93,178 @@ def frontier(
             f"rank has shape {rank.shape}, but max_new_tokens={max_new_tokens}: "
             "give a rank to every position"
         )
+    if any(lens.init() != () for lens in lenses):
+        raise ValueError("the frontier family keeps no memory of positions for a lens")
     groups = _groups(rank[:max_new_tokens])
-    num_groups, width = groups.shape
-    table = jnp.asarray(groups)
-    sampling = sampling._replace(
-        banned=tuple(dict.fromkeys((model.mask_id, *sampling.banned)))
+    plan = Plan(
+        model,
+        model.mask_id,
+        groups,
+        tuple(lenses),
+        without_mask(model, sampling),
+        max_new_tokens,
+    )
+    is_exact = groups.shape[1] == 1 and not lenses
+    return Decoder(
+        init=functools.partial(init, plan),
+        step=functools.partial(step, plan),
+        done=functools.partial(done, plan),
+        output=functools.partial(output, plan),
+        max_steps=len(groups),
+        guarantee="exact" if is_exact else "lossy",
     )
 
-    def init(params, keys, prompt: Prompt):
-        del keys
-        batch, prompt_width = prompt.tokens.shape
-        if prompt.masked is not None:
-            raise ValueError("the prompt has holes: fill them with the masked family")
-        length = prompts.buffer_length(prompt, max_new_tokens, model)
-        place = jnp.arange(length)[None]
-        is_text = place < prompt.lengths[:, None]
-        tokens = jnp.zeros((batch, length), jnp.int32)
-        tokens = tokens.at[:, :prompt_width].set(prompt.tokens)
-        tokens = jnp.where(is_text, tokens, 0)
-        cache = model.init_cache(prompt, length + 1)
-        zero = jnp.zeros(batch, jnp.int32)
-        lanes = jnp.broadcast_to(
-            jnp.arange(prompt_width, dtype=jnp.int32), (batch, prompt_width)
-        )
-        query = Query(
-            tokens=jnp.where(lanes < prompt.lengths[:, None], prompt.tokens, 0),
-            positions=lanes,
-            # What padding leaves behind the text is written over before it is seen.
-            slots=SlotRun(zero),
-            visible=Visibility(
-                start=jnp.zeros_like(lanes),
-                stop=jnp.broadcast_to(prompt.lengths[:, None], lanes.shape),
-            ),
-        )
-        _, cache = model.encode(params, query, cache)
-        state = FrontierState(
-            tokens=tokens,
-            log_probs=jnp.zeros((batch, length), jnp.float32),
-            decided=is_text,
-            prompt_end=prompt.lengths,
-            end=prompt.lengths + jnp.minimum(prompt.max_new, max_new_tokens),
-            group=zero,
-            num_cached=prompt.lengths,
-            pending=jnp.full((batch, width), -1, jnp.int32),
-            cache=cache,
-        )
-        has_text = (prompt.lengths > 0).astype(jnp.int32) * model.num_calls
-        info = StepInfo(*[zero] * 6, num_dispatches=jnp.zeros((), jnp.int32))
-        return state, info._replace(
-            num_calls=has_text,
-            num_query_tokens=has_text * prompt.lengths,
-            num_query_tokens_computed=has_text * prompt_width,
-        )
 
-    def step(params, keys, state: FrontierState):
-        active = ~done(state)
-        batch, length = state.tokens.shape
-        rows = jnp.arange(batch)[:, None]
-        offset = table[jnp.minimum(state.group, num_groups - 1)]  # [B, G], -1 pads
-        asked = state.prompt_end[:, None] + offset
-        is_asked = (offset >= 0) & (asked < state.end[:, None]) & active[:, None]
-        is_real = state.pending >= 0
+def init(plan: Plan, params, keys, prompt: Prompt):
+    """The whole prompt in the cache, in its own order."""
+    del keys
+    rows.no_holes(prompt, "the frontier family")
+    laid = rows.layout(prompt, plan.max_new_tokens, plan.model)
+    batch, length = laid.tokens.shape
+    cache = plan.model.init_cache(prompt, length + 1)
+    _, cache = prompts.prefill(
+        plan.model, params["model"], prompt, cache, stop=prompt.lengths
+    )
+    zero = jnp.zeros(batch, jnp.int32)
+    state = FrontierState(
+        tokens=laid.tokens,
+        log_probs=jnp.zeros((batch, length), jnp.float32),
+        decided=laid.is_text,
+        prompt_end=prompt.lengths,
+        end=laid.end,
+        group=zero,
+        num_cached=prompt.lengths,
+        pending=jnp.full((batch, plan.groups.shape[1]), -1, jnp.int32),
+        failed=zero == 1,
+        cache=cache,
+    )
+    return state, rows.prefill_info(plan.model, prompt)
 
-        # Lanes: [pending tokens, stored in commit order | position queries, not stored]
-        real = jnp.maximum(state.pending, 0)
-        queried = jnp.where(is_asked, asked, 0)
-        is_lane = jnp.concatenate([is_real, is_asked], 1)
-        is_key = jnp.concatenate([is_real, jnp.zeros_like(is_asked)], 1)
-        # Everyone sees the fresh tokens; a position query also stands for itself.
-        among = jnp.broadcast_to(is_key[:, None], (batch, 2 * width, 2 * width))
-        among |= jnp.eye(2 * width, dtype=bool)[None] & is_lane[:, None]
-        stop = jnp.broadcast_to(state.num_cached[:, None], is_lane.shape)
-        query = Query(
-            tokens=jnp.concatenate(
-                [
-                    jnp.take_along_axis(state.tokens, real, 1),
-                    jnp.full_like(queried, model.mask_id),
-                ],
-                1,
-            ),
-            positions=jnp.concatenate([real, queried], 1),
-            # A group's positions rise, so those inside the row are its first lanes.
-            slots=SlotRun(state.num_cached, is_key),
-            visible=Visibility(jnp.zeros_like(stop), stop, among=among),
-        )
-        output, cache = model.apply(params, query, state.cache)
-        prediction = vocab_head.statistics(
-            model.head(params),
-            output.hidden[:, width:],
-            ("token", "log_prob"),
-            sampling,
-            functools.partial(rng.noise, keys, rng.TARGET, queried),
-        )
 
-        where = jnp.where(is_asked, asked, length)
-        tokens = state.tokens.at[rows, where].set(prediction.token, mode="drop")
-        log_probs = state.log_probs.at[rows, where].set(
+def step(plan: Plan, params, keys, state: FrontierState):
+    """Store the last group's tokens, ask for the next group, commit it."""
+    active = ~done(plan, state)
+    asked = next_group(plan, state, active)
+    query, num_lanes = frontier_query(plan, state, asked)
+    output, cache = plan.model.apply(params["model"], query, state.cache)
+    hidden = output.hidden[:, plan.groups.shape[1] :]
+    prediction = predict(plan, params, keys, state, asked, hidden)
+    is_number = jnp.isfinite(prediction.log_prob) | ~asked.valid
+    failed = state.failed | ~is_number.all(1)
+    chosen = asked.valid & ~failed[:, None]
+
+    nth = jnp.arange(state.tokens.shape[0])[:, None]
+    where = jnp.where(chosen, asked.positions, state.tokens.shape[1])
+    new = state._replace(
+        tokens=state.tokens.at[nth, where].set(prediction.token, mode="drop"),
+        log_probs=state.log_probs.at[nth, where].set(
             prediction.log_prob.astype(jnp.float32), mode="drop"
-        )
-        decided = state.decided.at[rows, where].set(True, mode="drop")
-        new_state = FrontierState(
-            tokens=tokens,
-            log_probs=log_probs,
-            decided=decided,
-            prompt_end=state.prompt_end,
-            end=state.end,
-            group=state.group + active,
-            num_cached=state.num_cached + is_real.sum(1, dtype=jnp.int32),
-            pending=jnp.where(is_asked, asked, -1),
-            cache=cache,
-        )
-        # A group that lies past the row's end asks nothing: no call for that row.
-        per_call = jnp.where(is_asked.any(1), model.num_calls, 0)
-        zero = jnp.zeros(batch, jnp.int32)
-        return new_state, StepInfo(
-            num_calls=per_call,
-            num_committed=num_counted(new_state) - num_counted(state),
-            num_proposed=is_asked.sum(1, dtype=jnp.int32),
-            num_revoked=zero,
-            num_query_tokens=per_call * is_lane.sum(1, dtype=jnp.int32),
-            num_query_tokens_computed=per_call * (2 * width),
-            num_dispatches=jnp.ones((), jnp.int32),
-        )
+        ),
+        decided=state.decided.at[nth, where].set(True, mode="drop"),
+        group=state.group + active,
+        num_cached=state.num_cached + (state.pending >= 0).sum(1, dtype=jnp.int32),
+        pending=jnp.where(chosen, asked.positions, -1),
+        failed=failed,
+        cache=cache,
+    )
+    # A group that lies past the row's end asks nothing: no call for that row.
+    per_call = jnp.where(asked.valid.any(1), plan.model.num_calls, 0)
+    return new, rows.info(
+        per_call,
+        num_calls=per_call,
+        num_committed=_counted(plan, new) - _counted(plan, state),
+        num_proposed=asked.valid.sum(1, dtype=jnp.int32),
+        num_query_tokens=per_call * num_lanes,
+        num_query_tokens_computed=per_call * query.tokens.shape[1],
+        num_dispatches=jnp.ones((), jnp.int32),
+    )
 
-    def first_eos(state):
-        committed = state.decided
-        return eos.first(
-            state.tokens, committed, state.prompt_end, state.end, model.eos_ids
-        )
 
-    def num_counted(state: FrontierState) -> Array:
-        last, _ = first_eos(state)
-        place = jnp.arange(state.tokens.shape[1])[None]
-        counted = state.decided & (place >= state.prompt_end[:, None])
-        return (counted & (place <= last[:, None])).sum(1, dtype=jnp.int32)
+def next_group(plan: Plan, state: FrontierState, active: Array) -> Asked:
+    """The positions of each row's next group."""
+    table = jnp.asarray(plan.groups)
+    offset = table[jnp.minimum(state.group, len(plan.groups) - 1)]  # [B, G], -1 pads
+    asked = state.prompt_end[:, None] + offset
+    valid = (offset >= 0) & (asked < state.end[:, None]) & active[:, None]
+    return Asked(jnp.where(valid, asked, 0), valid)
 
-    def done(state: FrontierState) -> Array:
-        last, _ = first_eos(state)
-        place = jnp.arange(state.tokens.shape[1])[None]
-        is_missing = ~state.decided & (place >= state.prompt_end[:, None])
-        return ~(is_missing & (place < last[:, None])).any(1)
 
-    def output(state: FrontierState) -> Generation:
-        last, saw_eos = first_eos(state)
-        return Generation(
-            tokens=state.tokens,
-            start=state.prompt_end,
-            lengths=last - state.prompt_end,
-            log_probs=state.log_probs,
-            stopped_by=saw_eos.astype(jnp.int32),
-        )
+def frontier_query(
+    plan: Plan, state: FrontierState, asked: Asked
+) -> tuple[Query, Array]:
+    """The call, and how many of its lanes each row asks for, int32 [B].
 
-    return Decoder(init, step, done, output, num_groups)
+    Lanes: [pending tokens, stored in commit order | position queries, not stored].
+    """
+    batch, width = state.pending.shape
+    is_real = state.pending >= 0
+    real = jnp.maximum(state.pending, 0)
+    is_lane = jnp.concatenate([is_real, asked.valid], 1)
+    is_key = jnp.concatenate([is_real, jnp.zeros_like(asked.valid)], 1)
+    # Everyone sees the fresh tokens; a position query also stands for itself.
+    among = jnp.broadcast_to(is_key[:, None], (batch, 2 * width, 2 * width))
+    among |= jnp.eye(2 * width, dtype=bool)[None] & is_lane[:, None]
+    stop = jnp.broadcast_to(state.num_cached[:, None], is_lane.shape)
+    fresh = jnp.take_along_axis(state.tokens, real, 1)
+    masks = jnp.full_like(asked.positions, plan.mask_id)
+    query = Query(
+        tokens=jnp.concatenate([fresh, masks], 1),
+        positions=jnp.concatenate([real, asked.positions], 1),
+        # A group's positions rise, so those inside the row are its first lanes.
+        slots=SlotRun(state.num_cached, is_key),
+        visible=Visibility(jnp.zeros_like(stop), stop, among=among),
+    )
+    return query, is_lane.sum(1, dtype=jnp.int32)
+
+
+def predict(plan: Plan, params, keys, state: FrontierState, asked: Asked, hidden):
+    """Statistics of the group; noise is named by the position predicted."""
+    places = functools.partial(rng.noise, keys, rng.TARGET, asked.positions)
+    wants, head = ("token", "log_prob"), plan.model.head(params["model"])
+    if not plan.lenses:
+        return vocab_head.statistics(head, hidden, wants, plan.sampling, places)
+    shape = asked.positions.shape
+
+    def spread(leaf):
+        return jnp.broadcast_to(leaf[:, None], (*shape, *leaf.shape[1:]))
+
+    views = View(
+        tokens=spread(state.tokens),
+        known=spread(state.decided),
+        position=asked.positions,
+        prompt_end=spread(state.prompt_end),
+    )
+    return vocab_head.seen_through(
+        plan.lenses, params, views, head, hidden, wants, plan.sampling, places
+    )
+
+
+def done(plan: Plan, state: FrontierState) -> Array:
+    """bool [B]."""
+    return state.failed | rows.is_complete(_progress(state), plan.model.eos_ids)
+
+
+def output(plan: Plan, state: FrontierState) -> Generation:
+    """The result so far."""
+    return rows.generation(
+        _progress(state), state.log_probs, state.failed, plan.model.eos_ids
+    )
+
+
+def _progress(state: FrontierState) -> rows.Canvas:
+    place = jnp.arange(state.tokens.shape[1])[None]
+    is_new = place >= state.prompt_end[:, None]
+    return rows.Canvas(
+        state.tokens,
+        state.decided & is_new,
+        ~state.decided & is_new & (place < state.end[:, None]),
+        state.prompt_end,
+        state.end,
+    )
+
+
+def _counted(plan: Plan, state: FrontierState) -> Array:
+    return rows.num_counted(_progress(state), plan.model.eos_ids)
 
 
 def _groups(rank: np.ndarray) -> np.ndarray:

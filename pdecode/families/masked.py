@@ -1,39 +1,43 @@
-"""The masked family: a canvas of open positions, filled a few at a time.
+"""The masked family: a canvas of open positions, filled in any order.
 
-A step evaluates one window of every row, asks a commit rule which open positions to
-fill with their sampled tokens, and may ask a remask rule which to reopen. What a call
-recomputes is the window's business, when the whole canvas is recomputed is the refresh
-rule's; a slot is the position it holds.
+Every row has its own canvas, block and step. A step evaluates a window of the canvas in
+one call, lets the commit rule fill some of its open positions, and may reopen or
+overwrite others. The phases are the functions below; `masked_diffusion` binds them to
+what a method is made of.
 """
 
 import functools
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from pdecode import cache as caches
-from pdecode import prompts, rng
+from pdecode import rng
 from pdecode.contracts import (
+    Blocks,
     Cache,
+    CanvasShape,
     Decoder,
     Generation,
+    Lens,
     Model,
     Prompt,
-    Query,
+    Read,
     Row,
     Rule,
     Sampling,
-    SlotRun,
-    StepInfo,
-    Visibility,
     Window,
 )
-from pdecode.families import rows as eos
+from pdecode.families import masked_calls as calls
+from pdecode.families import masked_decisions as decisions
+from pdecode.families import rows
 from pdecode.kernels.head import api as vocab_head
+from pdecode.kernels.head import dense
+from pdecode.rules import blocks as grids
 from pdecode.rules import windows
+from pdecode.sampling import without_mask
 
 
 class CanvasState(NamedTuple):
@@ -45,14 +49,37 @@ class CanvasState(NamedTuple):
     log_probs: Array  # float32 [B, L]
     prompt_end: Array  # int32 [B]
     start: Array  # int32 [B]  first position to fill
-    end: Array  # int32 [B]
-    block: Array  # int32 [B]  active block, counted from `start`
+    end: Array  # int32 [B]  one past the last position asked for
+    reach: Array  # int32 [B]  one past the last one filled: `end`, or its block's
+    block: Array  # int32 [B]  that of the leftmost open position
     num_initial: Array  # int32 [B]  open positions of the block when it began
     step: Array  # int32 [B]  steps taken in the block
     turn: Array  # int32 [B]  steps taken in all
+    failed: Array  # bool [B]  a statistic was no number: the row stands still
     cache: Cache
-    commit: Any  # memory of the commit rule
-    remask: Any  # memory of the remask rule
+    memory: tuple  # of the commit, remask and edit rules, then of the lenses
+    holes: tuple | None  # (): the prompt has holes. Without leaves, so it is static
+
+
+class Plan(NamedTuple):
+    """What a masked decode is made of, checked once."""
+
+    model: Model
+    mask_id: int
+    rules: tuple[Rule | None, Rule | None, Rule | None]  # commit, remask, edit
+    lenses: tuple[Lens, ...]
+    blocks: Blocks
+    window: Callable[[Blocks, CanvasShape], Window]
+    refresh: Callable[[Row], Array] | None
+    stop: Read | None
+    fill: Read | None
+    truncate: Read | None
+    sampling: Sampling
+    wants: tuple[str, ...]
+    max_new_tokens: int
+    is_forced: bool
+    last_turn: int | None  # fills whatever is open
+    runs_on: bool  # only the last turn ends a row: a full canvas may be reopened
 
 
 def masked_diffusion(
@@ -61,236 +88,199 @@ def masked_diffusion(
     *,
     max_new_tokens: int,
     sampling: Sampling,
-    block_length: int | None = None,
+    blocks: Blocks | None = None,
     remask: Rule | None = None,
-    window: Callable[[int], Window] = windows.canvas,
+    edit: Rule | None = None,
+    lenses: Sequence[Lens] = (),
+    window: Callable[[Blocks, CanvasShape], Window] = windows.canvas,
     refresh: Callable[[Row], Array] | None = None,
+    stop: Read | None = None,
+    fill: Read | None = None,
+    truncate: Read | None = None,
     progress: str = "force",
     max_steps: int | None = None,
 ) -> Decoder:
     """A Decoder that fills the canvas by `commit`, block by block.
 
-    Blocks of `block_length` (None: one) are filled in order, counted from each row's
-    first open position. `window(L)` chooses what a call evaluates. `refresh(row)` asks
-    for the whole canvas on this step; where any row asks, the batch makes one wide
-    call. `progress="force"` commits at least one position a step; `"schedule"` leaves
-    the pace to the rule, and the step `max_steps - 1` fills whatever is open; with a
-    remask rule it then also runs to the end. Raises ValueError for a causal model.
+    `blocks` (None: one, or the model's own) are filled in order. `window` chooses what
+    a call evaluates. `refresh(row)` asks for the whole canvas on this step; where any
+    row asks, the batch makes one wide call. `lenses` change the law, left to right.
+    After the commit, `remask` may reopen and `edit` overwrite lanes that were filled
+    before this step. `stop(row, prediction)` fills all open lanes at once, with
+    `fill(row, prediction)` int32 [W] in place of the drawn tokens;
+    `truncate(row, prediction)` moves the row's end forward. `progress="force"` commits
+    at least one position a step; `"schedule"` leaves the pace to the rule, and the step
+    `max_steps - 1` fills whatever is open; with a remask rule it then also runs to the
+    end. Raises ValueError for a model without a mask token and for parts that do not
+    fit each other.
     """
-    if model.predicts != "masked" or model.mask_id is None:
-        raise ValueError(
-            f"masked diffusion needs a model trained with a mask token, but "
-            f"{model.name} has predicts={model.predicts!r}: use draft-and-verify or "
-            "Jacobi for a causal model"
+    plan = _checked(
+        model, (commit, remask, edit), tuple(lenses), blocks, window, refresh, stop,
+        fill, truncate, sampling, max_new_tokens, progress, max_steps,
+    )  # fmt: skip
+    # A block's last position may lie behind the row's end.
+    overhang = plan.blocks.length - 1 if plan.blocks.is_absolute else 0  # type: ignore
+    limit = max_new_tokens + overhang if max_steps is None else max_steps
+    is_exact = commit.is_exact and plan.is_forced and plan.window is windows.canvas
+    others = (remask, edit, stop, fill, truncate, plan.lenses or None)
+    is_exact &= all(part is None for part in others)
+    return Decoder(
+        init=functools.partial(init, plan),
+        step=functools.partial(step, plan),
+        done=functools.partial(done, plan),
+        output=functools.partial(output, plan),
+        max_steps=limit,
+        guarantee="exact" if is_exact else "lossy",
+    )
+
+
+def init(plan: Plan, params, keys, prompt: Prompt):
+    """The canvas before the first step; nothing is evaluated yet."""
+    del params, keys
+    grid = plan.blocks
+    room = (grid.length or 1) - 1 if grid.is_absolute else 0
+    laid = rows.layout(prompt, plan.max_new_tokens, plan.model, room)
+    batch, length = laid.tokens.shape
+    place = jnp.arange(length)[None]
+    reach = laid.end if room == 0 else -(-laid.end // (room + 1)) * (room + 1)
+    masked = ~laid.is_text & (place < reach[:, None])
+    if prompt.masked is not None:
+        width = prompt.tokens.shape[1]
+        holes = jnp.zeros_like(masked).at[:, :width].set(prompt.masked)
+        masked |= holes & laid.is_text
+    zero = jnp.zeros(batch, jnp.int32)
+    state = CanvasState(
+        tokens=jnp.where(masked, plan.mask_id, laid.tokens),
+        masked=masked,
+        generated=masked,
+        log_probs=jnp.zeros((batch, length), jnp.float32),
+        prompt_end=prompt.lengths,
+        start=jnp.argmax(masked, 1).astype(jnp.int32),
+        end=laid.end,
+        reach=reach,
+        block=zero,
+        num_initial=zero,
+        step=zero,
+        turn=zero,
+        failed=zero == 1,
+        # One slot more: a canvas-sized call must not alias the whole cache.
+        cache=plan.model.init_cache(prompt, length + 1),
+        memory=_memory(plan, batch, length),
+        holes=None if prompt.masked is None else (),
+    )
+    block = _block(plan, state)
+    state = state._replace(block=block, num_initial=_num_open(plan, state, block))
+    return state, rows.info(zero)
+
+
+def step(plan: Plan, params, keys, state: CanvasState):
+    """Evaluate the window; commit, reopen, overwrite; move to the next block."""
+    active = ~done(plan, state)
+    lanes = calls.look(plan, state, active)
+    output, cache, cost = calls.evaluate(plan, params, state, lanes)
+    prediction, lens_memory = predict(plan, params, keys, state, lanes, output)
+    # A row whose law is no number keeps what it has and stops.
+    is_number = jnp.isfinite(prediction.log_prob) | ~lanes.open
+    failed = state.failed | ~is_number.all(1)
+    lanes = lanes._replace(open=lanes.open & ~failed[:, None])
+    now = decisions.Moment(params, keys, state, lanes, prediction, active & ~failed)
+    canvas = decisions.commit_some(plan, now)
+    canvas = decisions.reopen(plan, now, canvas)
+    canvas = decisions.overwrite(plan, now, canvas)
+    new = state._replace(
+        tokens=canvas.tokens,
+        masked=canvas.masked,
+        log_probs=canvas.log_probs,
+        failed=failed,
+        cache=cache,
+        memory=(*canvas.memory[:3], lens_memory),
+        turn=state.turn + active,
+    )
+    new = advance(plan, cut(plan, now, new), state, active)
+    per_call = jnp.where(active, plan.model.num_calls, 0)
+    return new, rows.info(
+        per_call,
+        num_calls=per_call,
+        num_committed=_counted(plan, new) - _counted(plan, state),
+        num_proposed=lanes.open.sum(1, dtype=jnp.int32),
+        num_revoked=canvas.num_revoked,
+        num_query_tokens=per_call * cost.asked,
+        num_query_tokens_computed=per_call * cost.computed,
+        num_dispatches=jnp.ones((), jnp.int32),
+    )
+
+
+def predict(plan: Plan, params, keys, state: CanvasState, lanes, output):
+    """Statistics of the lanes, and the lenses' memory of every position."""
+    places = functools.partial(
+        rng.noise, keys, rng.TARGET, lanes.positions, round=state.turn
+    )
+    of = None
+    if "of_log_prob" in plan.wants:
+        of = jnp.take_along_axis(state.tokens, lanes.positions, 1)
+    head = plan.model.head(params["model"])
+    if not plan.lenses:
+        found = vocab_head.statistics(
+            head, output.hidden, plan.wants, plan.sampling, places, of=of
         )
-    if progress not in ("force", "schedule"):
-        raise ValueError(f"{progress=} must be 'force' or 'schedule'")
-    if progress == "schedule" and max_steps is None:
-        raise ValueError("progress='schedule' needs max_steps: it ends the decode")
-    if remask is not None and max_steps is None:
-        raise ValueError("a remask rule needs max_steps: it may undo every commit")
-    if model.attention == "block_causal" and not model.block_len:
-        raise ValueError(f"{model.name} is block-causal, but block_len is not set")
-    # Forced progress ends by itself, after one step a position at most.
-    limit = jnp.iinfo(jnp.int32).max if max_steps is None else max_steps
-    width_of_block = max_new_tokens if block_length is None else block_length
-    if model.mask_id not in sampling.undrawn:
-        banned = tuple(dict.fromkeys((model.mask_id, *sampling.banned)))
-        sampling = sampling._replace(banned=banned)
-    rules = (commit,) if remask is None else (commit, remask)
-    wants = ("token", "log_prob", *(want for rule in rules for want in rule.wants))
-    wants = tuple(dict.fromkeys(wants))
-    vocab_head.check_wants(wants)
+        return found, ()
+    views = calls.views_of(state, lanes)
+    known = jax.tree.map(
+        lambda leaf: leaf[jnp.arange(leaf.shape[0])[:, None], lanes.positions],
+        state.memory[3],
+    )
+    raw, seen = vocab_head.through(
+        plan.lenses, params, views, head, output.hidden, plan.sampling, known
+    )
+    where = jnp.where(lanes.open, lanes.positions, state.tokens.shape[1])
+    memory = jax.tree.map(
+        lambda leaf, now: leaf.at[jnp.arange(leaf.shape[0])[:, None], where].set(
+            now, mode="drop"
+        ),
+        state.memory[3],
+        seen,
+    )
+    found = dense.statistics(raw, plan.wants, plan.sampling, places, of=of)
+    return found, memory
 
-    def init(params, keys, prompt: Prompt):
-        del params, keys
-        batch, width = prompt.tokens.shape
-        length = prompts.buffer_length(prompt, max_new_tokens, model)
-        place = jnp.arange(length)[None]
-        end = prompt.lengths + jnp.minimum(prompt.max_new, max_new_tokens)
-        is_text = place < prompt.lengths[:, None]
-        masked = ~is_text & (place < end[:, None])
-        tokens = jnp.zeros((batch, length), jnp.int32)
-        tokens = tokens.at[:, :width].set(prompt.tokens)
-        if prompt.masked is not None:
-            holes = jnp.zeros_like(masked).at[:, :width].set(prompt.masked)
-            masked |= holes & is_text
-        tokens = jnp.where(masked, model.mask_id, jnp.where(is_text, tokens, 0))
-        start = jnp.argmax(masked, 1).astype(jnp.int32)
-        zero = jnp.zeros(batch, jnp.int32)
-        memory = [
-            jax.tree.map(
-                lambda leaf: jnp.broadcast_to(leaf, (batch, *leaf.shape)),
-                () if rule is None else rule.init(length),
-            )
-            for rule in (commit, remask)
-        ]
-        in_block = masked & (place < (start + width_of_block)[:, None])
-        state = CanvasState(
-            tokens=tokens,
-            masked=masked,
-            generated=masked,
-            log_probs=jnp.zeros((batch, length), jnp.float32),
-            prompt_end=prompt.lengths,
-            start=start,
-            end=end,
-            block=zero,
-            num_initial=in_block.sum(1, dtype=jnp.int32),
-            step=zero,
-            turn=zero,
-            # One slot more: a canvas-sized call must not alias the whole cache.
-            cache=model.init_cache(prompt, length + 1),
-            commit=memory[0],
-            remask=memory[1],
-        )
-        return state, StepInfo(*[zero] * 6, num_dispatches=jnp.zeros((), jnp.int32))
 
-    def rows_of(state: CanvasState, positions, opened) -> Row:
-        return Row(
-            tokens=state.tokens,
-            masked=state.masked,
-            generated=state.generated,
-            start=state.start,
-            end=state.end,
-            num_initial=state.num_initial,
-            step=state.step,
-            block=state.block,
-            turn=state.turn,
-            positions=positions,
-            open=opened,
-        )
+def cut(plan: Plan, now: decisions.Moment, state: CanvasState) -> CanvasState:
+    """The state with ends moved forward, and nothing open behind them."""
+    if plan.truncate is None:
+        return state
+    row = calls.row_of(state, now.lanes)
+    wanted = jax.vmap(plan.truncate.apply)(row, now.prediction)
+    end = jnp.where(now.able, jnp.clip(wanted, state.prompt_end, state.end), state.end)
+    inside = jnp.arange(state.tokens.shape[1])[None] < end[:, None]
+    reach = jnp.where(end < state.end, end, state.reach)
+    return state._replace(end=end, reach=reach, masked=state.masked & inside)
 
-    def step(params, keys, state: CanvasState):
-        active = ~done(state)
-        batch, length = state.tokens.shape
-        rows = jnp.arange(batch)[:, None]
 
-        nowhere = jnp.zeros((batch, 1), jnp.int32)
-        view = window(length)
-        before = rows_of(state, nowhere, nowhere == 1)
-        positions, valid = jax.vmap(view.apply)(before)
-        valid &= (positions >= 0) & (positions < state.end[:, None])
-        positions = jnp.clip(positions, 0, length - 1)
-        stale = jnp.zeros(batch, bool)
-        if refresh is not None:
-            stale = jax.vmap(refresh)(before) & active
-        hidden, cache, asked, computed = _evaluate(
-            model, params, state, positions, valid, stale,
-            has_refresh=bool(refresh), is_run=view.is_run,
-        )  # fmt: skip
+def advance(
+    plan: Plan, new: CanvasState, old: CanvasState, active: Array
+) -> CanvasState:
+    """The state at the block of its leftmost open position."""
+    block = _block(plan, new)
+    moved = block != old.block
+    return new._replace(
+        block=block,
+        num_initial=jnp.where(moved, _num_open(plan, new, block), old.num_initial),
+        step=jnp.where(moved, 0, old.step + active),
+    )
 
-        places = functools.partial(
-            rng.noise, keys, rng.TARGET, positions, round=state.turn
-        )
-        prediction = vocab_head.statistics(
-            model.head(params), hidden, wants, sampling, places
-        )
 
-        block_of = (positions - state.start[:, None]) // width_of_block
-        still = jnp.take_along_axis(state.masked, positions, 1)
-        opened = still & valid & (block_of == state.block[:, None]) & active[:, None]
-        row = rows_of(state, positions, opened)
-        rule_keys = rng.row_noise(keys, rng.COMMIT, state.turn)
-        chosen, commit_memory = jax.vmap(commit.apply)(
-            rule_keys, row, prediction, state.commit
-        )
-        chosen &= opened
-        if progress == "force":
-            first = opened & (jnp.cumsum(opened, 1) == 1)
-            chosen |= first & ~chosen.any(1, keepdims=True)
-        is_last = state.turn[:, None] == limit - 1
-        chosen |= still & valid & active[:, None] & is_last
+def done(plan: Plan, state: CanvasState) -> Array:
+    """bool [B]."""
+    if plan.runs_on and plan.last_turn is not None:
+        return state.failed | (state.turn > plan.last_turn)
+    return state.failed | rows.is_complete(_progress(state), plan.model.eos_ids)
 
-        where = jnp.where(chosen, positions, length)
-        tokens = state.tokens.at[rows, where].set(prediction.token, mode="drop")
-        masked = state.masked.at[rows, where].set(False, mode="drop")
-        log_probs = state.log_probs.at[rows, where].set(
-            prediction.log_prob.astype(jnp.float32), mode="drop"
-        )
-        num_revoked = jnp.zeros(batch, jnp.int32)
-        remask_memory = state.remask
-        if remask is not None:
-            rule_keys = rng.row_noise(keys, rng.REMASK, state.turn)
-            after = row._replace(tokens=tokens, masked=masked)
-            reopened, remask_memory = jax.vmap(remask.apply)(
-                rule_keys, after, prediction, state.remask
-            )
-            may = jnp.take_along_axis(state.generated, positions, 1)
-            may &= ~jnp.take_along_axis(masked, positions, 1) & valid & active[:, None]
-            reopened &= may & ~is_last
-            where = jnp.where(reopened, positions, length)
-            tokens = tokens.at[rows, where].set(model.mask_id, mode="drop")
-            masked = masked.at[rows, where].set(True, mode="drop")
-            num_revoked = reopened.sum(1, dtype=jnp.int32)
 
-        # The active block is that of the leftmost open position.
-        place = jnp.arange(length)[None]
-        left = jnp.argmax(masked, 1).astype(jnp.int32)
-        block = jnp.where(
-            masked.any(1), (left - state.start) // width_of_block, state.block
-        )
-        moved = block != state.block
-        in_block = (place - state.start[:, None]) // width_of_block == block[:, None]
-        num_open = (masked & in_block).sum(1, dtype=jnp.int32)
-        per_call = jnp.where(active, model.num_calls, 0)
-        new_state = CanvasState(
-            tokens=tokens,
-            masked=masked,
-            generated=state.generated,
-            log_probs=log_probs,
-            prompt_end=state.prompt_end,
-            start=state.start,
-            end=state.end,
-            block=block,
-            num_initial=jnp.where(moved, num_open, state.num_initial),
-            step=jnp.where(moved, 0, state.step + active),
-            turn=state.turn + active,
-            cache=cache,
-            commit=commit_memory,
-            remask=remask_memory,
-        )
-        return new_state, StepInfo(
-            num_calls=per_call,
-            num_committed=num_counted(new_state) - num_counted(state),
-            num_proposed=opened.sum(1, dtype=jnp.int32),
-            num_revoked=num_revoked,
-            num_query_tokens=per_call * asked,
-            num_query_tokens_computed=per_call * computed,
-            num_dispatches=jnp.ones((), jnp.int32),
-        )
-
-    def first_eos(state):
-        committed = state.generated & ~state.masked
-        return eos.first(
-            state.tokens, committed, state.prompt_end, state.end, model.eos_ids
-        )
-
-    def num_counted(state: CanvasState) -> Array:
-        """Filled positions [B] up to the first EOS: what lies behind never counts."""
-        last, _ = first_eos(state)
-        place = jnp.arange(state.tokens.shape[1])[None]
-        filled = state.generated & ~state.masked & (place <= last[:, None])
-        return filled.sum(1, dtype=jnp.int32)
-
-    def done(state: CanvasState) -> Array:
-        if remask is not None and progress == "schedule":
-            # A full canvas may be reopened: only the end of the schedule ends a row.
-            return state.turn >= limit
-        last, _ = first_eos(state)
-        place = jnp.arange(state.tokens.shape[1])[None]
-        return ~(state.masked & (place < last[:, None])).any(1)
-
-    def output(state: CanvasState) -> Generation:
-        last, saw_eos = first_eos(state)
-        return Generation(
-            tokens=state.tokens,
-            start=state.prompt_end,
-            lengths=last - state.prompt_end,
-            log_probs=state.log_probs,
-            stopped_by=saw_eos.astype(jnp.int32),
-        )
-
-    return Decoder(init, step, done, output, limit)
+def output(plan: Plan, state: CanvasState) -> Generation:
+    """The result so far."""
+    return rows.generation(
+        _progress(state), state.log_probs, state.failed, plan.model.eos_ids
+    )
 
 
 def undrawn(model: Model) -> tuple[int, ...]:
@@ -301,73 +291,85 @@ def undrawn(model: Model) -> tuple[int, ...]:
     return () if model.mask_id is None else (model.mask_id,)
 
 
-def steps_per_block(max_new_tokens: int, steps: int | None, block_length: int) -> int:
-    """Each block's share of `steps` (None: one a token); ValueError if uneven."""
-    if max_new_tokens % block_length:
+def _checked(
+    model, rules, lenses, blocks, window, refresh, stop, fill, truncate, sampling,
+    max_new_tokens, progress, max_steps,
+) -> Plan:  # fmt: skip
+    if model.predicts != "masked" or model.mask_id is None:
         raise ValueError(
-            f"block_length={block_length} must divide max_new_tokens={max_new_tokens}"
+            f"masked diffusion needs a model trained with a mask token, but "
+            f"{model.name} has predicts={model.predicts!r}: use draft-and-verify or "
+            "Jacobi for a causal model"
         )
-    num_blocks = max_new_tokens // block_length
-    steps = max_new_tokens if steps is None else steps
-    if steps % num_blocks:
-        raise ValueError(
-            f"steps={steps} must be a multiple of the {num_blocks} blocks of "
-            f"{block_length} in {max_new_tokens} tokens"
-        )
-    return steps // num_blocks
-
-
-def _evaluate(model, params, state, positions, valid, stale, *, has_refresh, is_run):
-    """Hidden [B, W, E] of the window, the cache, and lanes asked and computed [B].
-
-    On a step with a stale row the whole batch makes one call of the canvas: stale rows
-    store all of it, the others their window, and each reads its window's hidden.
-    """
-    batch, length = state.tokens.shape
-    width = positions.shape[1]
-    place = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), (batch, length))
-    in_row = place < state.end[:, None]
-    num_valid = valid.sum(1, dtype=jnp.int32)
-
-    def narrow(cache):
-        if is_run:
-            # Of a whole canvas, what lies behind the row's end is never seen.
-            slots = SlotRun(positions[:, 0], None if width == length else valid)
-        else:
-            slots = jnp.where(valid, positions, caches.UNSTORED)
-        query = _query(model, state, positions, slots)
-        output, cache = model.apply(params, query, cache)
-        return output.hidden, cache
-
-    if not has_refresh:
-        hidden, cache = narrow(state.cache)
-        return hidden, cache, num_valid, jnp.full((batch,), width)
-
-    def wide(cache):
-        rows = jnp.arange(batch)[:, None]
-        where = jnp.where(valid, positions, length)
-        is_asked = jnp.zeros_like(in_row).at[rows, where].set(True, mode="drop")
-        is_asked = jnp.where(stale[:, None], in_row, is_asked)
-        slots = SlotRun(jnp.zeros_like(num_valid), is_asked)
-        output, cache = model.apply(params, _query(model, state, place, slots), cache)
-        return jnp.take_along_axis(output.hidden, positions[..., None], 1), cache
-
-    any_stale = stale.any()
-    hidden, cache = caches.when(any_stale, wide, narrow, state.cache)
-    asked = jnp.where(stale, in_row.sum(1, dtype=jnp.int32), num_valid)
-    computed = jnp.where(any_stale, length, width)
-    return hidden, cache, asked, jnp.broadcast_to(computed, (batch,))
-
-
-def _query(model: Model, state: CanvasState, positions, slots) -> Query:
-    """The call that evaluates `positions` and stores them at `slots`."""
-    stop = jnp.broadcast_to(state.end[:, None], positions.shape)
-    if model.attention == "block_causal" and model.block_len:
-        n = model.block_len
-        stop = jnp.minimum(stop, (positions // n + 1) * n)
-    return Query(
-        tokens=jnp.take_along_axis(state.tokens, positions, 1),
-        positions=positions,
-        slots=slots,
-        visible=Visibility(start=jnp.zeros_like(positions), stop=stop),
+    if progress not in ("force", "schedule"):
+        raise ValueError(f"{progress=} must be 'force' or 'schedule'")
+    if progress == "schedule" and max_steps is None:
+        raise ValueError("progress='schedule' needs max_steps: it ends the decode")
+    if rules[1] is not None and max_steps is None:
+        raise ValueError("a remask rule needs max_steps: it may undo every commit")
+    if fill is not None and stop is None and max_steps is None:
+        raise ValueError("fill has nothing to fill: set stop or max_steps")
+    parts = [part for part in (*rules, stop, fill, truncate) if part is not None]
+    wanted = ("token", "log_prob", *(want for part in parts for want in part.wants))
+    wants = tuple(dict.fromkeys(wanted))
+    vocab_head.check_wants(wants)
+    return Plan(
+        model=model,
+        mask_id=model.mask_id,
+        rules=rules,
+        lenses=lenses,
+        blocks=grids.of(model, None) if blocks is None else blocks,
+        window=window,
+        refresh=refresh,
+        stop=stop,
+        fill=fill,
+        truncate=truncate,
+        sampling=without_mask(model, sampling),
+        wants=wants,
+        max_new_tokens=max_new_tokens,
+        is_forced=progress == "force",
+        last_turn=None if max_steps is None else max_steps - 1,
+        runs_on=rules[1] is not None and progress == "schedule",
     )
+
+
+def _memory(plan: Plan, batch: int, length: int) -> tuple:
+    """What rules and lenses remember before the first step, leaves [B, ...]."""
+
+    def spread(leaf, shape):
+        leaf = jnp.asarray(leaf)
+        return jnp.broadcast_to(leaf, (*shape, *leaf.shape))
+
+    rules = [() if rule is None else rule.init(length) for rule in plan.rules]
+    lenses = tuple(lens.init() for lens in plan.lenses)
+    return (
+        *jax.tree.map(lambda leaf: spread(leaf, (batch,)), rules),
+        jax.tree.map(lambda leaf: spread(leaf, (batch, length)), lenses),
+    )
+
+
+def _block(plan: Plan, state: CanvasState) -> Array:
+    """int32 [B]: the block of the leftmost open position; as it was if none is open."""
+    left = jnp.argmax(state.masked, 1).astype(jnp.int32)
+    block = jax.vmap(plan.blocks.index)(left[:, None], calls.bare_rows(state))[:, 0]
+    return jnp.where(state.masked.any(1), block, state.block)
+
+
+def _num_open(plan: Plan, state: CanvasState, block: Array) -> Array:
+    """int32 [B]: open positions of `block`."""
+    place = jnp.broadcast_to(
+        jnp.arange(state.tokens.shape[1], dtype=jnp.int32), state.tokens.shape
+    )
+    index = jax.vmap(plan.blocks.index)(place, calls.bare_rows(state))
+    return (state.masked & (index == block[:, None])).sum(1, dtype=jnp.int32)
+
+
+def _progress(state: CanvasState) -> rows.Canvas:
+    committed = state.generated & ~state.masked
+    return rows.Canvas(
+        state.tokens, committed, state.masked, state.prompt_end, state.end
+    )
+
+
+def _counted(plan: Plan, state: CanvasState) -> Array:
+    return rows.num_counted(_progress(state), plan.model.eos_ids)

@@ -7,6 +7,7 @@ nodes this is plain autoregressive decoding, so the baseline runs through the sa
 """
 
 import functools
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -21,33 +22,71 @@ from pdecode.contracts import (
     Draft,
     Drafter,
     Generation,
+    Lens,
     Model,
     Prediction,
     Prefix,
     Prompt,
-    Query,
     Round,
     Sampling,
     SlotRun,
-    StepInfo,
-    Visibility,
 )
-from pdecode.families import rows as eos
+from pdecode.families import rows
+from pdecode.families import speculative_calls as calls
 from pdecode.kernels.head import api as vocab_head
-from pdecode.sampling import categorical
+from pdecode.sampling import categorical, without_mask
 
 
 class PrefixState(NamedTuple):
     """Carry of the loop."""
 
-    tokens: Array  # int32 [B, L]  prompt and what is committed
+    prefix: Prefix  # the cache holds all of it but the last token
     log_probs: Array  # float32 [B, L]
-    length: Array  # int32 [B]  committed tokens; the cache holds all but the last
-    end: Array  # int32 [B]
-    prompt_end: Array  # int32 [B]
     saw_eos: Array  # bool [B]
+    failed: Array  # bool [B]  a statistic was no number: the row stands still
     cache: Cache
     drafter: Any
+
+
+class Plan(NamedTuple):
+    """What a draft-and-verify decode is made of, checked once."""
+
+    model: Model
+    drafter: Drafter
+    acceptance: BlockRule | None  # None: match
+    lenses: tuple[Lens, ...]
+    sampling: Sampling
+    wants: tuple[str, ...]
+    max_new_tokens: int
+
+    @property
+    def num_stored(self) -> int:
+        """Nodes that may be accepted; probes are not."""
+        return self.drafter.num_nodes - self.drafter.num_probes
+
+    @property
+    def is_chain(self) -> bool:
+        """A tree as deep as it has nodes: its accepted path needs no move."""
+        return self.drafter.max_depth == self.num_stored
+
+
+class Verdict(NamedTuple):
+    """Which lanes are accepted, and what follows."""
+
+    path: Array  # int32 [B, D]  lanes in order, repeating the last
+    num_accepted: Array  # int32 [B]
+    next_token: Array  # int32 [B]
+    is_sound: Array  # bool [B]  every probability was a number
+
+
+class Emitted(NamedTuple):
+    """What a round adds."""
+
+    tokens: Array  # int32 [B, D + 1]
+    log_probs: Array  # float32 [B, D + 1]  raw
+    count: Array  # int32 [B]  up to EOS, the row's end and what is no number
+    saw_eos: Array  # bool [B]
+    failed: Array  # bool [B]
 
 
 def draft_verify(
@@ -57,225 +96,224 @@ def draft_verify(
     max_new_tokens: int,
     sampling: Sampling,
     acceptance: BlockRule | str = "match",
+    lenses: Sequence[Lens] = (),
 ) -> Decoder:
     """A Decoder that repeats: propose, verify in one target call, accept, observe.
 
-    `model` must be causal. `acceptance` is `accept.match` or a BlockRule (wrap a
-    NodeRule with `accept.by_node`). Target samples are keyed by position, so `match`
-    returns exactly the tokens of plain sampling with the same key. Raises ValueError
-    for a model that is not causal and for unknown wants.
+    `model` must predict the next token. `acceptance` is `accept.match` or a BlockRule
+    (wrap a NodeRule with `accept.by_node`). Target samples are keyed by position, so
+    `match` returns exactly the tokens of plain sampling with the same key, whatever the
+    drafter proposes. `lenses` change the target's law, each lane in its own context.
+    Raises ValueError for another model, for unknown wants and for a drafter whose
+    numbers of nodes cannot be.
     """
-    if model.predicts != "next":
-        raise ValueError(
-            f"draft-and-verify needs a causal model, but {model.name} has "
-            f"predicts={model.predicts!r}: use a method of the masked or frontier "
-            "family"
-        )
-    num_nodes, num_probes = drafter.num_nodes, drafter.num_probes
-    num_stored = num_nodes - num_probes
-    # A tree as deep as it has nodes is a chain: its accepted path needs no move.
-    is_chain = drafter.max_depth == num_stored
-    is_match = isinstance(acceptance, str)
-    wants = ("token", "log_prob") if is_match else ("logits", *acceptance.wants)
-    wants = tuple(dict.fromkeys((*wants, *drafter.wants)))
-    vocab_head.check_wants(wants)
-
-    def target_params(params):
-        return params[0] if drafter.is_paired else params
-
-    def init(params, keys, prompt: Prompt):
-        batch, width = prompt.tokens.shape
-        if prompt.masked is not None:
-            raise ValueError(
-                "the prompt has holes to fill: draft-and-verify only continues a "
-                "prefix; use a method of the masked family"
-            )
-        length = prompts.buffer_length(prompt, max_new_tokens, model)
-        num_slots = length + 1 + num_stored
-        cache = model.init_cache(prompt, num_slots)
-        is_text = jnp.arange(width)[None] < prompt.lengths[:, None]
-        tokens = jnp.zeros((batch, length), jnp.int32)
-        tokens = tokens.at[:, :width].set(jnp.where(is_text, prompt.tokens, 0))
-        output, cache = prefill(model, target_params(params), prompt, cache)
-        end = prompt.lengths + jnp.minimum(prompt.max_new, max_new_tokens)
-        prefix = Prefix(tokens, prompt.lengths, end, prompt.lengths)
-        state = PrefixState(
-            tokens=tokens,
-            log_probs=jnp.zeros((batch, length), jnp.float32),
-            length=prefix.length,
-            end=prefix.end,
-            prompt_end=prefix.prompt_end,
-            saw_eos=jnp.zeros(batch, bool),
-            cache=cache,
-            drafter=drafter.init(params, keys, prompt, prefix, output),
-        )
-        return state, _info(
-            num_calls=jnp.where(prompt.lengths > 1, model.num_calls, 0),
-            num_query_tokens=(prompt.lengths - 1) * model.num_calls,
-            num_query_tokens_computed=jnp.full_like(
-                prompt.lengths, (width - 1) * model.num_calls
-            ),
-        )
-
-    def step(params, keys, state: PrefixState):
-        active = ~done(state)
-        prefix = Prefix(state.tokens, state.length, state.end, state.prompt_end)
-        root = state.length - 1
-        draft, drafter_state = drafter.propose(params, keys, state.drafter, prefix)
-
-        query, reach = verify_query(draft, prefix, num_stored, is_chain)
-        target = target_params(params)
-        output, cache = model.apply(target, query, state.cache)
-        places = functools.partial(rng.noise, keys, rng.TARGET, query.positions + 1)
-        prediction = vocab_head.statistics(
-            model.head(target), output.hidden, wants, sampling, places
-        )
-
-        nodes = _without_probes(draft, num_stored)
-        depth = trees.depths(reach)
-        if is_match:
-            leaf, next_token = _match(nodes, prediction.token, reach, depth)
-        else:
-            judged = jax.tree.map(lambda leaf: leaf[:, : 1 + num_stored], prediction)
-            leaf, next_token = _draw(acceptance, nodes, judged, keys, root)
-        if is_chain:
-            lanes = jnp.arange(1, drafter.max_depth + 1, dtype=jnp.int32)[None]
-            path = jnp.minimum(lanes, leaf[:, None])
-        else:
-            path = trees.path_to(reach, depth, leaf, drafter.max_depth)
-        num_accepted = jnp.take_along_axis(depth, leaf[:, None], 1)[:, 0]
-
-        new_tokens, judged_at = _emitted(draft, path, num_accepted, next_token)
-        place = jnp.arange(drafter.max_depth + 1, dtype=jnp.int32)[None]
-        room = jnp.minimum(num_accepted + 1, state.end - state.length)
-        is_eos = eos.is_eos(new_tokens, model.eos_ids) & (place < room[:, None])
-        first_eos = jnp.where(is_eos, place, drafter.max_depth + 1).min(1)
-        saw_eos = state.saw_eos | (active & is_eos.any(1))
-        num_committed = jnp.where(active, jnp.minimum(room, first_eos + 1), 0)
-
-        # A select of the whole buffer, which is small, fuses where a scatter does not.
-        nth = jnp.arange(state.tokens.shape[1])[None] - state.length[:, None]
-        is_here = (nth >= 0) & (nth < num_committed[:, None])
-        is_nth = nth[..., None] == place[None]
-        log_prob = _log_prob_of(prediction, new_tokens, judged_at, is_match)
-        tokens, log_probs = (
-            jnp.where(
-                is_here,
-                jnp.where(is_nth, new[:, None], 0).sum(-1, dtype=old.dtype),
-                old,
-            )
-            for new, old in (
-                (new_tokens, state.tokens),
-                (log_prob, state.log_probs),
-            )
-        )
-        length = state.length + num_committed
-
-        if not is_chain and drafter.max_depth > 0:
-            # The root already stands in its slot; only accepted nodes move.
-            kept = (place[:, 1:] <= num_accepted[:, None]) & active[:, None]
-            cache = model.move(cache, root[:, None] + path, SlotRun(root + 1, kept))
-        drafter_state = drafter.observe(
-            params,
-            keys,
-            drafter_state,
-            Round(draft, output, prediction, path, num_accepted, next_token, prefix),
-        )
-        asked = 1 + (draft.tokens >= 0).sum(1, dtype=jnp.int32)
-        per_call = jnp.where(active, model.num_calls, 0)
-        new_state = PrefixState(
-            tokens=tokens,
-            log_probs=log_probs,
-            length=length,
-            end=state.end,
-            prompt_end=state.prompt_end,
-            saw_eos=saw_eos,
-            cache=cache,
-            drafter=drafter_state,
-        )
-        return new_state, _info(
-            num_calls=per_call,
-            num_committed=num_committed,
-            num_proposed=jnp.where(active, asked - 1, 0),
-            num_query_tokens=per_call * asked,
-            num_query_tokens_computed=per_call * (1 + num_nodes),
-            num_dispatches=jnp.ones((), jnp.int32),
-        )
-
-    def done(state: PrefixState) -> Array:
-        return state.saw_eos | (state.length >= state.end)
-
-    def output(state: PrefixState) -> Generation:
-        num_generated = state.length - state.prompt_end
-        return Generation(
-            tokens=state.tokens,
-            start=state.prompt_end,
-            lengths=num_generated - state.saw_eos,
-            log_probs=state.log_probs,
-            stopped_by=state.saw_eos.astype(jnp.int32),
-        )
-
-    return Decoder(init, step, done, output, max_new_tokens)
-
-
-def banned(model: Model) -> tuple[int, ...]:
-    """Ids that a continuation may not hold: the mask, if there is one."""
-    return () if model.mask_id is None else (model.mask_id,)
-
-
-def prefill(model: Model, params, prompt: Prompt, cache: Cache):
-    """Stores all but the last prompt token in slots 0, 1, ...; (Output, cache).
-
-    The output covers those tokens, hidden [B, P - 1, E] (P = 1: no call, None).
-    """
-    width = prompt.tokens.shape[1]
-    if width == 1:
-        return None, cache
-    place = jnp.broadcast_to(
-        jnp.arange(width - 1, dtype=jnp.int32), (prompt.tokens.shape[0], width - 1)
+    plan = _checked(model, drafter, max_new_tokens, sampling, acceptance, lenses)
+    is_lossless = plan.acceptance is None or plan.acceptance.is_lossless
+    return Decoder(
+        init=functools.partial(init, plan),
+        step=functools.partial(step, plan),
+        done=functools.partial(done, plan),
+        output=functools.partial(output, plan),
+        max_steps=max_new_tokens,
+        guarantee="lossless" if is_lossless else "lossy",
     )
-    is_text = place < prompt.lengths[:, None] - 1
-    query = Query(
-        tokens=jnp.where(is_text, prompt.tokens[:, :-1], 0),
-        positions=place,
-        # What padding leaves behind the text is written over before it is seen.
-        slots=SlotRun(jnp.zeros_like(prompt.lengths)),
-        visible=Visibility(start=jnp.zeros_like(place), stop=place + 1),
+
+
+def init(plan: Plan, params, keys, prompt: Prompt):
+    """The prompt's text but its last token in the cache."""
+    rows.no_holes(prompt, "draft-and-verify")
+    model, drafter = plan.model, plan.drafter
+    laid = rows.layout(prompt, plan.max_new_tokens, model)
+    batch, length = laid.tokens.shape
+    cache = model.init_cache(prompt, length + 1 + plan.num_stored)
+    output, cache = prompts.prefill(model, params["model"], prompt, cache, drop=1)
+    prefix = Prefix(laid.tokens, prompt.lengths, laid.end, prompt.lengths)
+    none = jnp.zeros(batch, bool)
+    state = PrefixState(
+        prefix=prefix,
+        log_probs=jnp.zeros((batch, length), jnp.float32),
+        saw_eos=none,
+        failed=none,
+        cache=cache,
+        drafter=drafter.init(params, keys, prompt, prefix, output),
     )
-    return model.encode(params, query, cache)
+    drafted = jnp.full_like(prompt.lengths, drafter.num_prefill_calls)
+    width = prompt.tokens.shape[1] - 1
+    return state, rows.prefill_info(
+        model,
+        prompt,
+        drop=1,
+        num_draft_calls=drafted,
+        num_draft_tokens=drafted * (prompt.lengths - 1),
+        num_draft_tokens_computed=drafted * width,
+    )
 
 
-def verify_query(draft: Draft, prefix: Prefix, num_stored: int, is_chain: bool):
-    """The verifying Query of 1 + N lanes, and reach bool [B, 1 + N, 1 + N]."""
-    batch, num_nodes = draft.tokens.shape
-    root = prefix.length - 1
-    root_token = jnp.take_along_axis(prefix.tokens, root[:, None], 1)
-    reach = trees.ancestors(draft.parents)
+def step(plan: Plan, params, keys, state: PrefixState):
+    """Propose, verify in one target call, accept, append, compact, observe."""
+    active = ~done(plan, state)
+    prefix = state.prefix
+    draft, drafter = plan.drafter.propose(params, keys, state.drafter, prefix)
+    draft = calls.sanitized(draft, plan)
+    query, reach = calls.verify_query(draft, prefix, plan)
+    output, cache = plan.model.apply(params["model"], query, state.cache)
+    prediction = predict(plan, params, keys, prefix, query, reach, output)
+    verdict = judge(plan, keys, draft, prediction, reach, prefix.length - 1)
+    emitted = emit(plan, state, draft, verdict, prediction, active)
+    round = Round(
+        draft, output, prediction, verdict.path, verdict.num_accepted,
+        verdict.next_token, prefix,
+    )  # fmt: skip
+    tokens, log_probs = append(prefix, state.log_probs, emitted)
+    new = PrefixState(
+        prefix=prefix._replace(tokens=tokens, length=prefix.length + emitted.count),
+        log_probs=log_probs,
+        saw_eos=state.saw_eos | emitted.saw_eos,
+        failed=state.failed | emitted.failed,
+        cache=compact(plan, cache, prefix.length - 1, verdict, active),
+        drafter=plan.drafter.observe(params, keys, drafter, round),
+    )
+    return new, account(plan, draft, emitted, active)
+
+
+def predict(plan: Plan, params, keys, prefix, query, reach, output):
+    """Statistics of every lane; noise is named by the position predicted."""
+    places = functools.partial(rng.noise, keys, rng.TARGET, query.positions + 1)
+    head = plan.model.head(params["model"])
+    if not plan.lenses:
+        return vocab_head.statistics(
+            head, output.hidden, plan.wants, plan.sampling, places
+        )
+    views = calls.views_of(prefix, query, reach)
+    return vocab_head.seen_through(
+        plan.lenses, params, views, head, output.hidden, plan.wants, plan.sampling,
+        places,
+    )  # fmt: skip
+
+
+def judge(
+    plan: Plan, keys, draft: Draft, prediction: Prediction, reach: Array, root: Array
+) -> Verdict:
+    """Accepts a path: by equality, or drawn from the rule's own law."""
+    num_lanes = 1 + plan.num_stored
+    nodes = calls.without_probes(draft, plan.num_stored)
     depth = trees.depths(reach)
-    if draft.offsets is not None:
-        depth = jnp.concatenate([jnp.zeros((batch, 1), jnp.int32), draft.offsets], 1)
-    lane = jnp.arange(1 + num_nodes, dtype=jnp.int32)[None]
-    stored = None
-    if num_stored < num_nodes:
-        stored = jnp.broadcast_to(lane <= num_stored, (batch, 1 + num_nodes))
-    start = jnp.zeros((batch, 1 + num_nodes), jnp.int32)
-    if is_chain and num_stored == num_nodes and draft.among is None:
-        # Each lane sees the prefix and the lanes before it: one interval.
-        visible = Visibility(start, root[:, None] + 1 + lane)
+    if plan.acceptance is None:
+        leaf, next_token = _match(nodes, prediction.token, reach, depth)
+        is_sound = jnp.ones(leaf.shape, bool)
     else:
-        among = reach
-        if draft.among is not None:
-            among = among.at[:, 1:, 1:].set(draft.among).at[:, :, 0].set(True)
-        visible = Visibility(
-            start, jnp.broadcast_to(root[:, None], start.shape), among=among
-        )
-    query = Query(
-        tokens=jnp.concatenate([root_token, jnp.maximum(draft.tokens, 0)], 1),
-        positions=root[:, None] + depth,
-        slots=SlotRun(root, stored),
-        visible=visible,
+        judged = jax.tree.map(lambda leaf: leaf[:, :num_lanes], prediction)
+        leaf, next_token, is_sound = _draw(plan.acceptance, nodes, judged, keys, root)
+    max_depth = plan.drafter.max_depth
+    if plan.is_chain:
+        lanes = jnp.arange(1, max_depth + 1, dtype=jnp.int32)[None]
+        path = jnp.minimum(lanes, leaf[:, None])
+    else:
+        path = trees.path_to(reach, depth, leaf, max_depth)
+    num_accepted = jnp.take_along_axis(depth, leaf[:, None], 1)[:, 0]
+    return Verdict(path, num_accepted, next_token, is_sound)
+
+
+def emit(
+    plan: Plan, state: PrefixState, draft, verdict: Verdict, prediction, active
+) -> Emitted:
+    """The verdict's tokens, cut at the row's end and behind the first EOS.
+
+    Accepted lanes 1 3 and next token y, D = 3: tokens t1 t3 y y, judged at 0 1 3 3.
+    """
+    path, num_accepted = verdict.path, verdict.num_accepted
+    size = path.shape[1] + 1
+    place = jnp.arange(size, dtype=jnp.int32)[None]
+    last = verdict.next_token[:, None]
+    accepted = jnp.take_along_axis(draft.tokens, jnp.maximum(path - 1, 0), 1)
+    tokens = jnp.concatenate([accepted, last], 1)
+    tokens = jnp.where(place < num_accepted[:, None], tokens, last)
+    judged_at = jnp.concatenate([jnp.zeros_like(last), path], 1)
+    log_probs = _log_prob_of(plan, prediction, tokens, judged_at)
+
+    room = jnp.minimum(num_accepted + 1, state.prefix.end - state.prefix.length)
+    is_asked = place < room[:, None]
+    is_number = jnp.isfinite(log_probs) & verdict.is_sound[:, None]
+    sound = jnp.where(is_number, size, place).min(1)
+    is_end = rows.is_eos(tokens, plan.model.eos_ids) & is_asked
+    first_eos = jnp.where(is_end, place, size).min(1)
+    count = jnp.minimum(jnp.minimum(room, first_eos + 1), sound)
+    return Emitted(
+        tokens=tokens,
+        log_probs=log_probs,
+        count=jnp.where(active, count, 0),
+        saw_eos=active & (first_eos < count),
+        failed=active & (sound < jnp.minimum(room, first_eos + 1)),
     )
-    return query, reach
+
+
+def append(prefix: Prefix, log_probs: Array, emitted: Emitted) -> tuple[Array, Array]:
+    """Tokens and log-probabilities [B, L] with what was emitted behind the prefix."""
+    # A select of the whole buffer, which is small, fuses where a scatter does not.
+    nth = jnp.arange(prefix.tokens.shape[1])[None] - prefix.length[:, None]
+    is_here = (nth >= 0) & (nth < emitted.count[:, None])
+    is_nth = nth[..., None] == jnp.arange(emitted.tokens.shape[1])[None, None]
+
+    def put(new, old):
+        spread = jnp.where(is_nth, new[:, None], 0).sum(-1, dtype=old.dtype)
+        return jnp.where(is_here, spread, old)
+
+    return put(emitted.tokens, prefix.tokens), put(emitted.log_probs, log_probs)
+
+
+def compact(plan: Plan, cache, root: Array, verdict: Verdict, active: Array) -> Cache:
+    """The cache with the accepted nodes next to the root, which stands in its slot."""
+    if plan.is_chain:
+        return cache
+    nth = jnp.arange(1, plan.drafter.max_depth + 1, dtype=jnp.int32)[None]
+    kept = (nth <= verdict.num_accepted[:, None]) & active[:, None]
+    source = root[:, None] + verdict.path
+    return plan.model.move(cache, source, SlotRun(root + 1, kept))
+
+
+def account(plan: Plan, draft: Draft, emitted: Emitted, active: Array):
+    """What the round did, as StepInfo."""
+    asked = 1 + (draft.tokens >= 0).sum(1, dtype=jnp.int32)
+    per_call = jnp.where(active, plan.model.num_calls, 0)
+    drafted = {}
+    if draft.cost is not None:
+        drafted = {
+            f"num_draft_{name[4:]}": jnp.where(active, count, 0)
+            for name, count in draft.cost._asdict().items()
+        }
+    return rows.info(
+        per_call,
+        num_calls=per_call,
+        num_committed=emitted.count,
+        num_proposed=jnp.where(active, asked - 1, 0),
+        num_query_tokens=per_call * asked,
+        num_query_tokens_computed=per_call * (1 + plan.drafter.num_nodes),
+        num_dispatches=jnp.ones((), jnp.int32),
+        **drafted,
+    )
+
+
+def done(plan: Plan, state: PrefixState) -> Array:
+    """bool [B]."""
+    del plan
+    is_full = state.prefix.length >= state.prefix.end
+    return state.saw_eos | state.failed | is_full
+
+
+def output(plan: Plan, state: PrefixState) -> Generation:
+    """The result so far."""
+    del plan
+    prefix = state.prefix
+    place = jnp.arange(prefix.tokens.shape[1])[None]
+    committed = place >= prefix.prompt_end[:, None]
+    return Generation(
+        tokens=prefix.tokens,
+        start=prefix.prompt_end,
+        lengths=prefix.length - prefix.prompt_end - state.saw_eos,
+        log_probs=state.log_probs,
+        stopped_by=rows.stopped_by(state.saw_eos, state.failed),
+        committed=committed & (place < prefix.length[:, None]),
+    )
 
 
 def _match(draft: Draft, wanted: Array, reach: Array, depth: Array):
@@ -287,16 +325,8 @@ def _match(draft: Draft, wanted: Array, reach: Array, depth: Array):
     return leaf, jnp.take_along_axis(wanted, leaf[:, None], 1)[:, 0]
 
 
-def _without_probes(draft: Draft, num_stored: int) -> Draft:
-    return Draft(
-        tokens=draft.tokens[:, :num_stored],
-        parents=draft.parents[:, :num_stored],
-        q=None if draft.q is None else draft.q[:, :num_stored],
-    )
-
-
 def _draw(rule: BlockRule, draft: Draft, prediction: Prediction, keys, root: Array):
-    """Leaf and next token [B], drawn from the rule's probabilities."""
+    """Leaf and next token [B] drawn from the rule's law, and if it is a law [B]."""
     stop, residual = jax.vmap(rule.apply)(draft, prediction)
     position = root[:, None]
     leaf_place = rng.noise(keys, rng.ACCEPT, position, round=root)
@@ -305,25 +335,13 @@ def _draw(rule: BlockRule, draft: Draft, prediction: Prediction, keys, root: Arr
     token_place = rng.noise(
         keys, rng.RESIDUAL, position, round=root, index=leaf[:, None]
     )
-    return leaf, categorical(law, token_place[:, 0])
+    is_law = jnp.isfinite(stop).all(1) & jnp.isfinite(law).all(1)
+    return leaf, categorical(law, token_place[:, 0]), is_law
 
 
-def _emitted(draft: Draft, path: Array, num_accepted: Array, next_token: Array):
-    """Tokens [B, D + 1] in order, and the lane that judged each.
-
-    Accepted lanes 1 3 and next token y, D = 3: tokens t1 t3 y y, judged at 0 1 3 3.
-    """
-    place = jnp.arange(path.shape[1] + 1)[None]
-    last = next_token[:, None]
-    accepted = jnp.take_along_axis(draft.tokens, jnp.maximum(path - 1, 0), 1)
-    tokens = jnp.concatenate([accepted, last], 1)
-    tokens = jnp.where(place < num_accepted[:, None], tokens, last)
-    return tokens, jnp.concatenate([jnp.zeros_like(last), path], 1)
-
-
-def _log_prob_of(prediction: Prediction, tokens, lanes, is_match: bool) -> Array:
+def _log_prob_of(plan: Plan, prediction: Prediction, tokens, lanes) -> Array:
     """Raw log-probability float32 [B, D + 1] of `tokens` judged at `lanes`."""
-    if is_match:
+    if plan.acceptance is None:
         # Every emitted token is its lane's own sample.
         return jnp.take_along_axis(prediction.log_prob, lanes, 1).astype(jnp.float32)
     log_probs = jax.nn.log_softmax(prediction.logits)
@@ -332,7 +350,33 @@ def _log_prob_of(prediction: Prediction, tokens, lanes, is_match: bool) -> Array
     return picked.astype(jnp.float32)
 
 
-def _info(**counts) -> StepInfo:
-    zero = jnp.zeros_like(counts["num_calls"])
-    blank = StepInfo(*([zero] * 6), num_dispatches=jnp.zeros((), jnp.int32))
-    return blank._replace(**counts)
+def _checked(model, drafter, max_new_tokens, sampling, acceptance, lenses) -> Plan:
+    if model.predicts != "next":
+        raise ValueError(
+            f"draft-and-verify needs a causal model, but {model.name} has "
+            f"predicts={model.predicts!r}: use a method of the masked or frontier "
+            "family"
+        )
+    num_stored = drafter.num_nodes - drafter.num_probes
+    if not 0 <= drafter.num_probes <= drafter.num_nodes:
+        raise ValueError(
+            f"a drafter of num_nodes={drafter.num_nodes} cannot have "
+            f"num_probes={drafter.num_probes}"
+        )
+    if not min(num_stored, 1) <= drafter.max_depth <= num_stored:
+        raise ValueError(
+            f"max_depth={drafter.max_depth} of a drafter with {num_stored} nodes must "
+            f"lie in [{min(num_stored, 1)}, {num_stored}]"
+        )
+    if isinstance(acceptance, str) and acceptance != "match":
+        raise ValueError(f"{acceptance=} must be 'match' or a BlockRule")
+    if any(lens.init() != () for lens in lenses):
+        raise ValueError("draft-and-verify keeps no memory of positions for a lens")
+    rule = None if isinstance(acceptance, str) else acceptance
+    wants = ("token", "log_prob") if rule is None else ("logits", *rule.wants)
+    wants = tuple(dict.fromkeys((*wants, *drafter.wants)))
+    vocab_head.check_wants(wants)
+    return Plan(
+        model, drafter, rule, tuple(lenses), without_mask(model, sampling), wants,
+        max_new_tokens,
+    )  # fmt: skip

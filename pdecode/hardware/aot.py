@@ -45,8 +45,8 @@ class Job(NamedTuple):
 
     @property
     def params(self) -> Any:
-        """What `run` gets: one model's tree is not in a tuple."""
-        return self.trees if len(self.trees) > 1 else self.trees[0]
+        """What `run` gets: the trees by role."""
+        return dict(zip(knob_rules.roles(self.method), self.trees, strict=True))
 
 
 def report(
@@ -144,7 +144,7 @@ def shape_of(name: str) -> Any:
 def _job(method, config, drafter, mesh, batch_size, prompt_len, settings) -> Job:
     recipe, implied = variants.resolve(method)
     configs = [config]
-    roles = variants.roles(recipe)
+    roles = knob_rules.roles(recipe)
     if drafter is not None and "drafter" not in roles:
         raise ValueError(f"{method} takes no drafter, but drafter={drafter!r}")
     if "drafter" in roles:
@@ -213,12 +213,12 @@ def _calls(job: Job) -> list[Call]:
 
     def noting(model: Model, role: int) -> Model:
         def note(call):
-            def apply(params, query, cache, *, layers=None):
+            def apply(params, query, cache):
                 seen = jax.tree.map(
                     lambda x: ShapeDtypeStruct(x.shape, x.dtype), (query, cache)
                 )
                 noted.append((role, *seen))
-                return call(params, query, cache, layers=layers)
+                return call(params, query, cache)
 
             return apply
 

@@ -82,10 +82,10 @@ def listing() -> list[tuple[str, str, str, str, str]]:
         found.append(
             (
                 name,
-                variants_module.family(method),
+                variants_module.group(method),
                 arxiv(method),
                 re.split(r"[;,:.] ", guarantee(method) + " ")[0],
-                ", ".join(variants_module.roles(method)),
+                ", ".join(knobs.roles(method)),
             )
         )
     return found
@@ -99,8 +99,8 @@ def text(name: str) -> str:
         about = variants_module.CONFIGURATIONS[name]
         chosen = ", ".join(f"{k}={v!r}" for k, v in settings.items())
         lines = [f"{name}: {about.about}", f"  = {about.method} with {chosen}", ""]
-    lines += _wrapped("family", variants_module.family(method))
-    lines += _wrapped("models", ", ".join(variants_module.roles(method)))
+    lines += _wrapped("family", variants_module.group(method))
+    lines += _wrapped("models", ", ".join(knobs.roles(method)))
     lines += _wrapped("paper", paper(method))
     lines += _wrapped("guarantee", guarantee(method))
     lines += _wrapped("cost", cost(method))

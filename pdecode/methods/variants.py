@@ -4,11 +4,10 @@ A configuration is data. It has no code of its own; what it does differently fro
 method's defaults is on its line.
 """
 
-import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from pdecode import methods
+from pdecode import knobs, methods
 
 
 class Configuration(NamedTuple):
@@ -111,26 +110,12 @@ def resolve(name: str) -> tuple[Callable, dict[str, Any]]:
     raise ValueError(f"unknown method {name!r}; known: {', '.join(known())}")
 
 
-def roles(method: Callable) -> tuple[str, ...]:
-    """Names of the models that `method` takes: ("model",) or ("model", "drafter")."""
-    found = inspect.signature(method).parameters.values()
-    return tuple(p.name for p in found if p.kind is p.POSITIONAL_OR_KEYWORD)
-
-
-def family(method: Callable) -> str:
+def group(method: Callable) -> str:
     """The folder of pdecode.methods that `method` lives in, such as "masked"."""
     return method.__module__.split(".")[-2]
 
 
-def predicts(method: Callable) -> str:
-    """What the target of `method` predicts, as in `Model.predicts`."""
-    if method is methods.diffusion_gemma:
-        return "uniform"
-    return "masked" if family(method) in ("masked", "visual") else "next"
-
-
 def fitting(kind: str) -> list[str]:
     """Names of the methods whose target has this `Model.predicts`."""
-    return [
-        name for name in methods.__all__ if predicts(getattr(methods, name)) == kind
-    ]
+    every = {name: getattr(methods, name) for name in methods.__all__}
+    return [n for n, each in every.items() if knobs.needs(each).get("model") == kind]

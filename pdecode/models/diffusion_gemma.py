@@ -263,12 +263,7 @@ def _apply(
     params: Params,
     query: Query,
     cache: Cache,
-    *,
-    layers: tuple[int, int] | None = None,
 ) -> tuple[Output, Cache]:
-    first, last = (0, config.num_layers) if layers is None else layers
-    if first != 0 or not 0 < last <= config.num_layers:
-        raise ValueError(f"layers={layers} of a model with {config.num_layers}")
     scale = jnp.asarray(math.sqrt(config.width), config.dtype)
     stream = params["embed"][query.tokens].astype(config.dtype) * scale
     if denoise:
@@ -281,7 +276,7 @@ def _apply(
         stream = parts.applied(mix, params["self_conditioning"], stream, soft)
     taps = {"embed": stream} if "embed" in config.taps else {}
     cache = list(cache)
-    for layer in range(last):
+    for layer in range(config.num_layers):
         stream, cache[layer] = parts.applied(
             Block(config, layer, denoise),
             params[f"layer_{layer}"],

@@ -145,8 +145,7 @@ def _head(params: Table | Chain, *, vocab: int) -> Head:
     return Head(weight=jnp.eye(vocab + 1, dtype=_dtype(params)))
 
 
-def _apply(params, query: Query, cache, *, layers=None, vocab, length, shift):
-    del layers
+def _apply(params, query: Query, cache, *, vocab, length, shift):
     own = jnp.stack([query.tokens, query.positions], -1)[:, None]
     keys = caches.write(cache["keys"], query.slots, own)
     seen, mask = _seen(query, keys, own)

@@ -24,6 +24,7 @@ from pdecode.contracts import (
     Params,
     Prompt,
     Query,
+    SlotRun,
     Visibility,
 )
 from pdecode.kernels.attention.api import narrowed
@@ -61,11 +62,7 @@ def init(config: Config, key: Array) -> Params:
 def make_model(config: Config) -> Model:
     """The decoder's view of `config`; equal configurations give the same object.
 
-    `apply(params, query, cache, *, layers=None)`: `layers=(start, stop)` runs those
-    layers only, then the final norm; the caches of the others are returned as they are.
-    With start > 0 the stream that enters layer `start` is `query.extra`, as the tap
-    `layer_{start - 1}` gave it, and tokens are ignored. Otherwise `query.extra` is
-    added to the (scaled) embedding where `query.has_extra`.
+    `query.extra` is added to the (scaled) embedding where `query.has_extra`.
 
     The model builds no causal mask: queries see what `query.visible` says. Sliding
     layers narrow its intervals, which needs slot == position for stored keys.
@@ -123,7 +120,7 @@ def forward(
     query = Query(tokens, positions, positions, visible, extra, has_extra)
     stream = _embed(config, params, query)
     if not train:
-        return _run(config, params, query, stream, None, (0, config.num_layers))[0]
+        return _run(config, params, query, stream, None)[0]
     if config.taps:
         raise ValueError(
             f"taps={config.taps} need train=False: the scan over layers keeps none"
@@ -193,15 +190,15 @@ def shifted(model: Model, width: int, dtype: str = "float32") -> Model:
         hidden = jnp.zeros((batch, 1, num_slots, width), dtype)
         return {"model": model.init_cache(prompt, num_slots), "hidden": hidden}
 
-    def shift(call, params, query: Query, cache: Cache, *, layers=None):
-        output, inner = call(params, query, cache["model"], layers=layers)
+    def shift(call, params, query: Query, cache: Cache):
+        output, inner = call(params, query, cache["model"])
         hidden = caches.write(cache["hidden"], query.slots, output.hidden[:, None])
         left = jnp.maximum(query.positions - 1, 0)
         read = jax.vmap(lambda row, slot: row[0].at[slot].get(mode="clip"))
         output = output._replace(hidden=read(hidden, left))
         return output, {"model": inner, "hidden": hidden}
 
-    def move(cache: Cache, source: Array, target: Array) -> Cache:
+    def move(cache: Cache, source: Array, target: Array | SlotRun) -> Cache:
         return {
             "model": model.move(cache["model"], source, target),
             "hidden": caches.move(cache["hidden"], source, target),
@@ -225,31 +222,15 @@ def _init_cache(config: Config, prompt: Prompt, num_slots: int) -> Cache:
 
 
 def _apply(
-    config: Config,
-    params: Params,
-    query: Query,
-    cache: Cache,
-    *,
-    layers: tuple[int, int] | None = None,
+    config: Config, params: Params, query: Query, cache: Cache
 ) -> tuple[Output, Cache]:
-    start, stop = (0, config.num_layers) if layers is None else layers
-    if not 0 <= start <= stop <= config.num_layers:
-        raise ValueError(f"layers={layers} of a model with {config.num_layers}")
-    if start == 0:
-        stream = _embed(config, params, query)
-    elif query.extra is None:
-        raise ValueError(f"layers={layers} needs the stream after layer {start - 1}")
-    else:
-        stream = query.extra.astype(config.dtype)
-    return _run(config, params, query, stream, cache, (start, stop))
+    return _run(config, params, query, _embed(config, params, query), cache)
 
 
-def _run(config, params, query, stream, cache, layers) -> tuple[Output, Cache]:
-    taps = {}
-    if layers[0] == 0 and "embed" in config.taps:
-        taps["embed"] = stream
+def _run(config, params, query, stream, cache) -> tuple[Output, Cache]:
+    taps = {"embed": stream} if "embed" in config.taps else {}
     caches = [None] * config.num_layers if cache is None else list(cache)
-    for layer in range(*layers):
+    for layer in range(config.num_layers):
         block = params[f"layer_{layer}"]
         stream, caches[layer] = _layer(
             config, layer, block, query, stream, caches[layer]

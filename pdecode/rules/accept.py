@@ -46,7 +46,7 @@ def rejection(max_children: int = 1) -> NodeRule:
             p = jnp.where(is_real, refused, p)
         return jnp.stack(accept), p
 
-    return NodeRule(apply, max_children)
+    return NodeRule(apply, max_children, is_lossless=True)
 
 
 def by_node(rule: NodeRule) -> BlockRule:
@@ -79,7 +79,7 @@ def by_node(rule: NodeRule) -> BlockRule:
         reach, _ = jax.lax.scan(down, jnp.zeros(num_lanes, p.dtype), lanes)
         return reach * refused[:, -1], residual
 
-    return BlockRule(apply)
+    return BlockRule(apply, is_lossless=rule.is_lossless)
 
 
 def block_verification() -> BlockRule:
@@ -121,7 +121,7 @@ def block_verification() -> BlockRule:
         residual = jax.vmap(normalised)(excess, p[:-1])
         return stop_at * none_after, jnp.concatenate([residual, p[-1:]])
 
-    return BlockRule(apply)
+    return BlockRule(apply, is_lossless=True)
 
 
 def top_match(num_top: int) -> BlockRule:

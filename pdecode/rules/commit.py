@@ -15,8 +15,9 @@ import numpy as np
 from jax import Array
 
 from pdecode import rng
-from pdecode.contracts import Prediction, Row, Rule
+from pdecode.contracts import Blocks, Prediction, Row, Rule
 from pdecode.rules import schedules
+from pdecode.sampling import ban
 
 
 class Order(NamedTuple):
@@ -24,9 +25,11 @@ class Order(NamedTuple):
 
     score: Callable[[Array, Row, Prediction], Array]  # -> [W]
     wants: tuple[str, ...]
+    is_exact: bool  # blind to the tokens drawn
 
 
-ORDERS = ("low_confidence", "random", "entropy", "margin", "max_prob")
+# Those by the probability of the drawn token are the papers', and biased.
+ORDERS = ("low_confidence", "random", "entropy", "margin", "max_prob", "sequential")
 
 
 def order(name: str) -> Order:
@@ -36,17 +39,30 @@ def order(name: str) -> Order:
     log-probability of the sampled token.
     """
     known = {
-        "low_confidence": Order(lambda key, row, p: p.log_prob, ()),
+        "low_confidence": Order(lambda key, row, p: p.log_prob, (), False),
         "random": Order(
-            lambda key, row, p: rng.uniform(rng.at(key, row.positions)), ()
+            lambda key, row, p: rng.uniform(rng.at(key, row.positions)), (), True
         ),
-        "entropy": Order(lambda key, row, p: -p.entropy, ("entropy",)),
-        "margin": Order(lambda key, row, p: p.margin, ("margin",)),
-        "max_prob": Order(lambda key, row, p: p.max_log_prob, ("max_log_prob",)),
+        "entropy": Order(lambda key, row, p: -p.entropy, ("entropy",), True),
+        "margin": Order(lambda key, row, p: p.margin, ("margin",), True),
+        "max_prob": Order(lambda key, row, p: p.max_log_prob, ("max_log_prob",), True),
+        "sequential": Order(lambda key, row, p: -1.0 * row.positions, (), True),
     }
     if name not in known:
         raise ValueError(f"order {name!r} must be one of {ORDERS}")
     return known[name]
+
+
+def confidence_without(ids: tuple[int, ...]) -> Order:
+    """Confidence of the drawn token in the law without `ids`; these come last."""
+
+    def score(key, row: Row, prediction: Prediction) -> Array:
+        del key, row
+        log_probs = jax.nn.log_softmax(ban(prediction.logits, ids))
+        drawn = prediction.token[..., None]
+        return jnp.take_along_axis(log_probs, drawn, -1)[..., 0]
+
+    return Order(score, ("logits",), False)
 
 
 def stateless(
@@ -55,7 +71,7 @@ def stateless(
     """A Rule without memory from apply(key, row, prediction) -> bool [W]."""
     return Rule(
         init=lambda length: (),
-        apply=lambda key, row, prediction, memory: (
+        apply=lambda params, key, row, prediction, memory: (
             apply(key, row, prediction),
             memory,
         ),
@@ -75,22 +91,42 @@ def ranks(score: Array, open_: Array) -> Array:
     return jnp.argsort(falling).astype(jnp.int32)
 
 
-def quota(by: Order, steps: int) -> Rule:
-    """Equal shares of each block over `steps` steps, best first (LLaDA)."""
+def quota(by: Order, steps: int, size: int | None = None) -> Rule:
+    """Equal shares of each block over `steps` steps, best first (LLaDA).
+
+    Shares are of the positions that were open when the block began, or of `size`.
+    """
 
     def apply(key, row: Row, prediction):
-        count = schedules.quota(row.num_initial, row.step, steps)
+        whole = row.num_initial if size is None else jnp.int32(size)
+        count = schedules.quota(whole, row.step, steps)
         return best(by.score(key, row, prediction), row.open, count)
 
     return stateless(apply, by.wants)
 
 
+def shared(by: Order, max_new_tokens: int, steps: int | None, blocks: Blocks) -> Rule:
+    """`quota` of `steps` over all blocks of a canvas, or one position a step (None).
+
+    Shares of a block on the absolute grid are of the whole block, as in SDAR's code; a
+    prompt's tail in it is not refunded. ValueError if the steps do not divide.
+    """
+    if steps is None:
+        return one_by_one(by)
+    length = blocks.length or max_new_tokens
+    share = schedules.steps_per_block(max_new_tokens, steps, length)
+    rule = quota(by, share, blocks.length if blocks.is_absolute else None)
+    # Of a prompt without holes, no block has more open positions than steps.
+    return rule._replace(is_exact=by.is_exact and share >= length)
+
+
 def one_by_one(by: Order) -> Rule:
     """One position a step, best first."""
-    return stateless(
+    rule = stateless(
         lambda key, row, p: best(by.score(key, row, p), row.open, jnp.int32(1)),
         by.wants,
     )
+    return rule._replace(is_exact=by.is_exact)
 
 
 def threshold(level: Array | float) -> Rule:
@@ -149,7 +185,7 @@ def by_rank(rank: np.ndarray) -> Rule:
     """A fixed order: each step fills the open positions of lowest rank.
 
     `rank` int [G] is counted from the row's first open position; equal ranks are filled
-    together, and positions past G last of all.
+    together, and positions past G last of all, together.
     """
     table = jnp.asarray(rank, jnp.int32)
 
@@ -162,4 +198,5 @@ def by_rank(rank: np.ndarray) -> Rule:
         here = jnp.where(row.open, here, last + 1)
         return row.open & (here == here.min())
 
-    return stateless(apply)
+    is_exact = len(np.unique(rank)) == len(rank)
+    return stateless(apply)._replace(is_exact=is_exact)

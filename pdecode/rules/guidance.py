@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
-from pdecode.contracts import Cache, Model, Output, Prompt, Query
+from pdecode.contracts import Cache, Model, Output, Prompt, Query, SlotRun
 
 
 class Pair(NamedTuple):
@@ -36,10 +36,10 @@ def guided(
         )
 
     def both(function):
-        def apply(params, query: Query, cache: Pair, *, layers=None):
+        def apply(params, query: Query, cache: Pair):
             hidden = null(query, cache.prompt_lengths)
-            cond, cond_cache = function(params, query, cache.cond, layers=layers)
-            free, null_cache = function(params, hidden, cache.null, layers=layers)
+            cond, cond_cache = function(params, query, cache.cond)
+            free, null_cache = function(params, hidden, cache.null)
             mixed = (1 + scale) * cond.hidden - scale * free.hidden
             output = Output(mixed.astype(cond.hidden.dtype), cond.taps)
             return output, Pair(cond_cache, null_cache, cache.prompt_lengths)
@@ -55,7 +55,7 @@ def guided(
             )
         return found
 
-    def move(cache: Pair, source: Array, target: Array) -> Pair:
+    def move(cache: Pair, source: Array, target: Array | SlotRun) -> Pair:
         return Pair(
             model.move(cache.cond, source, target),
             model.move(cache.null, source, target),

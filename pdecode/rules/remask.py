@@ -11,8 +11,8 @@ from pdecode.contracts import Row, Rule
 def bernoulli(probability: Array) -> Rule:
     """Each position filled before this step with `probability[turn]` (float32 [N])."""
 
-    def apply(key, row: Row, prediction, memory):
-        del prediction
+    def apply(params, key, row: Row, prediction, memory):
+        del params, prediction
         drawn = rng.uniform(rng.at(key, row.positions))
         return ~row.open & (drawn < probability[row.turn]), memory
 
@@ -29,7 +29,8 @@ def by_recorded_confidence(probability: Array) -> Rule:
     def init(length: int) -> Array:
         return jnp.zeros(length, jnp.float32)
 
-    def apply(key, row: Row, prediction, recorded):
+    def apply(params, key, row: Row, prediction, recorded):
+        del params
         filled = ~row.masked & row.generated
         committed = row.open & ~row.masked[row.positions]
         where = jnp.where(committed, row.positions, recorded.shape[0])

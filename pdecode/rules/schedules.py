@@ -75,3 +75,18 @@ def quota(num_open: Array, step: Array, steps: int) -> Array:
     """How many of `num_open` to commit at `step` of `steps`: equal shares, the
     remainder in the first steps."""
     return num_open // steps + (step < num_open % steps)
+
+
+def steps_per_block(max_new_tokens: int, steps: int, block_length: int) -> int:
+    """Each block's share of `steps`; ValueError if uneven."""
+    if max_new_tokens % block_length:
+        raise ValueError(
+            f"block_length={block_length} must divide max_new_tokens={max_new_tokens}"
+        )
+    num_blocks = max_new_tokens // block_length
+    if steps % num_blocks:
+        raise ValueError(
+            f"steps={steps} must be a multiple of the {num_blocks} blocks of "
+            f"{block_length} in {max_new_tokens} tokens"
+        )
+    return steps // num_blocks

@@ -1,58 +1,57 @@
-"""What one call of the masked family evaluates, and when the canvas is recomputed."""
+"""What one call of the masked family evaluates, and when the canvas is recomputed.
 
-from collections.abc import Callable
+A window is a function (blocks, shape) -> Window; `shape` is static.
+"""
 
 import jax.numpy as jnp
-from jax import Array
 
-from pdecode.contracts import Row, Window
+from pdecode.contracts import Blocks, CanvasShape, Lanes, Row, Window
 
 
-def canvas(length: int) -> Window:
+def canvas(blocks: Blocks, shape: CanvasShape) -> Window:
     """The whole canvas: no cache is reused between steps."""
+    del blocks
+    length = shape.length
 
-    def apply(row: Row) -> tuple[Array, Array]:
+    def apply(row: Row) -> Lanes:
         del row
-        return jnp.arange(length, dtype=jnp.int32), jnp.ones(length, bool)
+        return Lanes(jnp.arange(length, dtype=jnp.int32), jnp.ones(length, bool))
 
     return Window(length, apply, is_run=True)
 
 
-def active_block(block_length: int) -> Callable[[int], Window]:
-    """The active block; what lies outside keeps its K/V (Fast-dLLM's dual cache)."""
+def active_block(blocks: Blocks, shape: CanvasShape) -> Window:
+    """The active block; what lies outside keeps its K/V (Fast-dLLM's dual cache).
 
-    def make(length: int) -> Window:
-        width = min(block_length, length)
-
-        def apply(row: Row) -> tuple[Array, Array]:
-            first = row.start + row.block * block_length
-            positions = first + jnp.arange(width, dtype=jnp.int32)
-            return positions, positions < row.end
-
-        return Window(width, apply, is_run=width < length)
-
-    return make
-
-
-def from_block_on(block_length: int, max_open: int) -> Callable[[int], Window]:
-    """The active block and all behind it (Fast-dLLM's prefix cache).
-
-    `max_open` bounds the distance from a row's first open position to its end.
+    With holes in the prompt the first block may reach across it: the call is then as
+    wide as the canvas, though no more is asked of it.
     """
+    if blocks.length is None:
+        raise ValueError("a window of one block needs blocks: set block_length")
+    spans_prompt = shape.has_holes and not blocks.is_absolute
+    width = shape.length if spans_prompt else min(blocks.length, shape.length)
 
-    def make(length: int) -> Window:
-        width = min(max_open, length)
+    def apply(row: Row) -> Lanes:
+        first = 0 if spans_prompt else blocks.first(row)
+        positions = first + jnp.arange(width, dtype=jnp.int32)
+        is_here = blocks.index(positions, row) == row.block
+        return Lanes(positions, is_here & (positions >= blocks.first(row)))
 
-        def apply(row: Row) -> tuple[Array, Array]:
-            first = row.start + row.block * block_length
-            positions = first + jnp.arange(width, dtype=jnp.int32)
-            return positions, positions < row.end
-
-        return Window(width, apply, is_run=width < length)
-
-    return make
+    return Window(width, apply, is_run=True)
 
 
-def at_block_start(row: Row) -> Array:
+def from_block_on(blocks: Blocks, shape: CanvasShape) -> Window:
+    """The active block and all behind it (Fast-dLLM's prefix cache)."""
+    width = shape.length if shape.has_holes else min(shape.max_open, shape.length)
+
+    def apply(row: Row) -> Lanes:
+        first = 0 if shape.has_holes else blocks.first(row)
+        positions = first + jnp.arange(width, dtype=jnp.int32)
+        return Lanes(positions, positions >= blocks.first(row))
+
+    return Window(width, apply, is_run=True)
+
+
+def at_block_start(row: Row):
     """Refresh rule: the whole canvas on the first step of every block."""
     return row.step == 0

@@ -79,14 +79,14 @@ def on_mesh(model: Model, mesh: Mesh) -> Model:
     is_gathered = mesh.shape.get("fsdp", 1) > 1
 
     def placed(call):
-        def apply(params, query, cache, *, layers=None):
+        def apply(params, query, cache):
             if is_gathered:
                 # Weights do not change in the loop, so the compiler would gather them
                 # before it and carry them whole. Tied to this call's tokens they are
                 # gathered where they are used.
                 params, tokens = jax.lax.optimization_barrier((params, query.tokens))
                 query = query._replace(tokens=tokens)
-            found = call(params, query, cache, layers=layers)
+            found = call(params, query, cache)
             return constrain_rows(found, mesh)
 
         return apply

@@ -148,11 +148,11 @@ def _host_loop(programs: programs_module.Programs, step, params, prompt, key):
     """A function that decodes step by step from the host and returns seconds."""
 
     def once() -> float:
-        keys, state, counts = programs.start(params, prompt, key, programs.knobs)
-        jax.block_until_ready(state)
+        carry = programs.start(params, prompt, key, programs.knobs)
+        jax.block_until_ready(carry)
         began, is_done = time.perf_counter(), False
         while not is_done:
-            state, counts, done = step(params, keys, state, counts, programs.knobs)
+            carry, done = step(params, carry, programs.knobs)
             is_done = bool(done)
         return time.perf_counter() - began
 

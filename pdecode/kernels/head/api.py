@@ -6,11 +6,13 @@ top-p or min-p filter) take the dense path, and so do few logits; else the vocab
 worked through in tiles (`kernels.head.tiles`) and the logits never exist together.
 """
 
+import functools
 from collections.abc import Callable
 
+import jax
 from jax import Array
 
-from pdecode.contracts import Head, Prediction, Sampling
+from pdecode.contracts import Head, Lens, Params, Prediction, Sampling, View
 from pdecode.kernels.head import dense, tiles
 from pdecode.sampling import ban
 from pdecode.sharding import context
@@ -76,3 +78,38 @@ def statistics(
 
     raw = ban(dense.logits(head, hidden), sampling.banned)
     return dense.statistics(raw, wants, sampling, keys, of=of)
+
+
+def through(
+    lenses: tuple[Lens, ...],
+    params: dict[str, Params],
+    views: View,
+    head: Head,
+    hidden: Array,
+    sampling: Sampling,
+    memory: tuple,
+) -> tuple[Array, tuple]:
+    """Logits [B, Q, V] of hidden [B, Q, E] after `lenses`, and their memory.
+
+    `views` and `memory` (one entry a lens) have leaves [B, Q, ...]. What
+    `sampling.banned` names is impossible before and after. `dense.statistics` goes on
+    from here.
+    """
+    raw = ban(dense.logits(head, hidden), sampling.banned)
+    after = []
+    for lens, kept in zip(lenses, memory, strict=True):
+        own = None if lens.role is None else params[lens.role]
+        look = jax.vmap(jax.vmap(functools.partial(lens.apply, own)))
+        raw, kept = look(views, raw, kept)
+        after.append(kept)
+    return ban(raw, sampling.banned), tuple(after)
+
+
+def seen_through(
+    lenses, params, views, head, hidden, wants, sampling, keys=None
+) -> Prediction:
+    """`statistics` of the law after lenses without memory; see `through`."""
+    raw, _ = through(
+        lenses, params, views, head, hidden, sampling, tuple(() for _ in lenses)
+    )
+    return dense.statistics(raw, wants, sampling, keys)

@@ -6,23 +6,21 @@ is GS-Jacobi with blocks of that length. Positions whose output equals the guess
 committed at once, so the window shrinks and no call is spent on confirming.
 """
 
-from typing import Annotated
-
-from pdecode.contracts import Decoder, Model, Sampling
+from pdecode.contracts import Decoder, Sampling
 from pdecode.drafters import iterates
 from pdecode.families import speculative
-from pdecode.knobs import Knob, Size
+from pdecode.knobs import Count, NextModel, Temperature, TopK, TopP
 
 
 def jacobi(
-    model: Model,
+    model: NextModel,
     *,
-    max_new_tokens: Annotated[int, Size()],
-    window: Annotated[int, Size()] = 8,
-    block_length: Annotated[int, Size()] | None = None,
-    temperature: Annotated[float, Knob(0, 100)] = 0.0,
-    top_k: Annotated[int, Knob(1, 2**31 - 1)] | None = None,
-    top_p: Annotated[float, Knob(0, 1)] | None = None,
+    max_new_tokens: Count,
+    window: Count = 8,
+    block_length: Count | None = None,
+    temperature: Temperature = 0.0,
+    top_k: TopK | None = None,
+    top_p: TopP | None = None,
 ) -> Decoder:
     """Fixed-point iteration on the target's own tokens; no drafter.
 
@@ -30,11 +28,15 @@ def jacobi(
     temperature 0 the noise is frozen at each position).
     Cost: 1 + window query tokens a call.
     """
-    sampling = Sampling(temperature, top_k, top_p, banned=speculative.banned(model))
+    sampling = Sampling(temperature, top_k, top_p)
     return speculative.draft_verify(
         model,
         iterates.iterate(
-            model, window, sampling, start="repeat", block_length=block_length
+            model,
+            window,
+            sampling,
+            entry=iterates.repeated(),
+            block_length=block_length,
         ),
         max_new_tokens=max_new_tokens,
         sampling=sampling,

@@ -7,35 +7,47 @@ accepts more; q is set to the target's law for every carried guess (keeping an o
 there, as one released version does, biases the output).
 """
 
-from typing import Annotated, Literal
+from typing import Literal
 
-from pdecode.contracts import Decoder, Model, Sampling
+from pdecode.contracts import Decoder, Sampling
 from pdecode.drafters import iterates
 from pdecode.families import speculative
-from pdecode.knobs import Knob, Size
+from pdecode.knobs import Count, NextModel, Temperature, TopK, TopP
 from pdecode.rules import accept
 
 
 def sjd(
-    model: Model,
+    model: NextModel,
     *,
-    max_new_tokens: Annotated[int, Size()],
-    window: Annotated[int, Size()] = 16,
+    max_new_tokens: Count,
+    window: Count = 16,
     transport: Literal["independent", "maximal", "gumbel"] = "maximal",
     start: Literal["uniform", "repeat"] = "uniform",
-    temperature: Annotated[float, Knob(0, 100)] = 1.0,
-    top_k: Annotated[int, Knob(1, 2**31 - 1)] | None = None,
-    top_p: Annotated[float, Knob(0, 1)] | None = None,
+    temperature: Temperature = 1.0,
+    top_k: TopK | None = None,
+    top_p: TopP | None = None,
 ) -> Decoder:
     """Jacobi iteration for sampling: guesses are kept by rejection sampling.
 
     Guarantee: lossless in distribution, greedy-identical at temperature 0.
     Cost: 1 + window query tokens a call; the head is also read once to recompute q.
     """
-    sampling = Sampling(temperature, top_k, top_p, banned=speculative.banned(model))
+    sampling = Sampling(temperature, top_k, top_p)
+    moved = {
+        "independent": iterates.independent,
+        "maximal": iterates.maximal,
+        "gumbel": iterates.gumbel,
+    }
+    entry = {"uniform": iterates.uniform, "repeat": iterates.repeated}
     return speculative.draft_verify(
         model,
-        iterates.iterate(model, window, sampling, transport=transport, start=start),
+        iterates.iterate(
+            model,
+            window,
+            sampling,
+            transport=moved[transport](),
+            entry=entry[start](),
+        ),
         max_new_tokens=max_new_tokens,
         sampling=sampling,
         acceptance=accept.by_node(accept.rejection()),

@@ -15,23 +15,23 @@ import numpy as np
 from jax import Array
 
 from pdecode import rng
-from pdecode.contracts import Decoder, Model, Prediction, Row, Rule, Sampling
+from pdecode.contracts import Decoder, Prediction, Row, Rule, Sampling
 from pdecode.families import masked
-from pdecode.knobs import Knob, Size
+from pdecode.knobs import Count, Knob, MaskedModel, Temperature, TopK, TopP
 from pdecode.rules import commit
 
 
 def dream(
-    model: Model,
+    model: MaskedModel,
     *,
-    max_new_tokens: Annotated[int, Size()],
-    steps: Annotated[int, Size()] | None = None,
+    max_new_tokens: Count,
+    steps: Count | None = None,
     alg: Literal["origin", "maskgit_plus", "topk_margin", "entropy"] = "origin",
     alg_temp: Annotated[float, Knob(0, 1e6, off=0)] | None = None,
     eps: Annotated[float, Knob(1e-6, 0.5)] = 1e-3,
-    temperature: Annotated[float, Knob(0, 100)] = 0.0,
-    top_k: Annotated[int, Knob(1, 2**31 - 1)] | None = 50,
-    top_p: Annotated[float, Knob(0, 1)] | None = None,
+    temperature: Temperature = 0.0,
+    top_k: TopK | None = 50,
+    top_p: TopP | None = None,
 ) -> Decoder:
     """A falling number of tokens a step, chosen by one of four algorithms.
 
@@ -75,7 +75,8 @@ def _paced(share: Array, score_of, temperature, alg_temp) -> Rule:
     """The best floor(open * share[k]) positions; k skips ahead over empty shares."""
     num_steps = share.shape[0]
 
-    def apply(key, row: Row, prediction, next_step):
+    def apply(params, key, row: Row, prediction, next_step):
+        del params
         num_open = row.open.sum()
         counts = jnp.floor(num_open * share).astype(jnp.int32)
         ready = (counts > 0) & (jnp.arange(num_steps) >= next_step)

@@ -6,20 +6,20 @@ sum(H) - max(H); the longest prefix of the order under `gamma` nats is filled.
 
 from typing import Annotated, Literal
 
-from pdecode.contracts import Decoder, Model, Sampling
+from pdecode.contracts import Decoder, Sampling
 from pdecode.families import masked
-from pdecode.knobs import Knob, Size
-from pdecode.rules import commit
+from pdecode.knobs import Count, Knob, MaskedModel, Temperature
+from pdecode.rules import blocks, commit
 
 
 def eb_sampler(
-    model: Model,
+    model: MaskedModel,
     *,
-    max_new_tokens: Annotated[int, Size()],
-    block_length: Annotated[int, Size()] | None = None,
+    max_new_tokens: Count,
+    block_length: Count | None = None,
     gamma: Annotated[float, Knob(0, 1e6)] = 0.1,
     order: Literal["low_confidence", "entropy", "margin", "max_prob"] = "entropy",
-    temperature: Annotated[float, Knob(0, 100)] = 0.0,
+    temperature: Temperature = 0.0,
 ) -> Decoder:
     """Entropy-bounded unmasking.
 
@@ -32,5 +32,5 @@ def eb_sampler(
         commit.entropy_bounded(gamma, commit.order(order)),
         max_new_tokens=max_new_tokens,
         sampling=Sampling(temperature),
-        block_length=block_length,
+        blocks=blocks.of(model, block_length),
     )

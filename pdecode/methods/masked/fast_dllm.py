@@ -8,30 +8,34 @@ quota of LLaDA applies. The factor rule is the paper's: stop at the first failur
 
 from typing import Annotated, Literal
 
-from pdecode.contracts import Decoder, Model, Sampling
+from pdecode.contracts import Decoder, Sampling
 from pdecode.families import masked
-from pdecode.knobs import Knob, Size
-from pdecode.rules import commit, windows
+from pdecode.knobs import Count, Knob, MaskedModel, Temperature
+from pdecode.rules import blocks, commit, windows
 
 
 def fast_dllm(
-    model: Model,
+    model: MaskedModel,
     *,
-    max_new_tokens: Annotated[int, Size()],
-    steps: Annotated[int, Size()] | None = None,
-    block_length: Annotated[int, Size()] = 32,
+    max_new_tokens: Count,
+    steps: Count | None = None,
+    block_length: Count | None = None,
     threshold: Annotated[float, Knob(0, 1)] | None = None,
     factor: Annotated[float, Knob(0, 1e6)] | None = None,
     cache: Literal["none", "prefix", "dual"] = "none",
-    temperature: Annotated[float, Knob(0, 100)] = 0.0,
+    temperature: Temperature = 0.0,
 ) -> Decoder:
     """Commit every position that is confident enough, at least one.
 
-    The paper's threshold is 0.9. Guarantee: lossy, in `threshold` or `factor`, and in
-    the cache unless the model is block-causal with this block length.
+    The paper's threshold is 0.9, its blocks have 32 positions; a block-causal model is
+    decoded in its own.
+    Guarantee: lossy, in `threshold` or `factor`, and in the cache unless the model is
+    block-causal.
     Cost: between one call a block and one a token; window calls are narrower.
     """
-    block = min(block_length, max_new_tokens)
+    if model.attention != "block_causal":
+        block_length = min(block_length or 32, max_new_tokens)
+    grid = blocks.of(model, block_length)
     if threshold is not None and factor is not None:
         raise ValueError("threshold and factor are two rules: set one of them")
     if threshold is not None:
@@ -39,19 +43,19 @@ def fast_dllm(
     elif factor is not None:
         rule = commit.factor(factor)
     else:
-        share = masked.steps_per_block(max_new_tokens, steps, block)
-        rule = commit.quota(commit.order("low_confidence"), share)
+        by = commit.order("low_confidence")
+        rule = commit.shared(by, max_new_tokens, steps, grid)
     window = {
         "none": windows.canvas,
-        "prefix": windows.from_block_on(block, max_new_tokens),
-        "dual": windows.active_block(block),
+        "prefix": windows.from_block_on,
+        "dual": windows.active_block,
     }[cache]
     return masked.masked_diffusion(
         model,
         rule,
         max_new_tokens=max_new_tokens,
         sampling=Sampling(temperature, undrawn=masked.undrawn(model)),
-        block_length=block,
+        blocks=grid,
         window=window,
         refresh=None if cache == "none" else windows.at_block_start,
     )

@@ -10,20 +10,20 @@ from typing import Annotated, Literal
 import jax.numpy as jnp
 
 from pdecode import rng
-from pdecode.contracts import Decoder, Model, Row, Sampling
+from pdecode.contracts import Decoder, Row, Sampling
 from pdecode.families import masked
-from pdecode.knobs import Knob, Size
+from pdecode.knobs import Count, Knob, MaskedModel, Temperature
 from pdecode.rules import commit, schedules
 
 
 def maskgit(
-    model: Model,
+    model: MaskedModel,
     *,
-    max_new_tokens: Annotated[int, Size()],
-    steps: Annotated[int, Size()] = 12,
+    max_new_tokens: Count,
+    steps: Count = 12,
     schedule: Literal["cosine", "linear", "square", "cubic", "log", "exp"] = "cosine",
     choice_temperature: Annotated[float, Knob(0, 1e6)] = 4.5,
-    temperature: Annotated[float, Knob(0, 100)] = 1.0,
+    temperature: Temperature = 1.0,
 ) -> Decoder:
     """Commit all but gamma(r) of the canvas, ranked by confidence plus Gumbel noise.
 

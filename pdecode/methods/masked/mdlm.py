@@ -5,22 +5,22 @@ absorbing SEDD (arXiv:2310.16834). Deviation: the grid ends at time 0, where the
 step's probability is 1, so no separate fill is needed.
 """
 
-from typing import Annotated, Literal
+from typing import Literal
 
-from pdecode.contracts import Decoder, Model, Sampling
+from pdecode.contracts import Decoder, Sampling
 from pdecode.families import masked
-from pdecode.knobs import Knob, Size
+from pdecode.knobs import Count, MaskedModel, Temperature, TopP
 from pdecode.rules import commit, schedules
 
 
 def mdlm(
-    model: Model,
+    model: MaskedModel,
     *,
-    max_new_tokens: Annotated[int, Size()],
-    steps: Annotated[int, Size()] = 64,
+    max_new_tokens: Count,
+    steps: Count = 64,
     schedule: Literal["linear", "cosine", "square"] = "linear",
-    temperature: Annotated[float, Knob(0, 100)] = 1.0,
-    top_p: Annotated[float, Knob(0, 1)] | None = None,
+    temperature: Temperature = 1.0,
+    top_p: TopP | None = None,
 ) -> Decoder:
     """Each open position is filled with probability (alpha_s - alpha_t)/(1 - alpha_t).
 

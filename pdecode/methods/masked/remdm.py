@@ -11,21 +11,21 @@ from typing import Annotated, Literal
 import jax.numpy as jnp
 import numpy as np
 
-from pdecode.contracts import Decoder, Model, Sampling
+from pdecode.contracts import Decoder, Sampling
 from pdecode.families import masked
-from pdecode.knobs import Knob, Size
+from pdecode.knobs import Count, Knob, MaskedModel, Temperature, TopP
 from pdecode.rules import commit, remask, schedules
 
 
 def remdm(
-    model: Model,
+    model: MaskedModel,
     *,
-    max_new_tokens: Annotated[int, Size()],
-    steps: Annotated[int, Size()] = 128,
+    max_new_tokens: Count,
+    steps: Count = 128,
     variant: Literal["cap", "rescale", "conf", "loop"] = "cap",
     eta: Annotated[float, Knob(0, 1)] = 0.02,
-    temperature: Annotated[float, Knob(0, 100)] = 1.0,
-    top_p: Annotated[float, Knob(0, 1)] | None = 0.9,
+    temperature: Temperature = 1.0,
+    top_p: TopP | None = 0.9,
 ) -> Decoder:
     """Ancestral sampling with remasking: more steps keep helping.
 

@@ -3,25 +3,23 @@
 Sun et al., 2024, arXiv:2403.10444 (algorithm 2).
 """
 
-from typing import Annotated
-
 from pdecode import trees
-from pdecode.contracts import Decoder, Model, Sampling
+from pdecode.contracts import Decoder, Sampling
 from pdecode.drafters import causal
 from pdecode.families import speculative
-from pdecode.knobs import Knob, Size
+from pdecode.knobs import Count, NextModel, Temperature, TopK, TopP
 from pdecode.rules import accept
 
 
 def block_verification(
-    model: Model,
-    drafter: Model,
+    model: NextModel,
+    drafter: NextModel,
     *,
-    max_new_tokens: Annotated[int, Size()],
-    num_draft: Annotated[int, Size()] = 5,
-    temperature: Annotated[float, Knob(0, 100)] = 0.0,
-    top_k: Annotated[int, Knob(1, 2**31 - 1)] | None = None,
-    top_p: Annotated[float, Knob(0, 1)] | None = None,
+    max_new_tokens: Count,
+    num_draft: Count = 5,
+    temperature: Temperature = 0.0,
+    top_k: TopK | None = None,
+    top_p: TopP | None = None,
 ) -> Decoder:
     """A draft model's chain, judged by the probability of the whole block.
 
@@ -29,7 +27,7 @@ def block_verification(
     expectation never fewer tokens a call than speculative sampling.
     Cost: 1 + num_draft query tokens a call; num_draft calls of the drafter.
     """
-    sampling = Sampling(temperature, top_k, top_p, banned=speculative.banned(model))
+    sampling = Sampling(temperature, top_k, top_p)
     return speculative.draft_verify(
         model,
         causal.draft_model(drafter, trees.chain(num_draft), sampling),

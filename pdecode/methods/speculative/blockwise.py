@@ -5,23 +5,21 @@ heads, makes the next (the paper's combined scoring and proposal). `match_top` >
 its relaxed criterion: a token passes if it is among the base head's best K.
 """
 
-from typing import Annotated
-
-from pdecode.contracts import Decoder, DraftHeads, Model, Sampling
+from pdecode.contracts import Decoder, DraftHeads, Sampling
 from pdecode.drafters import heads as head_drafters
 from pdecode.families import speculative
-from pdecode.knobs import Knob, Size
+from pdecode.knobs import Count, NextModel, Temperature
 from pdecode.rules import accept
 
 
 def blockwise(
-    model: Model,
+    model: NextModel,
     heads: DraftHeads,
     *,
-    max_new_tokens: Annotated[int, Size()],
-    num_draft: Annotated[int, Size()] = 3,
-    match_top: Annotated[int, Size()] = 1,
-    temperature: Annotated[float, Knob(0, 100)] = 0.0,
+    max_new_tokens: Count,
+    num_draft: Count = 3,
+    match_top: Count = 1,
+    temperature: Temperature = 0.0,
 ) -> Decoder:
     """`num_draft` extra heads draft a chain; no drafter call at all.
 
@@ -29,7 +27,7 @@ def blockwise(
     seed; lossy above it, and then greedy after the accepted tokens.
     Cost: 1 + num_draft query tokens a call.
     """
-    sampling = Sampling(temperature, banned=speculative.banned(model))
+    sampling = Sampling(temperature)
     return speculative.draft_verify(
         model,
         head_drafters.greedy_chain(model, heads, num_draft),

@@ -5,30 +5,28 @@ ends instead of searching on for a full-length continuation, and the leftmost ma
 the longest suffix wins.
 """
 
-from typing import Annotated
-
-from pdecode.contracts import Decoder, Model, Sampling
+from pdecode.contracts import Decoder, Sampling
 from pdecode.drafters import ngram
 from pdecode.families import speculative
-from pdecode.knobs import Knob, Size
+from pdecode.knobs import Count, NextModel, Temperature, TopK, TopP
 
 
 def prompt_lookup(
-    model: Model,
+    model: NextModel,
     *,
-    max_new_tokens: Annotated[int, Size()],
-    num_draft: Annotated[int, Size()] = 10,
-    max_ngram: Annotated[int, Size()] = 3,
-    temperature: Annotated[float, Knob(0, 100)] = 0.0,
-    top_k: Annotated[int, Knob(1, 2**31 - 1)] | None = None,
-    top_p: Annotated[float, Knob(0, 1)] | None = None,
+    max_new_tokens: Count,
+    num_draft: Count = 10,
+    max_ngram: Count = 3,
+    temperature: Temperature = 0.0,
+    top_k: TopK | None = None,
+    top_p: TopP | None = None,
 ) -> Decoder:
     """Drafts copied from the context, matched against the target's own tokens.
 
     Guarantee: lossless; token for token plain decoding with the same seed.
     Cost: 1 + num_draft query tokens a call; no drafter calls.
     """
-    sampling = Sampling(temperature, top_k, top_p, banned=speculative.banned(model))
+    sampling = Sampling(temperature, top_k, top_p)
     return speculative.draft_verify(
         model,
         ngram.prompt_lookup(num_draft, max_ngram),

@@ -8,30 +8,30 @@ al., 2024, arXiv:2402.14160).
 from typing import Annotated, Literal
 
 from pdecode import trees
-from pdecode.contracts import Decoder, Model, Sampling
+from pdecode.contracts import Decoder, Sampling
 from pdecode.drafters import causal
 from pdecode.families import speculative
-from pdecode.knobs import Knob, Size
+from pdecode.knobs import Count, NextModel, Size, Temperature, TopK, TopP
 from pdecode.rules import accept
 
 
 def specinfer(
-    model: Model,
-    drafter: Model,
+    model: NextModel,
+    drafter: NextModel,
     *,
-    max_new_tokens: Annotated[int, Size()],
+    max_new_tokens: Count,
     branching: Annotated[tuple[int, ...], Size()] = (2, 2, 1),
     draws: Literal["with_replacement", "without_replacement"] = "with_replacement",
-    temperature: Annotated[float, Knob(0, 100)] = 0.0,
-    top_k: Annotated[int, Knob(1, 2**31 - 1)] | None = None,
-    top_p: Annotated[float, Knob(0, 1)] | None = None,
+    temperature: Temperature = 0.0,
+    top_k: TopK | None = None,
+    top_p: TopP | None = None,
 ) -> Decoder:
     """A draft model's token tree, `branching[d]` children for every node of depth d.
 
     Guarantee: lossless in distribution, greedy-identical at temperature 0.
     Cost: 1 + number of nodes query tokens a call; len(branching) drafter calls.
     """
-    sampling = Sampling(temperature, top_k, top_p, banned=speculative.banned(model))
+    sampling = Sampling(temperature, top_k, top_p)
     topology = trees.expand(branching)
     return speculative.draft_verify(
         model,

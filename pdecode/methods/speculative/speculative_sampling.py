@@ -5,26 +5,26 @@ arXiv:2302.01318 have the same rule. `acceptance="coupled"` is the drafter-invar
 variant with shared Gumbel noise (Daliri et al., 2024, arXiv:2408.07978).
 """
 
-from typing import Annotated, Literal
+from typing import Literal
 
 from pdecode import trees
-from pdecode.contracts import Decoder, Model, Sampling
+from pdecode.contracts import Decoder, Sampling
 from pdecode.drafters import causal
 from pdecode.families import speculative
-from pdecode.knobs import Knob, Size
+from pdecode.knobs import Count, NextModel, Temperature, TopK, TopP
 from pdecode.rules import accept
 
 
 def speculative_sampling(
-    model: Model,
-    drafter: Model,
+    model: NextModel,
+    drafter: NextModel,
     *,
-    max_new_tokens: Annotated[int, Size()],
-    num_draft: Annotated[int, Size()] = 5,
+    max_new_tokens: Count,
+    num_draft: Count = 5,
     acceptance: Literal["rejection", "coupled"] = "rejection",
-    temperature: Annotated[float, Knob(0, 100)] = 0.0,
-    top_k: Annotated[int, Knob(1, 2**31 - 1)] | None = None,
-    top_p: Annotated[float, Knob(0, 1)] | None = None,
+    temperature: Temperature = 0.0,
+    top_k: TopK | None = None,
+    top_p: TopP | None = None,
 ) -> Decoder:
     """A draft model's chain, kept by modified rejection sampling.
 
@@ -32,7 +32,7 @@ def speculative_sampling(
     gives token for token the output of plain sampling with the same seed.
     Cost: 1 + num_draft query tokens a call; num_draft calls of the drafter.
     """
-    sampling = Sampling(temperature, top_k, top_p, banned=speculative.banned(model))
+    sampling = Sampling(temperature, top_k, top_p)
     is_coupled = acceptance == "coupled"
     return speculative.draft_verify(
         model,

@@ -6,22 +6,22 @@ the next group's queries in one call, and group sizes grow with a cosine.
 
 from typing import Annotated, Literal
 
-from pdecode.contracts import Decoder, Model, Sampling
+from pdecode.contracts import Decoder, Sampling
 from pdecode.families import frontier
-from pdecode.knobs import Knob, Size
+from pdecode.knobs import Count, MaskedModel, Size, Temperature, TopK, TopP
 from pdecode.rules import orders
 
 
 def any_order(
-    model: Model,
+    model: MaskedModel,
     *,
-    max_new_tokens: Annotated[int, Size()],
-    steps: Annotated[int, Size()] | None = None,
+    max_new_tokens: Count,
+    steps: Count | None = None,
     order: Literal["raster", "random"] = "random",
     order_seed: Annotated[int, Size(0)] = 0,
-    temperature: Annotated[float, Knob(0, 100)] = 1.0,
-    top_k: Annotated[int, Knob(1, 2**31 - 1)] | None = None,
-    top_p: Annotated[float, Knob(0, 1)] | None = None,
+    temperature: Temperature = 1.0,
+    top_k: TopK | None = None,
+    top_p: TopP | None = None,
 ) -> Decoder:
     """A fixed order, `steps` groups (default: one position a group; raster always).
 

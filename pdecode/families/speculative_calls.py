@@ -1,0 +1,107 @@
+"""The verifying call of draft-and-verify: lanes, what they see, what a lens sees."""
+
+from typing import Any
+
+import jax.numpy as jnp
+from jax import Array
+
+from pdecode import trees
+from pdecode.contracts import Draft, Prefix, Query, SlotRun, View, Visibility
+
+
+def sanitized(draft: Draft, plan: Any) -> Draft:
+    """The draft with nodes that cannot be made absent, so that output stays lossless.
+
+    A node needs an id of the vocabulary, a parent before it (or the root), and a depth
+    of at most `max_depth`. An absent node has token -1 and is never accepted.
+    """
+    num_stored, max_depth = plan.num_stored, plan.drafter.max_depth
+    nodes = jnp.arange(draft.tokens.shape[1], dtype=jnp.int32)[None]
+    is_probe = nodes >= num_stored
+    is_real = (draft.tokens >= 0) & (draft.tokens < plan.model.vocab_size)
+    if plan.is_chain:
+        # Nothing but a chain has as many levels as nodes.
+        in_place = draft.parents == nodes - 1
+    else:
+        in_place = (draft.parents >= -1) & (draft.parents < nodes)
+    in_place |= is_probe
+    parents = jnp.where(in_place & ~is_probe, draft.parents, -1)
+    tokens = jnp.where(is_real & in_place, draft.tokens, -1)
+    if plan.is_chain:
+        parents = jnp.where(is_probe, -1, nodes - 1)
+        parents = jnp.broadcast_to(parents, tokens.shape)
+    elif num_stored > 0:
+        depth = trees.depths(trees.ancestors(parents))[:, 1:]
+        tokens = jnp.where(depth <= max_depth, tokens, -1)
+    return draft._replace(tokens=tokens, parents=parents)
+
+
+def without_probes(draft: Draft, num_stored: int) -> Draft:
+    """The nodes that may be accepted."""
+    return Draft(
+        tokens=draft.tokens[:, :num_stored],
+        parents=draft.parents[:, :num_stored],
+        q=None if draft.q is None else draft.q[:, :num_stored],
+    )
+
+
+def verify_query(draft: Draft, prefix: Prefix, plan: Any) -> tuple[Query, Array]:
+    """The verifying Query of 1 + N lanes, and reach bool [B, 1 + N, 1 + N].
+
+    Offsets and `among` of a draft are those of its probes: a node that may be accepted
+    stands where its depth says and sees its ancestors.
+    """
+    batch, num_nodes = draft.tokens.shape
+    num_stored = plan.num_stored
+    root = prefix.length - 1
+    root_token = jnp.take_along_axis(prefix.tokens, root[:, None], 1)
+    reach = trees.ancestors(draft.parents)
+    place = trees.depths(reach)
+    lane = jnp.arange(1 + num_nodes, dtype=jnp.int32)[None]
+    start = jnp.zeros((batch, 1 + num_nodes), jnp.int32)
+    if plan.is_chain and num_stored == num_nodes:
+        # Each lane sees the prefix and the lanes before it: one interval.
+        stored = None
+        visible = Visibility(start, root[:, None] + 1 + lane)
+    else:
+        among = reach
+        stored = None
+        if num_stored < num_nodes:
+            is_probe = jnp.broadcast_to(lane > num_stored, start.shape)
+            stored = ~is_probe
+            if draft.offsets is not None:
+                offsets = jnp.pad(draft.offsets, ((0, 0), (1, 0)))
+                place = jnp.where(is_probe, offsets, place)
+            if draft.among is not None:
+                seen = among.at[:, 1:, 1:].set(draft.among).at[:, :, 0].set(True)
+                among = jnp.where(is_probe[..., None], seen, among)
+        stop = jnp.broadcast_to(root[:, None], start.shape)
+        visible = Visibility(start, stop, among=among)
+    query = Query(
+        tokens=jnp.concatenate([root_token, jnp.maximum(draft.tokens, 0)], 1),
+        positions=root[:, None] + place,
+        slots=SlotRun(root, stored),
+        visible=visible,
+    )
+    return query, reach
+
+
+def views_of(prefix: Prefix, query: Query, reach: Array) -> View:
+    """What a lens sees of every lane: the prefix and the lane's own path behind it."""
+    batch, num_lanes = query.tokens.shape
+    length = prefix.tokens.shape[1]
+    place = jnp.arange(length, dtype=jnp.int32)[None, None]
+    here = query.positions[..., None] == place  # [B, K, L]
+    is_path = (reach[..., None] & here[:, None]).any(2)  # [B, Q, L]
+    path = jnp.einsum(
+        "bqk,bkl->bql", reach.astype(jnp.int32), here * query.tokens[..., None]
+    )
+    is_prefix = place < prefix.length[:, None, None]
+    known = is_prefix | is_path
+    tokens = jnp.where(is_prefix, prefix.tokens[:, None], path)
+    return View(
+        tokens=jnp.where(known, tokens, 0),
+        known=known,
+        position=query.positions + 1,
+        prompt_end=jnp.broadcast_to(prefix.prompt_end[:, None], (batch, num_lanes)),
+    )

@@ -1,0 +1,84 @@
+"""Which positions of a row may be filled now: the grid that decode blocks lie on."""
+
+import jax.numpy as jnp
+from jax import Array
+
+from pdecode.contracts import Blocks, Model, Row
+
+
+def canvas() -> Blocks:
+    """One block: everything open may be filled."""
+
+    def index(positions: Array, row: Row) -> Array:
+        del row
+        return jnp.zeros_like(positions)
+
+    return Blocks(index, _current(index), lambda row: row.start, None)
+
+
+def generation(length: int) -> Blocks:
+    """Blocks of `length` counted from the end of each row's prompt, filled in order.
+
+    Holes of the prompt lie in the first block. ValueError for a length below 1.
+    """
+    _check(length)
+
+    def index(positions: Array, row: Row) -> Array:
+        return jnp.maximum(positions - row.prompt_end, 0) // length
+
+    def first(row: Row) -> Array:
+        # The first block reaches back to the first hole.
+        begin = row.prompt_end + row.block * length
+        return jnp.where(row.block == 0, row.start, begin)
+
+    return Blocks(index, _current(index), first, length)
+
+
+def absolute(length: int) -> Blocks:
+    """Blocks of `length` counted from position 0, filled in order.
+
+    What block-causal models need: a prompt's tail opens the first block, and the last
+    one is filled to its end. ValueError for a length below 1.
+    """
+    _check(length)
+
+    def index(positions: Array, row: Row) -> Array:
+        del row
+        return positions // length
+
+    return Blocks(
+        index, _current(index), lambda row: row.block * length, length, is_absolute=True
+    )
+
+
+def of(model: Model, length: int | None) -> Blocks:
+    """The grid for `model`: blocks of `length`, or one (None).
+
+    A block-causal model decodes the blocks that it attends by: ValueError for another
+    length.
+    """
+    if model.attention != "block_causal":
+        return canvas() if length is None else generation(length)
+    if model.block_len is None:
+        raise ValueError(f"{model.name} is block-causal, but block_len is not set")
+    if length not in (None, model.block_len):
+        raise ValueError(
+            f"block_length={length}, but {model.name} attends by blocks of "
+            f"{model.block_len}: use that, or leave it out"
+        )
+    return absolute(model.block_len)
+
+
+def _current(index):
+    """The `active` of blocks that are filled one after another."""
+
+    def active(row: Row) -> Array:
+        place = jnp.arange(row.masked.shape[0], dtype=jnp.int32)
+        return index(place, row) == row.block
+
+    return active
+
+
+def _check(length: int) -> None:
+    if length < 1:
+        raise ValueError(f"a block of {length} positions: it needs at least one")
