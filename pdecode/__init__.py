@@ -48,6 +48,7 @@ _HOMES = {
 }
 _MODULES = {
     "accept": "rules",
+    "blocks": "rules",
     "commit": "rules",
     "frontier": "families",
     "guidance": "rules",

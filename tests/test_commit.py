@@ -28,6 +28,8 @@ def row(open_, num_initial=None, step=0, turn=0):
         num_initial=jnp.int32(number if num_initial is None else num_initial),
         step=jnp.int32(step),
         block=jnp.int32(0),
+        prompt_end=jnp.int32(0),
+        block_of=jnp.zeros(number, jnp.int32),
         turn=jnp.int32(turn),
         positions=jnp.arange(number),
         open=open_,
@@ -37,7 +39,7 @@ def row(open_, num_initial=None, step=0, turn=0):
 def chosen(rule, row, **leaves):
     prediction = Prediction(**{k: jnp.asarray(v) for k, v in leaves.items()})
     memory = rule.init(len(row.open))
-    return np.asarray(rule.apply(jax.random.key(0), row, prediction, memory)[0])
+    return np.asarray(rule.apply(None, jax.random.key(0), row, prediction, memory)[0])
 
 
 CONFIDENCE = np.array([0.6, 0.99, 0.9, 0.97])

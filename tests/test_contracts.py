@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from pdecode import cache as caches
+from pdecode import decode as decode_module
 from pdecode import methods, prompts, rng, trees
 from pdecode.contracts import (
     Draft,
@@ -19,18 +20,24 @@ from pdecode.contracts import (
     SlotRun,
     Visibility,
 )
-from pdecode.decode import decode, run
+from pdecode.decode import run
 from pdecode.drafters import causal, ignore, ngram
 from pdecode.families import masked, speculative
 from pdecode.kernels.head import api as vocab_head
 from pdecode.methods import variants
 from pdecode.models import toy
-from pdecode.rules import guidance
+from pdecode.rules import blocks, guidance
 
 VOCAB, LENGTH = 3, 8
 LAW = toy.joint(7, VOCAB, LENGTH)
 CAUSAL = toy.make_model(VOCAB, LENGTH)
 MASKED = toy.make_model(VOCAB, LENGTH, predicts="masked")
+
+
+def decode(decoder, params, prompt, key):
+    """One compiled program, as decodes are meant to be."""
+    program = jax.jit(functools.partial(decode_module.decode, decoder))
+    return program(params, prompt, key)
 
 
 def conditional(known, position):
@@ -247,7 +254,7 @@ def decoded_in_blocks(window, refresh):
         masked_rule(),
         max_new_tokens=12,
         sampling=Sampling(0.0),
-        block_length=3,
+        blocks=blocks.generation(3),
         window=window,
         refresh=refresh,
     )
@@ -257,14 +264,14 @@ def decoded_in_blocks(window, refresh):
 
 @pytest.mark.parametrize("refresh", [None, masked.windows.at_block_start])
 def test_a_window_is_the_same_as_a_run_and_position_by_position(refresh):
-    def by_position(length):
-        made = masked.windows.active_block(3)(length)
+    def by_position(*facts):
+        made = masked.windows.active_block(*facts)
         assert made.is_run
         return made._replace(is_run=False)
 
     jax.tree.map(
         np.testing.assert_array_equal,
-        decoded_in_blocks(masked.windows.active_block(3), refresh),
+        decoded_in_blocks(masked.windows.active_block, refresh),
         decoded_in_blocks(by_position, refresh),
     )
 
@@ -301,7 +308,7 @@ def test_a_window_without_refresh_is_caught():
         return row.turn < 0
 
     kept, stale = (
-        generations(decoded_in_blocks(masked.windows.active_block(3), refresh)[0])
+        generations(decoded_in_blocks(masked.windows.active_block, refresh)[0])
         for refresh in (masked.windows.at_block_start, never)
     )
     assert kept != stale
@@ -370,22 +377,22 @@ def test_a_drafter_cache_equals_prefill_of_what_is_committed():
     )
     prompt = prompts.from_rows([[0, 1, 2], [1], [2, 2]], max_new=5)
     keys = rng.row_keys(jax.random.key(4), prompt.row_ids)
-    params = (LAW, LAW)
+    params = {"model": LAW, "drafter": LAW}
     state, _ = decoder.init(params, keys, prompt)
     step, draft = jax.jit(decoder.step), jax.jit(drafter.propose)
     accepted = 0
     for _ in range(3):
         state, info = step(params, keys, state)
         accepted += int(jnp.maximum(info.num_committed - 1, 0).sum())
-        prefix = (state.tokens, state.length, state.end, state.prompt_end)
-        _, after = draft(params, keys, state.drafter, speculative.Prefix(*prefix))
+        prefix = state.prefix
+        _, after = draft(params, keys, state.drafter, prefix)
         keys_held = np.asarray(after.cache["keys"])[:, 0]
         for b in range(3):
             if bool(decoder.done(state)[b]):
                 continue
-            length = int(state.length[b])
+            length = int(prefix.length[b])
             expected = np.stack(
-                [np.asarray(state.tokens)[b, :length], np.arange(length)], -1
+                [np.asarray(prefix.tokens)[b, :length], np.arange(length)], -1
             )
             np.testing.assert_array_equal(keys_held[b, :length], expected)
     assert accepted > 0
@@ -435,8 +442,9 @@ def test_probes_are_read_but_never_stored_or_accepted():
     # The second probe of row 0 in the first round: root 1 at 1, probes 1 at 3, 2 at 4.
     keys = rng.row_keys(jax.random.key(1), prompt.row_ids)
     seen.clear()
-    state, _ = decoder.init(LAW, keys, prompt)
-    decoder.step(LAW, keys, state)
+    params = {"model": LAW}
+    state, _ = decoder.init(params, keys, prompt)
+    decoder.step(params, keys, state)
     law = np.exp(np.asarray(seen[0][0, 3, :VOCAB]))
     np.testing.assert_allclose(law, conditional({0: 0, 1: 1, 3: 1, 4: 2}, 5), atol=1e-5)
 
@@ -530,8 +538,18 @@ def test_eos_at_awkward_places(place):
     masked = (toy.make_model(VOCAB, LENGTH, predicts="masked", eos_ids=(EOS,)),)
     for method, models, params, sizes in [
         (methods.autoregressive, causal, law, {}),
-        (methods.speculative_sampling, pair, (law, law), {"num_draft": 3}),
-        (methods.speculative_sampling, pair, (law, other), {"num_draft": 3}),
+        (
+            methods.speculative_sampling,
+            pair,
+            {"model": law, "drafter": law},
+            {"num_draft": 3},
+        ),
+        (
+            methods.speculative_sampling,
+            pair,
+            {"model": law, "drafter": other},
+            {"num_draft": 3},
+        ),
         (methods.jacobi, causal, law, {"window": 4}),
         (methods.llada, masked, law, {"block_length": 3, "steps": 2}),
         (methods.any_order, masked, law, {"steps": 2}),
@@ -591,7 +609,7 @@ def test_max_steps_cuts_short_and_says_so():
     [
         (methods.llada, {"steps": 0}, "steps=0 must be at least 1"),
         (methods.llada, {"max_new_tokens": 0}, "max_new_tokens=0"),
-        (methods.llada, {"block_length": 4}, "must divide"),
+        (methods.llada, {"block_length": 4, "steps": 6}, "must divide"),
         (methods.llada, {"block_length": 3, "steps": 3}, "multiple of the 2 blocks"),
         (methods.llada, {"temperature": -1.0}, r"temperature=-1.0 must lie in \[0"),
         (methods.llada, {"temperature": float("nan")}, "temperature=nan"),
@@ -637,7 +655,7 @@ def test_a_drafter_records_target_taps_of_what_was_accepted():
     """EAGLE-like: its own cache of target features holds just the committed prefix."""
     max_depth = 2
     tapped = CAUSAL._replace(
-        apply=lambda params, query, cache, *, layers=None: _with_tap(
+        apply=lambda params, query, cache: _with_tap(
             *CAUSAL.apply(params, query, cache)
         ),
         taps=("feature",),
@@ -680,23 +698,22 @@ def test_a_drafter_records_target_taps_of_what_was_accepted():
     )
     prompt = prompts.from_rows([[0, 1, 2], [1], [2, 2]], max_new=5)
     keys = rng.row_keys(jax.random.key(2), prompt.row_ids)
-    state, _ = decoder.init((LAW, LAW), keys, prompt)
+    params = {"model": LAW, "drafter": LAW}
+    state, _ = decoder.init(params, keys, prompt)
     step, draft = jax.jit(decoder.step), jax.jit(drafter.propose)
     accepted = 0
     for _ in range(2):
-        state, info = step((LAW, LAW), keys, state)
+        state, info = step(params, keys, state)
         accepted += int(jnp.maximum(info.num_committed - 1, 0).sum())
-        prefix = speculative.Prefix(
-            state.tokens, state.length, state.end, state.prompt_end
-        )
-        _, after = draft((LAW, LAW), keys, state.drafter, prefix)
+        prefix = state.prefix
+        _, after = draft(params, keys, state.drafter, prefix)
         features = np.exp(np.asarray(after[1])[:, 0])
         for b in range(3):
             if bool(decoder.done(state)[b]):
                 continue
-            row = np.asarray(state.tokens)[b]
+            row = np.asarray(prefix.tokens)[b]
             # What the prefill covered was not tapped; the root is still to come.
-            for slot in range(int(state.prompt_end[b]) - 1, int(state.length[b]) - 1):
+            for slot in range(int(prefix.prompt_end[b]) - 1, int(prefix.length[b]) - 1):
                 law = conditional(dict(enumerate(row[: slot + 1])), slot + 1)
                 np.testing.assert_allclose(features[b, slot, :VOCAB], law, atol=1e-5)
     assert accepted > 0

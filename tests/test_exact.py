@@ -84,7 +84,7 @@ def assert_biased(decoder, params):
 
 def paired(method, **sizes):
     decoder = method(CAUSAL, CAUSAL, max_new_tokens=NEW, temperature=1.0, **sizes)
-    return decoder, (JOINT, NEAR)
+    return decoder, {"model": JOINT, "drafter": NEAR}
 
 
 def single(method, model=CAUSAL, **sizes):
@@ -216,4 +216,4 @@ def test_a_residual_from_p_is_biased():
         sampling=SAMPLING,
         acceptance=accept.by_node(wrong),
     )
-    assert_biased(decoder, (JOINT, NEAR))
+    assert_biased(decoder, {"model": JOINT, "drafter": NEAR})

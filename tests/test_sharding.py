@@ -63,21 +63,22 @@ def models_of(case):
     target, target_params = tiny()
     if isinstance(case.model[1], DraftHeads):
         noise = jax.random.normal(jax.random.key(3), (4, 32, 32))
-        return (target, HEADS), (target_params, jnp.eye(32)[None] + 0.1 * noise)
+        heads = jnp.eye(32)[None] + 0.1 * noise
+        return (target, HEADS), {"model": target_params, "heads": heads}
     # A drafter near enough that something is accepted.
     drafter, drafter_params = tiny()
     far = tiny(1)[1]
     near = jax.tree.map(lambda a, b: 0.8 * a + 0.2 * b, drafter_params, far)
-    return (target, drafter), (target_params, near)
+    return (target, drafter), {"model": target_params, "drafter": near}
 
 
 def placed(models, params, prompt, key, mesh):
     """The four arguments of `run`, on the mesh."""
     if isinstance(models, Model):
-        models, params = (models,), (params,)
+        models, params = (models,), {"model": params}
     return (
         tuple(sharding.on_mesh(m, mesh) if isinstance(m, Model) else m for m in models),
-        [sharding.shard_params(tree, mesh) for tree in params],
+        {role: sharding.shard_params(tree, mesh) for role, tree in params.items()},
         sharding.shard_rows(prompt, mesh),
         sharding.replicate(key, mesh),
     )
@@ -90,7 +91,6 @@ def arguments(name, mesh=None):
     prompt, key = table.prompt(), jax.random.key(1)
     if mesh is not None:
         models, params, prompt, key = placed(models, params, prompt, key, mesh)
-        params = params[0] if len(params) == 1 else tuple(params)
     return getattr(methods, case.method), models, params, prompt, key
 
 
@@ -146,7 +146,7 @@ def test_the_loop_holds_a_part_of_the_cache():
     )
 
     def text(models, params):
-        traced, _ = decode_module.trace(
+        traced, _ = decode_module.traced(
             method, models, params, prompt, key, max_new_tokens=MAX_NEW
         )
         return traced.lower().compile().as_text()
@@ -199,7 +199,7 @@ def test_weights_split_over_fsdp_stay_split_in_the_loop(method, monkeypatch):
         )
         cache = jax.eval_shape(lambda: model.init_cache(prompt, table.WIDTH + MAX_NEW))
         with jax.set_mesh(mesh):
-            traced, _ = decode_module.trace(
+            traced, _ = decode_module.traced(
                 method, sharding.on_mesh(model, mesh), params,
                 sharding.shard_rows(prompt, mesh),
                 sharding.replicate(jax.random.key(1), mesh), max_new_tokens=MAX_NEW,

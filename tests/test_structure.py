@@ -48,7 +48,7 @@ PROMPT = prompts.from_rows([[1, 2, 3], [4], [5, 6, 7, 8, 9], [1, 1]], max_new=14
         (methods.sjd, CAUSAL, {"window": 4}),
         (
             methods.specinfer,
-            ((CAUSAL[0], CAUSAL[0]), (CAUSAL[1], CAUSAL[1])),
+            ((CAUSAL[0], CAUSAL[0]), {"model": CAUSAL[1], "drafter": CAUSAL[1]}),
             {"branching": (2, 2)},
         ),
         (methods.llada, MASKED, {}),
