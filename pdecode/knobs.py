@@ -60,6 +60,14 @@ MaskedModel = Annotated[Model, Needs("masked")]
 UniformModel = Annotated[Model, Needs("uniform")]
 
 
+class Variant(NamedTuple):
+    """A name for a method with settings. It has no code of its own."""
+
+    method: str
+    settings: dict[str, Any]  # what differs from the method's defaults
+    about: str
+
+
 class Parameter(NamedTuple):
     """One keyword of a method, read off its signature."""
 

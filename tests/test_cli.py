@@ -383,8 +383,8 @@ def test_methods_lists_everything_and_counts(capsys):
     assert code == 0
     for name in variants.known():
         assert any(line.startswith(f"{name} ") for line in out.splitlines())
-    number, named = len(methods.__all__), len(variants.CONFIGURATIONS)
-    assert f"{number} methods, {named} named configurations" in out
+    number, named = len(methods.__all__), len(methods.VARIANTS)
+    assert f"{number} methods, {named} named variants" in out
 
 
 @pytest.mark.parametrize("name", variants.known())

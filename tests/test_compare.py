@@ -210,7 +210,7 @@ def test_knob_values_are_read_by_their_kind(text, value):
 
 
 def test_configurations_fit_their_methods():
-    for name, each in variants.CONFIGURATIONS.items():
+    for name, each in methods.VARIANTS.items():
         method, settings = variants.resolve(name)
         assert settings == each.settings and each.method in methods.__all__
         assert name not in methods.__all__ and method.__name__ == each.method

@@ -9,7 +9,7 @@ from table import CASES, EOS, MAX_NEW, NEW, ROWS, WIDTH
 
 from pdecode import contracts, knobs, methods, sharding
 from pdecode import decode as decode_module
-from pdecode.families import speculative
+from pdecode.methods import describe
 
 EVERY = pytest.mark.parametrize("name", CASES)
 # What costs a compilation of its own runs for these by default: every way a family
@@ -31,10 +31,9 @@ def names(kind):
 
 
 def test_the_table_holds_every_method():
-    # DiffusionGemma's model has no toy: test_checkpoints.py replays recorded runs.
-    assert {case.method for case in CASES.values()} == set(methods.__all__) - {
-        "diffusion_gemma"
-    }
+    tried = {case.method for case in CASES.values()}
+    assert tried | table.WITHOUT == set(methods.__all__)
+    assert not tried & table.WITHOUT
 
 
 @pytest.mark.parametrize("name", names("plain") + names("law"))
@@ -236,10 +235,10 @@ def test_sharded_over_eight_devices(name):
 def _broken(change):
     """The causal toy whose multi-lane queries pass through `change`."""
 
-    def apply(params, query, cache, *, layers=None):
+    def apply(params, query, cache):
         if query.tokens.shape[1] > 1 and query.visible.among is not None:
             query = change(query)
-        return table.CAUSAL.apply(params, query, cache, layers=layers)
+        return table.CAUSAL.apply(params, query, cache)
 
     return table.CAUSAL._replace(apply=apply)
 
@@ -269,7 +268,7 @@ def test_broken_calls_are_caught(kind):
     out, _ = decode_module.run(
         methods.specinfer,
         (model, table.CAUSAL),
-        (table.TARGET, table.NEAR),
+        {"model": table.TARGET, "drafter": table.NEAR},
         table.prompt(),
         jax.random.key(0),
         knobs={"temperature": 1e-4},  # greedy, yet siblings differ in drafting noise
@@ -280,6 +279,19 @@ def test_broken_calls_are_caught(kind):
     expected, _ = table.base("autoregressive", 0.0)
     is_same = np.array_equal(out.tokens, expected.tokens)
     assert is_same == (kind == "none")
+
+
+@EVERY
+def test_the_guarantee_is_composed_and_told(name):
+    """What the parts make is what the case tests and the docstring says."""
+    case = CASES[name]
+    method = getattr(methods, case.method)
+    models = case.model if isinstance(case.model[0], contracts.Model) else [case.model]
+    decoder = method(*models, max_new_tokens=MAX_NEW, **case.sizes, **case.knobs)
+    assert decoder.guarantee in contracts.GUARANTEES
+    assert (decoder.guarantee == "lossless") == (case.kind in ("plain", "law"))
+    told = describe.guarantee(method)
+    assert decoder.guarantee in told, (decoder.guarantee, told)
 
 
 @pytest.mark.parametrize("name", list(methods.__all__))
@@ -305,4 +317,3 @@ def test_a_model_that_does_not_fit_is_refused():
             getattr(methods, case.method)(
                 *models, max_new_tokens=MAX_NEW, **case.sizes, **case.knobs
             )
-    assert speculative.banned(table.CAUSAL) == (table.VOCAB,)

@@ -94,6 +94,7 @@ def parser() -> argparse.ArgumentParser:
 
     made = add("methods", _methods, "list the methods, or explain one")
     made.add_argument("name", nargs="?")
+    made.add_argument("--json", action="store_true", help="all of them as data")
 
     made = add("train", _train, "train what a config says")
     made.add_argument("--config", required=True, help="configs/NAME.py")
@@ -243,24 +244,29 @@ def _compile(args) -> int:
 
 
 def _methods(args) -> int:
-    from pdecode.methods import describe, variants
+    from pdecode import methods
+    from pdecode.methods import describe
+
+    if args.json:
+        print(json.dumps(describe.entries(), indent=1))
+        return 0
 
     if args.name:
         print(describe.text(args.name))
         return 0
     rows = [
-        ("method", "family", "arXiv", "guarantee", "models"),
+        ("method", "group", "arXiv", "guarantee", "models"),
         *describe.listing(),
     ]
     _print_columns(rows)
     named = [
         (name, f"{each.method}: {each.about}")
-        for name, each in variants.CONFIGURATIONS.items()
+        for name, each in methods.VARIANTS.items()
     ]
     print()
-    _print_columns([("configuration", "of"), *named])
+    _print_columns([("variant", "of"), *named])
     print(
-        f"\n{len(rows) - 1} methods, {len(named)} named configurations; "
+        f"\n{len(rows) - 1} methods, {len(named)} named variants; "
         "pdecode methods NAME explains one"
     )
     return 0

@@ -65,12 +65,7 @@ def draft_model(
     node of a tree sees its ancestors only as lanes of its own call, so each level's
     call repeats the nodes above it, unstored.
     """
-    if draws not in DRAWS:
-        raise ValueError(f"{draws=} must be one of {DRAWS}")
-    if draws == "coupled" and topology.max_children > 1:
-        raise ValueError("coupled siblings would be equal: draft a chain instead")
-    if topology.num_nodes < 1:
-        raise ValueError("an empty tree drafts nothing: use drafters.nothing()")
+    _check(topology, draws)
     sampling = without_mask(model, sampling)
     is_chain = topology.max_depth == topology.num_nodes
     levels = _levels(topology)
@@ -102,13 +97,7 @@ def draft_model(
                 output, cache = model.apply(own, query, cache)
                 hidden = output.hidden[:, -tokens[-1].shape[1] :]
                 num_lanes += query.tokens.shape[1]
-            places = functools.partial(
-                rng.noise, keys, rng.TARGET, (root + level.depth)[:, None]
-            )
-            wants = ("token",) if draws == "coupled" else ("probs",)
-            found = vocab_head.statistics(
-                model.head(own), hidden, wants, sampling, places
-            )
+            found = predict(model, own, keys, root, level, hidden, sampling, draws)
             drawn, law = draw(draws, keys, root, level, found)
             tokens.append(drawn)
             laws.append(law)
@@ -188,6 +177,15 @@ def tree_query(
     )
 
 
+def predict(model, params, keys, root, level: Level, hidden, sampling, draws):
+    """The laws of the level above, or its tokens under the target's noise."""
+    places = functools.partial(
+        rng.noise, keys, rng.TARGET, (root + level.depth)[:, None]
+    )
+    wants = ("token",) if draws == "coupled" else ("probs",)
+    return vocab_head.statistics(model.head(params), hidden, wants, sampling, places)
+
+
 def draw(
     draws: str, keys: Array, root: Array, level: Level, found: Prediction
 ) -> tuple[Array, Array | None]:
@@ -219,6 +217,15 @@ def draw(
         left = accept.normalised(left, jnp.zeros_like(left))
         rest = rest.at[:, level.parent[here]].set(left)
     return tokens, laws
+
+
+def _check(topology: trees.Topology, draws: str) -> None:
+    if draws not in DRAWS:
+        raise ValueError(f"{draws=} must be one of {DRAWS}")
+    if draws == "coupled" and topology.max_children > 1:
+        raise ValueError("coupled siblings would be equal: draft a chain instead")
+    if topology.num_nodes < 1:
+        raise ValueError("an empty tree drafts nothing: use drafters.nothing()")
 
 
 def _possible(token: Array, law: Array) -> Array:

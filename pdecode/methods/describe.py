@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from pdecode import knobs, methods
-from pdecode.methods import variants as variants_module
+from pdecode.methods import variants as named
 
 _EMPTY = inspect.Parameter.empty
 
@@ -41,21 +41,6 @@ def arxiv(method: Callable) -> str:
     return found.group(1) if found else ""
 
 
-def is_lossless(method: Callable, settings: dict[str, Any]) -> bool:
-    """Whether the docstring promises losslessness under these settings.
-
-    "lossless ..." always does, "lossless for knob=value ..." under that value only.
-    """
-    found = re.match(r"lossless(?: for (\w+)=([\w.]+))?", guarantee(method))
-    if not found:
-        return False
-    name, value = found.groups()
-    if name is None:
-        return True
-    default = knobs.parameters(method)[name].default
-    return str(settings.get(name, default)) == value
-
-
 def recipe(method: Callable) -> str:
     """The method's own code below its docstring."""
     lines = inspect.getsource(method).split("\n")
@@ -75,14 +60,14 @@ def knob_lines(method: Callable) -> list[tuple[str, str, str]]:
 
 
 def listing() -> list[tuple[str, str, str, str, str]]:
-    """(name, family, arXiv id, guarantee, models) of every method."""
+    """(name, group, arXiv id, guarantee, models) of every method."""
     found = []
     for name in methods.__all__:
         method = getattr(methods, name)
         found.append(
             (
                 name,
-                variants_module.group(method),
+                named.group(method),
                 arxiv(method),
                 re.split(r"[;,:.] ", guarantee(method) + " ")[0],
                 ", ".join(knobs.roles(method)),
@@ -91,15 +76,43 @@ def listing() -> list[tuple[str, str, str, str, str]]:
     return found
 
 
+def entries() -> list[dict[str, Any]]:
+    """Every method and variant as plain data: the one list that other tools read."""
+    found = []
+    for name in named.known():
+        method, settings = named.resolve(name)
+        variant = methods.VARIANTS.get(name)
+        found.append(
+            {
+                "name": name,
+                "variant_of": variant.method if variant else None,
+                "settings": settings,
+                "group": named.group(method),
+                "roles": list(knobs.roles(method)),
+                "needs": knobs.needs(method),
+                "guarantee": guarantee(method),
+                "cost": cost(method),
+                "paper": paper(method),
+                "arxiv": arxiv(method),
+                "summary": variant.about if variant else summary(method),
+                "knobs": [
+                    {"name": knob, "range": limits, "default": default}
+                    for knob, limits, default in knob_lines(method)
+                ],
+            }
+        )
+    return found
+
+
 def text(name: str) -> str:
-    """Everything about a method or configuration; ValueError for an unknown name."""
-    method, settings = variants_module.resolve(name)
+    """Everything about a method or variant; ValueError for an unknown name."""
+    method, settings = named.resolve(name)
     lines = [f"{name}: {summary(method)}", ""]
-    if name in variants_module.CONFIGURATIONS:
-        about = variants_module.CONFIGURATIONS[name]
+    if name in methods.VARIANTS:
+        about = methods.VARIANTS[name]
         chosen = ", ".join(f"{k}={v!r}" for k, v in settings.items())
         lines = [f"{name}: {about.about}", f"  = {about.method} with {chosen}", ""]
-    lines += _wrapped("family", variants_module.group(method))
+    lines += _wrapped("group", named.group(method))
     lines += _wrapped("models", ", ".join(knobs.roles(method)))
     lines += _wrapped("paper", paper(method))
     lines += _wrapped("guarantee", guarantee(method))
@@ -111,13 +124,9 @@ def text(name: str) -> str:
         default = str(settings[knob]) if knob in settings else default
         lines.append(f"  {knob:{widths[0]}}  {limits:{widths[1]}}  {default}")
     lines += ["", "recipe:", textwrap.indent(recipe(method), "  ")]
-    variants = [
-        other
-        for other, (base, _, _) in variants_module.CONFIGURATIONS.items()
-        if base == name
-    ]
+    variants = [v for v, (base, _, _) in methods.VARIANTS.items() if base == name]
     if variants:
-        lines += ["", f"configurations: {', '.join(variants)}"]
+        lines += ["", f"variants: {', '.join(variants)}"]
     return "\n".join(lines)
 
 

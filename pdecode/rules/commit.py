@@ -170,6 +170,48 @@ def entropy_bounded(gamma: Array | float, by: Order) -> Rule:
     return stateless(apply, tuple(dict.fromkeys(("entropy", *by.wants))))
 
 
+def lead(prediction: Prediction, temperature: Array | float) -> Array:
+    """How far the law's best token is above the one drawn, [W], at temperature 0.
+
+    It is above it where the best one may not be drawn: the mask. Else it is 0.
+    """
+    gap = prediction.max_log_prob - prediction.log_prob
+    return jnp.where(temperature > 0, 0.0, gap)
+
+
+def paced(
+    share: Array,
+    score: Callable[[Prediction], Array],
+    temperature: Array | float,
+    noise: Array | float | None = None,
+) -> Rule:
+    """The best floor(open * share[k]) positions; k skips ahead over empty shares.
+
+    `share` float32 [N] is each step's part of what is open (Dream). A greedy position
+    whose best token is the mask spends its share and stays open. `noise`, a
+    temperature, draws the positions instead, without replacement.
+    """
+    num_steps = share.shape[0]
+
+    def apply(params, key, row: Row, prediction, next_step):
+        del params
+        num_open = row.open.sum()
+        counts = jnp.floor(num_open * share).astype(jnp.int32)
+        ready = (counts > 0) & (jnp.arange(num_steps) >= next_step)
+        now = jnp.where(ready.any(), jnp.argmax(ready), num_steps - 1)
+        ranked = score(prediction)
+        if noise is not None:
+            places = rng.at(key, row.positions)
+            # Gumbel top-n draws n positions without replacement from a softmax.
+            ranked = ranked / noise + rng.gumbel(places, 1)[..., 0]
+        chosen = best(ranked, row.open, counts[now])
+        chosen &= lead(prediction, temperature) <= 0
+        return chosen, now.astype(jnp.int32) + 1
+
+    wants = ("max_log_prob", "sampled_margin", "sampled_entropy")
+    return Rule(lambda length: jnp.zeros((), jnp.int32), apply, wants)
+
+
 def bernoulli(probability: Array) -> Rule:
     """Each open position with `probability[turn]` (float32 [N]), blind to its token."""
 

@@ -1,1 +1,58 @@
-"""Masked diffusion."""
+"""Masked diffusion: a canvas of open positions, filled in any order."""
+
+from pdecode.knobs import Variant
+from pdecode.methods.masked.dream import dream
+from pdecode.methods.masked.eb_sampler import eb_sampler
+from pdecode.methods.masked.fast_dllm import fast_dllm
+from pdecode.methods.masked.llada import llada
+from pdecode.methods.masked.maskgit import maskgit
+from pdecode.methods.masked.mdlm import mdlm
+from pdecode.methods.masked.remdm import remdm
+
+__all__ = [
+    "dream",
+    "eb_sampler",
+    "fast_dllm",
+    "llada",
+    "maskgit",
+    "mdlm",
+    "remdm",
+]
+
+VARIANTS = {
+    "semi_autoregressive": Variant(
+        "llada",
+        {"block_length": 32},
+        "LLaDA block by block, Nie et al., arXiv:2502.09992",
+    ),
+    "fast_dllm_threshold": Variant(
+        "fast_dllm",
+        {"threshold": 0.9},
+        "confidence above 0.9, no cache, Wu et al., arXiv:2505.22618",
+    ),
+    "fast_dllm_prefix": Variant(
+        "fast_dllm",
+        {"threshold": 0.9, "cache": "prefix"},
+        "threshold 0.9, cache of what lies before the block",
+    ),
+    "fast_dllm_dual": Variant(
+        "fast_dllm",
+        {"threshold": 0.9, "cache": "dual"},
+        "threshold 0.9, cache of all that lies outside the block",
+    ),
+    "fast_dllm_factor": Variant(
+        "fast_dllm",
+        {"factor": 1.0, "cache": "dual"},
+        "the factor rule in place of the threshold, dual cache",
+    ),
+    "dream_entropy": Variant(
+        "dream",
+        {"alg": "entropy"},
+        "lowest entropy first, Ye et al., arXiv:2508.15487",
+    ),
+    "remdm_conf": Variant(
+        "remdm",
+        {"variant": "conf"},
+        "reopens tokens that were unlikely when committed, arXiv:2503.00307",
+    ),
+}

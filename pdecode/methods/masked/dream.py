@@ -11,11 +11,8 @@ skipped, not computed; above temperature 0 the mask is not drawn; the last step 
 from typing import Annotated, Literal
 
 import jax.numpy as jnp
-import numpy as np
-from jax import Array
 
-from pdecode import rng
-from pdecode.contracts import Decoder, Prediction, Row, Rule, Sampling
+from pdecode.contracts import Decoder, Sampling
 from pdecode.families import masked
 from pdecode.knobs import Count, Knob, MaskedModel, Temperature, TopK, TopP
 from pdecode.rules import commit
@@ -48,14 +45,16 @@ def dream(
     sampling = Sampling(temperature, top_k, top_p, undrawn=undrawn, is_top_p_first=True)
     scores = {
         # Of the law's own best token at temperature 0, be it the mask.
-        "maskgit_plus": lambda p: jnp.exp(p.sampled_log_prob + _lead(p, temperature)),
+        "maskgit_plus": lambda p: jnp.exp(
+            p.sampled_log_prob + commit.lead(p, temperature)
+        ),
         "topk_margin": lambda p: p.sampled_margin,
         "entropy": lambda p: -p.sampled_entropy,
     }
     if alg == "origin":
         rule = commit.bernoulli(share)
     else:
-        rule = _paced(share, scores[alg], temperature, alg_temp)
+        rule = commit.paced(share, scores[alg], temperature, alg_temp)
     return masked.masked_diffusion(
         model,
         rule,
@@ -64,31 +63,3 @@ def dream(
         progress="schedule",
         max_steps=num_steps,
     )
-
-
-def _lead(p: Prediction, temperature) -> Array:
-    """How far the law's best token is above the one drawn: > 0 if that is the mask."""
-    return jnp.where(temperature > 0, 0.0, p.max_log_prob - p.log_prob)
-
-
-def _paced(share: Array, score_of, temperature, alg_temp) -> Rule:
-    """The best floor(open * share[k]) positions; k skips ahead over empty shares."""
-    num_steps = share.shape[0]
-
-    def apply(params, key, row: Row, prediction, next_step):
-        del params
-        num_open = row.open.sum()
-        counts = jnp.floor(num_open * share).astype(jnp.int32)
-        ready = (counts > 0) & (jnp.arange(num_steps) >= next_step)
-        now = jnp.where(ready.any(), jnp.argmax(ready), num_steps - 1)
-        score = score_of(prediction)
-        if alg_temp is not None:
-            places = rng.at(key, row.positions)
-            # Gumbel top-n draws n positions without replacement from a softmax.
-            score = score / alg_temp + rng.gumbel(places, 1)[..., 0]
-        chosen = commit.best(score, row.open, counts[now])
-        chosen &= _lead(prediction, temperature) <= 0
-        return chosen, now.astype(jnp.int32) + 1
-
-    wants = ("max_log_prob", "sampled_margin", "sampled_entropy")
-    return Rule(lambda length: np.zeros((), np.int32), apply, wants)

@@ -1,1 +1,36 @@
-"""Draft and verify."""
+"""Draft and verify: a drafter proposes, one call of the target judges."""
+
+from pdecode.knobs import Variant
+from pdecode.methods.speculative.autoregressive import autoregressive
+from pdecode.methods.speculative.block_verification import block_verification
+from pdecode.methods.speculative.blockwise import blockwise
+from pdecode.methods.speculative.prompt_lookup import prompt_lookup
+from pdecode.methods.speculative.specinfer import specinfer
+from pdecode.methods.speculative.speculative_sampling import speculative_sampling
+
+__all__ = [
+    "autoregressive",
+    "block_verification",
+    "blockwise",
+    "prompt_lookup",
+    "specinfer",
+    "speculative_sampling",
+]
+
+VARIANTS = {
+    "coupled_sampling": Variant(
+        "speculative_sampling",
+        {"acceptance": "coupled"},
+        "drafter-invariant speculative sampling, Daliri et al., arXiv:2408.07978",
+    ),
+    "recursive_rejection": Variant(
+        "specinfer",
+        {"draws": "without_replacement", "branching": (3, 1, 1)},
+        "siblings drawn without replacement, Jeon et al., arXiv:2402.14160",
+    ),
+    "relaxed_blockwise": Variant(
+        "blockwise",
+        {"match_top": 2},
+        "a token passes if it is among the target's best two, arXiv:1811.03115",
+    ),
+}

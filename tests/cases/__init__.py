@@ -1,0 +1,58 @@
+"""The toys that cases use, and what a case is; a file a folder of methods has them.
+
+Every case a test wants (alone, permuted, in company, other padding contents, finished
+neighbours, temperature 0 or 1, split over devices) is data to the same program: B=8
+rows, P=6, 10 tokens.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from pdecode.contracts import DraftHeads
+from pdecode.models import toy
+
+VOCAB, LENGTH, EOS = 4, 16, 3
+WIDTH, MAX_NEW = 6, 10
+
+# This seed ends some greedy rows early, one at the last slot, and lets others run on.
+TARGET = toy.chain(2587, VOCAB, LENGTH)
+NEAR = toy.mixed(TARGET, toy.chain(1, VOCAB, LENGTH), 0.3)
+CAUSAL = toy.make_model(VOCAB, LENGTH, eos_ids=(EOS,))
+MASKED = toy.make_model(VOCAB, LENGTH, predicts="masked", eos_ids=(EOS,))
+
+
+def _heads_apply(params, hidden):
+    return jnp.einsum("be,kef->bkf", jax.nn.softmax(hidden), params)
+
+
+HEADS = DraftHeads(4, _heads_apply)
+HEAD_PARAMS = jnp.pad(
+    TARGET.moves[jnp.arange(2, 6), jnp.arange(2, 6)], ((0, 0), (0, 1), (0, 1))
+)  # a guess from the next transition: often right, often wrong
+
+
+class Case(NamedTuple):
+    """One method with its toy models; `kind` says which guarantee is tested."""
+
+    method: str
+    model: Any
+    params: Any
+    sizes: dict
+    kind: str  # plain: = plain sampling | law: lossless in law | lossy
+    knobs: dict = {}
+    max_calls: int = MAX_NEW
+
+
+def case(method, kind, *, model=CAUSAL, params=TARGET, max_calls=MAX_NEW, knobs=None,
+          **sizes):  # fmt: skip
+    return Case(method, model, params, sizes, kind, knobs or {}, max_calls)
+
+
+TWO = {"model": (CAUSAL, CAUSAL), "params": {"model": TARGET, "drafter": NEAR}}
+TWO_HEADS = {
+    "model": (CAUSAL, HEADS),
+    "params": {"model": TARGET, "heads": HEAD_PARAMS},
+}
+ON_MASKS = {"model": MASKED}

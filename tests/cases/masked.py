@@ -1,0 +1,38 @@
+"""Cases of methods/masked."""
+
+from cases import ON_MASKS, case
+
+CASES = {
+    "llada": case("llada", "lossy", steps=6, block_length=5, **ON_MASKS),
+    "llada_guided": case(
+        "llada", "lossy", knobs={"cfg_scale": 0.5}, max_calls=20, **ON_MASKS
+    ),
+    "dream_entropy": case("dream", "lossy", alg="entropy", steps=6, **ON_MASKS),
+    "dream_origin": case("dream", "lossy", alg="origin", steps=6, **ON_MASKS),
+    "mdlm": case("mdlm", "lossy", steps=8, **ON_MASKS),
+    "maskgit": case("maskgit", "lossy", steps=4, **ON_MASKS),
+    "threshold": case(
+        "fast_dllm", "lossy", block_length=4, knobs={"threshold": 0.6}, **ON_MASKS
+    ),
+    "dual_cache": case(
+        "fast_dllm",
+        "lossy",
+        block_length=4,
+        cache="dual",
+        knobs={"threshold": 0.6},
+        **ON_MASKS,
+    ),
+    "prefix_cache": case(
+        "fast_dllm",
+        "lossy",
+        block_length=4,
+        cache="prefix",
+        knobs={"factor": 1.0},
+        **ON_MASKS,
+    ),
+    "eb_sampler": case("eb_sampler", "lossy", knobs={"gamma": 0.5}, **ON_MASKS),
+    "remdm": case("remdm", "lossy", steps=12, max_calls=12, **ON_MASKS),
+    "remdm_conf": case(
+        "remdm", "lossy", steps=12, variant="conf", max_calls=12, **ON_MASKS
+    ),
+}

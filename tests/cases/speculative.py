@@ -1,0 +1,18 @@
+"""Cases of methods/speculative."""
+
+from cases import TWO, TWO_HEADS, case
+
+CASES = {
+    "autoregressive": case("autoregressive", "plain"),
+    "prompt_lookup": case("prompt_lookup", "plain", num_draft=4),
+    "speculative": case("speculative_sampling", "law", num_draft=3, **TWO),
+    "coupled": case(
+        "speculative_sampling", "plain", num_draft=3, acceptance="coupled", **TWO
+    ),
+    "block_verification": case("block_verification", "law", num_draft=3, **TWO),
+    "specinfer": case("specinfer", "law", branching=(2, 2), **TWO),
+    "specinfer_without": case(
+        "specinfer", "law", branching=(3, 1), draws="without_replacement", **TWO
+    ),
+    "blockwise": case("blockwise", "plain", num_draft=3, **TWO_HEADS),
+}
