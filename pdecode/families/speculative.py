@@ -336,6 +336,9 @@ def _draw(rule: BlockRule, draft: Draft, prediction: Prediction, keys, root: Arr
         keys, rng.RESIDUAL, position, round=root, index=leaf[:, None]
     )
     is_law = jnp.isfinite(stop).all(1) & jnp.isfinite(law).all(1)
+    if draft.q is not None:
+        # A rule takes such a node for absent; the row says that its drafter is broken.
+        is_law &= jnp.isfinite(draft.q).all((1, 2))
     return leaf, categorical(law, token_place[:, 0]), is_law
 
 

@@ -111,14 +111,19 @@ def make_model(
     attention: str | None = None,
     block_len: int | None = None,
     eos_ids: tuple[int, ...] = (),
+    mask_logit: float = -2.0,
 ) -> Model:
     """The Model of a toy over `vocab` tokens and `length` positions.
 
     Params are a Table or a Chain of those sizes. Token id `vocab` is the mask: it says
-    nothing as a key, and has a high logit so that forgetting to ban it shows.
+    nothing as a key, and its logit beside log-probabilities is `mask_logit`: by default
+    it has 0.12 of the mass, as an undertrained model might give it, so that forgetting
+    to ban it shows and confidences stay what papers compare them with.
     """
     shift = 1 if predicts == "next" else 0
-    apply = functools.partial(_apply, vocab=vocab, length=length, shift=shift)
+    apply = functools.partial(
+        _apply, vocab=vocab, length=length, shift=shift, mask_logit=mask_logit
+    )
     return Model(
         init_cache=_init_cache,
         apply=apply,
@@ -145,7 +150,7 @@ def _head(params: Table | Chain, *, vocab: int) -> Head:
     return Head(weight=jnp.eye(vocab + 1, dtype=_dtype(params)))
 
 
-def _apply(params, query: Query, cache, *, vocab, length, shift):
+def _apply(params, query: Query, cache, *, vocab, length, shift, mask_logit):
     own = jnp.stack([query.tokens, query.positions], -1)[:, None]
     keys = caches.write(cache["keys"], query.slots, own)
     seen, mask = _seen(query, keys, own)
@@ -165,8 +170,8 @@ def _apply(params, query: Query, cache, *, vocab, length, shift):
     # A key seen twice must show: attention would weigh it twice.
     excess = jnp.maximum(total[..., 0] - 1, 0).sum(-1)
     log_probs = log_probs + excess[..., None] * jnp.arange(vocab)[None, None]
-    mask_logit = jnp.full((*log_probs.shape[:-1], 1), 2.0, log_probs.dtype)
-    hidden = jnp.concatenate([log_probs, mask_logit], -1).astype(_dtype(params))
+    mask = jnp.full((*log_probs.shape[:-1], 1), mask_logit, log_probs.dtype)
+    hidden = jnp.concatenate([log_probs, mask], -1).astype(_dtype(params))
     return Output(hidden), {"keys": keys}
 
 
