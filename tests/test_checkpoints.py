@@ -497,7 +497,7 @@ MIXED = dict(LLAMA, model_type="qwen3_moe")
     [
         (
             dict(LLAMA, rope_scaling={"type": "yarn", "factor": 2.0}),
-            "type 'yarn'.*ll",
+            "rope_scaling of rope type 'yarn'.*supported: default, linear, dyn",
         ),
         (
             dict(LLAMA, rope_scaling={"rope_type": "llama3"}),
@@ -517,7 +517,10 @@ MIXED = dict(LLAMA, model_type="qwen3_moe")
         (dict(LLAMA, hidden_size="32"), "width='32' must be an int"),
         (dict(LLAMA, eos_token_id="</s>"), "eos_token_id='</s>', which is no id"),
         (dict(LLAMA, model_type="dream"), "lacks mask_token_id"),
-        (dict(LLAMA, model_type="dream", mask_token_id=96), "mask_id=96 is no id of"),
+        (
+            dict(LLAMA, model_type="dream", mask_token_id=96, num_key_value_heads=4),
+            "mask_id=96 is no id of.*mask_token_id=96",
+        ),
         (dict(MIXED, decoder_sparse_step=2), "decoder_sparse_step=2.*supported: 1"),
         (dict(MIXED, mlp_only_layers=[0]), r"mlp_only_layers=\[0\]"),
         (dict(MIXED, num_experts=4), "lacks num_experts_per_tok"),
@@ -527,7 +530,7 @@ MIXED = dict(LLAMA, model_type="qwen3_moe")
         ),
         (
             dict(LLAMA, model_type="gemma2", layer_types=["full_attention"]),
-            "sliding names 1 layers of 2",
+            "layer_types of 1 layers, but num_hidden_layers=2",
         ),
         (dict(LLAMA, model_type="gemma2", attention_bias=True), "attention_bias=True"),
         (dict(model_type="diffusion_gemma"), "lacks canvas_length"),

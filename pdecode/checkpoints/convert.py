@@ -1,7 +1,8 @@
 """What a checkpoint folder holds, and copies of it in other formats.
 
-`info` reads headers only. `convert` turns published safetensors into an Orbax folder
-and back, every tensor in its own dtype, so that a round trip is equal bit for bit.
+`info` reads headers, and a head that is stored though its config.json calls it tied.
+`convert` turns published safetensors into an Orbax folder and back, every tensor in its
+own dtype, so that a round trip is equal bit for bit.
 """
 
 import dataclasses
@@ -29,7 +30,11 @@ _COMPANIONS = (
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
     "chat_template.jinja",
+    "chat_template.json",
 )
 
 
@@ -46,7 +51,7 @@ def info(
     if (folder / loading.ORBAX).is_dir():
         shapes = loading.stored(folder)["params"]
         config = dataclasses.replace(
-            loading.read_config(folder)[1], dtype=shapes["embed"].dtype.name
+            loading.read_converted(folder)[1], dtype=shapes["embed"].dtype.name
         )
         read = jax.tree.leaves(shapes)
     else:
@@ -157,7 +162,7 @@ def to_orbax(source: pathlib.Path, target: pathlib.Path) -> None:
 
 def to_safetensors(source: pathlib.Path, target: pathlib.Path) -> None:
     """`target`/model.safetensors under the names the checkpoint was published with."""
-    family, config = loading.read_config(source)
+    family, config = loading.read_converted(source)
     tree = loading.restore(source)
     params = dict(loading.flat(tree["params"]))
     published: dict[str, np.ndarray] = {}

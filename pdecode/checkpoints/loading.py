@@ -10,6 +10,8 @@ import dataclasses
 import json
 import os
 import pathlib
+import re
+import warnings
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -27,6 +29,18 @@ from pdecode.sharding import placement
 
 ORBAX = "orbax"  # the subfolder of a converted checkpoint
 DTYPES = ("float32", "bfloat16", "float16")  # that parameters are loaded in
+
+# Says that the weights of a config.json are packed.
+_QUANTISED = ("quantization_config", "quantization", "compression_config")
+# ... and the names of the tensors that they are packed with.
+_PACKED = re.compile(
+    r"\.(qweight|qzeros|scales|biases|g_idx|SCB|weight_(packed|scale\w*|zero_point)"
+    r"|\w+\.(absmax|nested_absmax|quant_map|quant_state.*))$"
+)
+# What a refusal by `Config` is about, as the files spell it.
+_SIZES = """vocab_size hidden_size n_embd d_model num_hidden_layers n_layer n_layers
+    num_attention_heads n_head n_heads num_key_value_heads n_kv_heads head_dim
+    mask_token_id block_size""".split()
 
 # Buffers that old checkpoints carry and that follow from the configuration.
 _BUFFERS = (".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias")
@@ -66,7 +80,7 @@ def load(
         return embedded.load(path_or_name)
     folder = _folder(path_or_name)
     if (folder / ORBAX).is_dir():
-        family, config = read_config(folder)
+        family, config = read_converted(folder)
         config, params = _restored(folder, family, config, dtype, mesh)
     else:
         checkpoint = open_folder(folder, dtype=dtype)
@@ -80,7 +94,8 @@ def open_folder(path: str | os.PathLike, *, dtype: str | None = None) -> Checkpo
     folder = _folder(path)
     family, config = read_config(folder)
     index = tensors.index(folder)
-    sources = _resolved(family.names(config), index, family.alias)
+    _refuse_quantised(folder, index)
+    config, sources = _heads(folder, family, config, index)
     if dtype is None:
         dtype = _own_dtype(index, sources)
     config = dataclasses.replace(config, dtype=_checked(dtype))
@@ -101,9 +116,32 @@ def read_config(folder: str | os.PathLike) -> tuple[architectures.Family, Any]:
     if raw.get("mask_token_id") is None:
         mask_id = tokenizers.mask_id(folder)
         raw = raw if mask_id is None else {**raw, "mask_token_id": mask_id}
+    for name in _QUANTISED:
+        if raw.get(name):
+            raise ValueError(
+                f"config.json has {name}={raw[name]!r}: quantised checkpoints are not "
+                "supported; use the folder it was made from"
+            )
     fields = architectures.Fields(raw)
-    config = family.config(fields)
+    try:
+        config = family.config(fields)
+    except ValueError as error:
+        if "config.json" in str(error):
+            raise
+        given = [f"{name}={raw[name]!r}" for name in _SIZES if name in raw]
+        if "num_key_value_heads" not in raw:
+            given.append("no num_key_value_heads")
+        raise ValueError(f"config.json: {error} ({', '.join(given)})") from None
     fields.warn_unread()
+    return family, config
+
+
+def read_converted(folder: str | os.PathLike) -> tuple[architectures.Family, Any]:
+    """`read_config` of a converted folder; what it stores says if the head is tied."""
+    family, config = read_config(folder)
+    if family.is_head_kept:
+        is_tied = "head" not in stored(folder)["params"]
+        config = dataclasses.replace(config, tied=is_tied)
     return family, config
 
 
@@ -244,6 +282,52 @@ def _check(checkpoint: Checkpoint) -> None:
         )
 
 
+def _refuse_quantised(folder: pathlib.Path, index: Mapping[str, tensors.Entry]) -> None:
+    packed = [
+        f"{name} {entry.kind}"
+        for name, entry in sorted(index.items())
+        if _PACKED.search(name)
+        or (name.endswith(".weight") and entry.kind not in tensors.FLOATS)
+    ]
+    if packed:
+        raise ValueError(
+            f"{folder} is quantised, which is not supported "
+            f"({tensors.some(packed, 3)}): use the folder it was made from"
+        )
+
+
+def _heads(
+    folder: pathlib.Path,
+    family: architectures.Family,
+    config: Any,
+    index: Mapping[str, tensors.Entry],
+) -> tuple[Any, dict[str, Source]]:
+    """The configuration and sources, where config.json and files disagree on the head.
+
+    A configuration may call the head tied and store it all the same: an equal one is
+    dropped, another one is kept, and one in place of the embedding serves as both.
+    """
+    sources = _resolved(family.names(config), index, family.alias)
+    if not (family.is_head_kept and config.tied):
+        return config, sources
+    untied = dataclasses.replace(config, tied=False)
+    others = _resolved(family.names(untied), index, family.alias)
+    head = index.get(others["head"].names[0])
+    embed = index.get(sources["embed"].names[0])
+    if head is None:
+        return config, sources
+    if embed is None:
+        return config, sources | {"embed": others["head"]}
+    if tensors.are_equal(head, embed):
+        return config, sources
+    warnings.warn(
+        f"{folder}: config.json calls the head the embedding, but the files have "
+        f"another {others['head'].names[0]}, which is used",
+        stacklevel=2,
+    )
+    return untied, others
+
+
 def _resolved(
     sources: dict[str, Source],
     index: Mapping[str, Any],
@@ -275,11 +359,6 @@ def _own_dtype(index: Mapping[str, tensors.Entry], sources: dict[str, Source]) -
     dtype = max(sizes, key=lambda name: sizes[name]) if sizes else "float32"
     if dtype == "float64":
         return "float32"
-    if dtype not in DTYPES:
-        raise ValueError(
-            f"the checkpoint's weights are {dtype}: quantised checkpoints are not "
-            "supported; give dtype= only for plain floating-point ones"
-        )
     return dtype
 
 

@@ -27,14 +27,20 @@ DTYPES: dict[str, np.dtype] = {
         "BF16": ml_dtypes.bfloat16,
         "F8_E4M3": ml_dtypes.float8_e4m3fn,
         "F8_E5M2": ml_dtypes.float8_e5m2,
+        "F8_E8M0": ml_dtypes.float8_e8m0fnu,
         "I64": np.int64,
         "I32": np.int32,
         "I16": np.int16,
         "I8": np.int8,
+        "U64": np.uint64,
+        "U32": np.uint32,
+        "U16": np.uint16,
         "U8": np.uint8,
         "BOOL": np.bool_,
+        "C64": np.complex64,
     }.items()
 }
+FLOATS = ("F64", "F32", "F16", "BF16")  # what weights that are not quantised come in
 _NAMES = {kind: name for name, kind in DTYPES.items()}
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
@@ -46,6 +52,11 @@ class Entry(NamedTuple):
     offset: int  # bytes from the start of the file
     shape: tuple[int, ...]
     dtype: np.dtype
+
+    @property
+    def kind(self) -> str:
+        """The file's name of its dtype, as F32."""
+        return _NAMES[self.dtype]
 
 
 def index(folder: str | os.PathLike, stem: str = "model") -> dict[str, Entry]:
@@ -92,9 +103,15 @@ def index(folder: str | os.PathLike, stem: str = "model") -> dict[str, Entry]:
             f"{folder} is a partial download: {len(missing)} of {len(names)} shards "
             f"are missing: {some(missing)}{hint}"
         )
-    tensors = {}
+    tensors, spare = {}, {}
+    # One file may lie over another: the listing says whose tensor counts.
     for name in names:
-        _merge(tensors, read_header(folder / name))
+        header = read_header(folder / name)
+        known = [key for key in header if promised.get(key, name) != name]
+        late = {key: header.pop(key) for key in known}
+        _merge(tensors, header)
+        spare |= {key: entry for key, entry in late.items() if key not in spare}
+    tensors |= {key: entry for key, entry in spare.items() if key not in tensors}
     absent = sorted(set(promised) - set(tensors))
     if absent:
         raise ValueError(
@@ -118,12 +135,19 @@ def read_header(path: str | os.PathLike) -> dict[str, Entry]:
         try:
             header = json.loads(file.read(length))
             header.pop("__metadata__", None)
+            unknown = {str(fields["dtype"]) for fields in header.values()} - set(DTYPES)
             tensors = {
                 name: _entry(path, 8 + length, name, fields)
                 for name, fields in header.items()
+                if not unknown
             }
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{path} has a damaged header: {error}") from None
+    if unknown:
+        raise ValueError(
+            f"{path} has tensors of dtype {', '.join(sorted(unknown))}: quantised "
+            "checkpoints are not supported"
+        )
     end = max((entry.offset + _bytes(entry) for entry in tensors.values()), default=0)
     if end > size:
         raise ValueError(
@@ -148,6 +172,19 @@ def read(entry: Entry, rows: slice = slice(None)) -> np.ndarray:
     if flat.size != count:
         raise ValueError(f"{entry.file} is truncated: it ended inside a tensor")
     return flat.reshape(shape)
+
+
+def are_equal(one: Entry, other: Entry, num_bytes: int = 1 << 26) -> bool:
+    """Whether two tensors hold the same numbers; reads both, a part at a time."""
+    if one.shape != other.shape:
+        return False
+    row = max(1, math.prod(one.shape[1:]) * max(one.dtype.itemsize, 1))
+    step = max(1, num_bytes // row)
+    parts = (slice(start, start + step) for start in range(0, one.shape[0], step))
+    return all(
+        np.array_equal(*(read(each, part).astype(np.float32) for each in (one, other)))
+        for part in parts
+    )
 
 
 def write(
@@ -178,8 +215,6 @@ def write(
 
 
 def _entry(path: pathlib.Path, base: int, name: str, fields: dict) -> Entry:
-    if fields["dtype"] not in DTYPES:
-        raise ValueError(f"{name} has unknown dtype {fields['dtype']}")
     first, last = fields["data_offsets"]
     shape = tuple(fields["shape"])
     entry = Entry(path, base + first, shape, DTYPES[fields["dtype"]])
