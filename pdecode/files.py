@@ -1,6 +1,7 @@
-"""Files that are there whole or not at all."""
+"""Files that are there whole or not at all, and the objects of JSON files."""
 
 import contextlib
+import json
 import os
 import pathlib
 from collections.abc import Iterator
@@ -24,3 +25,17 @@ def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def read_object(path: str | os.PathLike) -> dict:
+    """The JSON object in a file, {} if there is none; ValueError if it is damaged."""
+    path = pathlib.Path(path)
+    if not path.is_file():
+        return {}
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} is damaged: it holds no object")
+    return value

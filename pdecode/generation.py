@@ -11,6 +11,7 @@ The composed form, which this is made of:
 """
 
 import functools
+import operator
 import os
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -19,7 +20,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from pdecode import knobs, prompts, sharding
+from pdecode import knobs, prompts, rng, sharding
 from pdecode import programs as programs_module
 from pdecode.contracts import STOPPED_BY, Generation, Model, Params, Prompt
 from pdecode.decode import Stats
@@ -103,7 +104,7 @@ def generate(
         mesh=mesh,
         **settings,
     )
-    programs, key = compiled(job), jax.random.key(seed)
+    programs, key = compiled(job), rng.key(seed)
     if mesh is not None:
         key = sharding.replicate(key, mesh)
     decoded = programs_module.timed(programs, job.params, job.prompt, key)
@@ -141,8 +142,9 @@ def prepare(
     **settings: Any,
 ) -> Job:
     """Loads and encodes what `generate` needs; arguments and errors as there."""
-    if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int):
+    if isinstance(max_new_tokens, bool) or not hasattr(max_new_tokens, "__index__"):
         raise ValueError(f"max_new_tokens={max_new_tokens!r} must be an int")
+    max_new_tokens = operator.index(max_new_tokens)
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens={max_new_tokens} must be at least 1")
     if method is None:
@@ -244,25 +246,41 @@ def encode(prompt: str | Sequence, tokenizer: Any) -> list[list[int]]:
     """Rows of ids; ValueError for an empty prompt or what is neither text nor ids."""
     if isinstance(prompt, str):
         prompt = [prompt]
-    if len(prompt) and not isinstance(prompt[0], (str, list, tuple, np.ndarray)):
+    prompt = _plain(prompt)
+    if not isinstance(prompt, Sequence):
+        raise ValueError(f"the prompt is {prompt!r}, neither text nor ids")
+    prompt = [_plain(row) for row in prompt]
+    if len(prompt) and not isinstance(prompt[0], (str, list, tuple)):
         prompt = [prompt]
     if not len(prompt):
         raise ValueError("the prompt is empty: give a text or at least one id")
     rows = []
     for index, row in enumerate(prompt):
-        if not isinstance(row, (str, list, tuple, np.ndarray)):
+        if not isinstance(row, (str, list, tuple)):
             raise ValueError(f"prompt row {index} is {row!r}, neither text nor ids")
         if not len(row):
             raise ValueError(f"prompt row {index} is empty: give at least one token")
         if isinstance(row, str):
             rows.append(tokenizer.encode(row))
+            if not rows[-1]:
+                raise ValueError(
+                    f"prompt row {index}, {row!r}, has no tokens: give a text that has"
+                )
             continue
+        row = [_plain(token) for token in row]
         for token in row:
-            is_id = isinstance(token, (int, np.integer)) and not isinstance(token, bool)
-            if not is_id:
+            if not isinstance(token, int) or isinstance(token, bool):
                 raise ValueError(f"prompt row {index} has {token!r}, which is no id")
-        rows.append([int(token) for token in row])
+        rows.append(row)
     return rows
+
+
+_ARRAYS = (np.ndarray, np.generic, jax.Array)
+
+
+def _plain(value: Any) -> Any:
+    """Arrays and their elements, numpy's and jax's, as lists and Python numbers."""
+    return value.tolist() if isinstance(value, _ARRAYS) else value
 
 
 def texts(generation: Generation, tokenizer: Any) -> list[str]:

@@ -1,5 +1,6 @@
 """Ragged batches of token ids, and what every decode does with them first."""
 
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -35,7 +36,7 @@ def from_rows(
     marks prompt positions to fill; `row_ids` (default 0, 1, ...) name each row's noise.
     With `model` the ids are checked against its vocabulary. Raises ValueError.
     """
-    if not rows:
+    if not len(rows):
         raise ValueError("rows is empty: pass at least one prompt")
     lengths = np.array([len(row) for row in rows], np.int32)
     width = max(int(lengths.max()), 1) if pad_to is None else pad_to
@@ -43,12 +44,8 @@ def from_rows(
         raise ValueError(f"{pad_to=} is shorter than the longest row, {lengths.max()}")
     tokens = np.zeros((len(rows), width), np.int32)
     for index, row in enumerate(rows):
-        ids = np.asarray(row, np.int64)
         limit = np.iinfo(np.int32).max if model is None else model.vocab_size
-        if ids.size and not (0 <= ids.min() and ids.max() < limit):
-            bad = ids[(ids < 0) | (ids >= limit)][0]
-            raise ValueError(f"row {index} has id {bad}, outside [0, {limit})")
-        tokens[index, : len(row)] = ids
+        tokens[index, : len(row)] = _checked(row, f"row {index}", limit)
     limits = np.broadcast_to(np.asarray(max_new, np.int32), lengths.shape)
     if limits.min() < 1:
         raise ValueError(f"max_new={limits.min()} must be at least 1")
@@ -72,6 +69,23 @@ def from_rows(
         masked=None if masked is None else jnp.asarray(masked),
         context=context,
     )
+
+
+def _checked(row: Any, name: str, limit: int) -> np.ndarray:
+    """Ids of a row as an array; ValueError for what is no id in [0, limit)."""
+    # Python's own numbers: a cast to 64 bits would fail on, or wrap, a larger one.
+    ids = np.asarray(row).tolist() if hasattr(row, "dtype") else row
+    found = []
+    for token in ids:
+        try:
+            found.append(operator.index(token))
+        except TypeError:
+            raise ValueError(f"{name} has {token!r}, which is no id") from None
+        if isinstance(token, (bool, np.bool_)):
+            raise ValueError(f"{name} has {token!r}, which is no id")
+        if not 0 <= found[-1] < limit:
+            raise ValueError(f"{name} has id {found[-1]}, outside [0, {limit})")
+    return np.array(found, np.int32)
 
 
 def bucket(width: int) -> int:

@@ -6,6 +6,9 @@ target sample. Noise over the vocabulary comes in tiles of one fixed size, so it
 not depend on padding or on how a kernel cuts the vocabulary.
 """
 
+import operator
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -14,6 +17,21 @@ from jax import Array
 TARGET, DRAFT, ACCEPT, RESIDUAL, COMMIT, REMASK, EDIT, TRANSPORT = range(8)
 
 VOCAB_TILE = 32
+
+
+def key(seed: Any) -> Array:
+    """The key of a whole number in [0, 2**64); no two of them share one.
+
+    `jax.random.key` looks at the low 32 bits only. Raises ValueError for other seeds.
+    """
+    if isinstance(seed, bool) or not hasattr(seed, "__index__"):
+        raise ValueError(f"seed={seed!r} must be a whole number")
+    number = operator.index(seed)
+    if not 0 <= number < 2**64:
+        raise ValueError(f"seed={number} must lie in [0, 2**64)")
+    high, low = number >> 32, number & 0xFFFFFFFF
+    made = jax.random.key(low)
+    return jax.random.fold_in(made, high) if high else made
 
 
 def row_keys(key: Array, row_ids: Array) -> Array:

@@ -685,11 +685,8 @@ def test_tokenizer_and_chat_template(broken):
     assert (tokenizer.eos_id, tokenizer.mask_id) == (6, 7)
     chat = [{"role": "user", "content": "hello"}]
     assert tokenizer.chat(chat) == [3, 5, 1, 6, 4, 5]
-    message = r"<\|oops\|>; known: <\|end\|>, <\|mask\|>"
-    with pytest.raises(ValueError, match=message):
-        tokenizer.encode("hello <|oops|>")
-    prompt = ("--model", broken.folder, "--prompt", "hello <|oops|>")
-    check_refusal(None, message, "generate", *prompt)
+    # What only looks like a special token is text.
+    assert tokenizer.encode("hello <|oops|> <|end|>") == [1, 0, 0, 0, 6]
     for attack in ("{{ ''.__class__.__mro__ }}", "{{ raise_exception('no') }}"):
         tokenizer_folder(broken.folder, attack)
         with pytest.raises(ValueError, match="the chat template refused"):

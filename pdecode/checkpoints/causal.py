@@ -91,7 +91,7 @@ def _window(fields: Fields, slides: tuple[bool, ...], window: int | None) -> dic
         return dict(window=window, sliding=slides)
     if any(slides):
         raise ValueError(
-            "config.json has layers of type sliding_attention, but no sliding_window "
+            "config.json has layer_types with sliding_attention, but no sliding_window "
             "that is in use"
         )
     return {}

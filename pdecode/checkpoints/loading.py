@@ -7,7 +7,6 @@ and nothing is fetched. The host holds one tensor at a time, or one shard's part
 """
 
 import dataclasses
-import json
 import os
 import pathlib
 import re
@@ -20,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from pdecode import files
 from pdecode.checkpoints import architectures, tensors
 from pdecode.checkpoints import tokenizer as tokenizers
 from pdecode.checkpoints.names import Source
@@ -108,9 +108,11 @@ def open_folder(path: str | os.PathLike, *, dtype: str | None = None) -> Checkpo
 def read_config(folder: str | os.PathLike) -> tuple[architectures.Family, Any]:
     """The family of a checkpoint folder, and its configuration in float32."""
     folder = pathlib.Path(folder)
-    raw = _json(folder / "config.json", required=True)
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{folder} has no config.json")
+    raw = files.read_object(folder / "config.json")
     family = architectures.of(raw)
-    generation = _json(folder / "generation_config.json")
+    generation = files.read_object(folder / "generation_config.json")
     if generation.get("eos_token_id") is not None:
         raw = {**raw, "eos_token_id": generation["eos_token_id"]}
     if raw.get("mask_token_id") is None:
@@ -411,20 +413,6 @@ def _restored(folder, family, config, dtype, mesh) -> tuple[Any, Params]:
     )
     config = dataclasses.replace(config, dtype=dtype)
     return config, restore(folder, target)["params"]
-
-
-def _json(path: pathlib.Path, *, required: bool = False) -> dict:
-    if not path.is_file():
-        if required:
-            raise ValueError(f"{path.parent} has no {path.name}")
-        return {}
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged: {error}") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"{path} is damaged: it holds no object")
-    return value
 
 
 def path_name(path: tuple) -> str:

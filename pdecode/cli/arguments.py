@@ -4,6 +4,7 @@ Each function raises ValueError, in one line, for what it cannot read.
 """
 
 import json
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -84,6 +85,41 @@ def prompt(args) -> Any:
     if not isinstance(rows, list):
         raise ValueError(f"--prompt-ids {args.prompt_ids!r} is no list of rows of ids")
     return rows
+
+
+def chat(args, text: Any, options: dict[str, Any]) -> Any:
+    """`text` as --chat and --system have it: ids of a conversation, or itself.
+
+    A bare text for a model with a chat template draws a line of advice.
+    """
+    from pdecode import generation
+
+    if args.system is not None and not args.chat:
+        raise ValueError("--system needs --chat: it is a message of a conversation")
+    if args.chat and args.prompt_ids is not None:
+        raise ValueError("--chat renders text: give --prompt or --prompt-file")
+    if args.model is None or args.prompt_ids is not None:
+        templates, tokenizer = {}, None
+    else:
+        tokenizer = generation.load(args.model, options["dtype"], options["mesh"])[2]
+        templates = getattr(tokenizer, "templates", {})
+    if args.chat and not templates:
+        raise ValueError(
+            f"--chat: {args.model or 'the default model'} has no chat template; leave "
+            "out --chat for plain text"
+        )
+    if not args.chat:
+        if templates and not any(token in text for token in tokenizer.tokens.values()):
+            warnings.warn(
+                f"{args.model} has a chat template, and this text is continued as it "
+                "stands; --chat asks for a reply",
+                stacklevel=2,
+            )
+        return text
+    if not text.strip():
+        raise ValueError("the prompt is empty: --chat needs a message")
+    system = [] if args.system is None else [{"role": "system", "content": args.system}]
+    return [tokenizer.chat([*system, {"role": "user", "content": text}])]
 
 
 def names(text: str, option: str) -> list[str]:

@@ -82,6 +82,10 @@ def parser() -> argparse.ArgumentParser:
     source.add_argument("--prompt", help="text")
     source.add_argument("--prompt-file", help="a file that holds one prompt")
     source.add_argument("--prompt-ids", help="rows of ids, as [[1,2,3],[4,5]]")
+    made.add_argument(
+        "--chat", action="store_true", help="ask for a reply: the model's chat template"
+    )
+    made.add_argument("--system", metavar="TEXT", help="--chat: what goes before it")
     made.add_argument("--seed", type=int, default=0)
     made.add_argument("--watch", action="store_true", help="show every step")
     made.add_argument("--json", action="store_true", help="one JSON object")
@@ -186,7 +190,8 @@ def _generate(args) -> int:
         raise ValueError("--watch shows one process: leave out --num-processes")
     out = _join(args)
     program_cache.enable()
-    prompt, options = arguments.prompt(args), arguments.decode(args)
+    options = arguments.decode(args)
+    prompt = arguments.chat(args, arguments.prompt(args), options)
     if args.watch:
         from pdecode.cli import watch
 

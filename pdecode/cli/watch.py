@@ -10,10 +10,9 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, TextIO
 
-import jax
 import numpy as np
 
-from pdecode import decode, generation, knobs, programs
+from pdecode import decode, generation, knobs, programs, rng
 from pdecode.contracts import Generation
 
 OPEN = "░"  # a position not committed yet
@@ -34,7 +33,7 @@ def watch(
     traced, sizes = knobs.split(job.method, job.settings)
     decoder = job.method(*job.models, **sizes, **traced)
     steps: Iterator[tuple[Any, decode.Stats]] = decode.stream(
-        decoder, job.params, job.prompt, jax.random.key(seed)
+        decoder, job.params, job.prompt, rng.key(seed)
     )
     began, last = time.perf_counter(), None
     with _shown(file) as show, programs.on(job.mesh):

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from pdecode import generation, prompts
+from pdecode import generation, prompts, rng
 from pdecode import programs as programs_module
 from pdecode.contracts import STOPPED_BY, Model
 from pdecode.evals import lineup, quality, tasks
@@ -277,7 +277,7 @@ def _timed(
     context: Context, entry: Entry, programs: programs_module.Programs
 ) -> _Timed:
     """One warm-up of one batch, then repeats of all batches."""
-    key = jax.random.key(context.settings.seed)
+    key = rng.key(context.settings.seed)
     programs_module.timed(programs, entry.params, context.batches[0], key)
     prefills, decodes = [], []
     while len(decodes) < MIN_REPEATS or (

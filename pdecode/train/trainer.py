@@ -19,6 +19,7 @@ import numpy as np
 import optax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from pdecode import rng
 from pdecode.data import packing
 from pdecode.models import draft_heads as heads_module
 from pdecode.models import embedded, transformer
@@ -194,7 +195,7 @@ def train(
     )
     everywhere = NamedSharding(mesh, PartitionSpec())
     by_row = NamedSharding(mesh, PartitionSpec("data"))
-    key_init, key_noise = jax.random.split(jax.random.key(config.seed))
+    key_init, key_noise = jax.random.split(rng.key(config.seed))
     params, frozen = _start(config, key_init)
     update = optimizer(config)
     state = {"params": params, "opt": update.init(params)}
