@@ -217,9 +217,12 @@ def _add(backend, folder: pathlib.Path, settings, tokens: Mapping[str, str]) -> 
         facts.setdefault("normalized", not is_special)
         backend.add_tokens([AddedToken(content, special=is_special, **facts)])
         known.add(content)
-    explicit = {_content(settings[name]) for name in _NAMES if settings.get(name)}
-    for content in sorted(explicit | (special - set(tokens.values())) - known):
-        if content not in known:
+    for content in sorted(special - known):
+        # What only its class names may be in no vocabulary.
+        is_named = (
+            content not in _OF_CLASS.get(settings["tokenizer_class"], {}).values()
+        )
+        if is_named or backend.token_to_id(content) is not None:
             backend.add_special_tokens([AddedToken(content, normalized=False)])
 
 
