@@ -13,6 +13,7 @@ The composed form, which this is made of:
 import functools
 import operator
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -26,6 +27,7 @@ from pdecode.contracts import STOPPED_BY, Generation, Model, Params, Prompt
 from pdecode.decode import Stats
 from pdecode.families.rows import is_eos
 from pdecode.methods import variants
+from pdecode.models import transformer
 
 # By what a model predicts: what it is in words, and the method it gets by default.
 KINDS = {
@@ -168,17 +170,22 @@ def prepare(
             f"{', '.join(variants.fitting(target.predicts))}"
         )
     models, trees = [target], [params]
-    for role in knobs.roles(recipe)[1:]:
-        second, tree = _second(role, method, model_name, drafter, dtype, mesh)
-        size = getattr(second, "vocab_size", target.vocab_size)
-        if size != target.vocab_size:
+    others = knobs.roles(recipe)[1:]
+    if drafter is not None and not others:
+        raise ValueError(f"{method} takes no drafter, but drafter={drafter!r}")
+    for role in others:
+        second, tree, words = _second(role, method, model_name, drafter, dtype, mesh)
+        wanted = knobs.needs(recipe).get(role, "next")
+        if isinstance(second, Model) and second.predicts != wanted:
             raise ValueError(
-                f"the drafter has {size} token ids and {model_name} has "
-                f"{target.vocab_size}: they need one vocabulary"
+                f"{method} needs {KINDS[wanted][0]} as its drafter, but {drafter} is "
+                f"{KINDS[second.predicts][0]}"
             )
+        if getattr(second, "vocab_size", target.vocab_size) != target.vocab_size:
+            second, tree = _resized(second, tree, words, target, tokenizer, mesh)
         models.append(second)
         trees.append(tree)
-    rows = encode(prompt, tokenizer)
+    rows = prompts.encode(prompt, tokenizer)
     width = max(map(len, rows))
     made = prompts.from_rows(
         rows,
@@ -221,14 +228,14 @@ def load(
 ) -> tuple[Any, Params, Any]:
     """(model, params, tokenizer) of an embedded model, by name, or of a folder.
 
-    For "heads" the first is a record of heads. `dtype` is for folders: None keeps the
-    checkpoint's own. With `mesh` the parameters are split over it. Raises ValueError.
+    For "heads" the first is a record of heads. `dtype` None keeps the dtype it has.
+    With `mesh` the parameters are split over it. Raises ValueError.
     """
     from pdecode import checkpoints
     from pdecode.models import embedded
 
     if name in embedded.NAMES:
-        model, params, tokenizer = embedded.load(name)
+        model, params, tokenizer = embedded.load(name, dtype=dtype)
         if mesh is not None:
             is_whole = isinstance(model, Model)
             split = sharding.shard_params if is_whole else sharding.replicate
@@ -240,47 +247,6 @@ def load(
             f"{', '.join(embedded.NAMES)}"
         )
     return checkpoints.load(name, dtype=dtype, mesh=mesh)
-
-
-def encode(prompt: str | Sequence, tokenizer: Any) -> list[list[int]]:
-    """Rows of ids; ValueError for an empty prompt or what is neither text nor ids."""
-    if isinstance(prompt, str):
-        prompt = [prompt]
-    prompt = _plain(prompt)
-    if not isinstance(prompt, Sequence):
-        raise ValueError(f"the prompt is {prompt!r}, neither text nor ids")
-    prompt = [_plain(row) for row in prompt]
-    if len(prompt) and not isinstance(prompt[0], (str, list, tuple)):
-        prompt = [prompt]
-    if not len(prompt):
-        raise ValueError("the prompt is empty: give a text or at least one id")
-    rows = []
-    for index, row in enumerate(prompt):
-        if not isinstance(row, (str, list, tuple)):
-            raise ValueError(f"prompt row {index} is {row!r}, neither text nor ids")
-        if not len(row):
-            raise ValueError(f"prompt row {index} is empty: give at least one token")
-        if isinstance(row, str):
-            rows.append(tokenizer.encode(row))
-            if not rows[-1]:
-                raise ValueError(
-                    f"prompt row {index}, {row!r}, has no tokens: give a text that has"
-                )
-            continue
-        row = [_plain(token) for token in row]
-        for token in row:
-            if not isinstance(token, int) or isinstance(token, bool):
-                raise ValueError(f"prompt row {index} has {token!r}, which is no id")
-        rows.append(row)
-    return rows
-
-
-_ARRAYS = (np.ndarray, np.generic, jax.Array)
-
-
-def _plain(value: Any) -> Any:
-    """Arrays and their elements, numpy's and jax's, as lists and Python numbers."""
-    return value.tolist() if isinstance(value, _ARRAYS) else value
 
 
 def texts(generation: Generation, tokenizer: Any) -> list[str]:
@@ -362,9 +328,31 @@ def _second(role: str, method: str, model: str, drafter: str | None, dtype, mesh
                 "folder as the drafter"
             )
         drafter = role
-    second, tree, _ = load(drafter, dtype, mesh)
+    second, tree, tokenizer = load(drafter, dtype, mesh)
     is_heads = not isinstance(second, Model)
     if is_heads != (role == "heads"):
         kind = "a set of heads" if is_heads else "a model"
         raise ValueError(f"{method} takes a {role}, but {drafter} is {kind}")
-    return second, tree
+    return second, tree, tokenizer
+
+
+def _resized(drafter: Model, params: Params, own, target: Model, tokenizer, mesh):
+    """`drafter` over the target's ids, where they differ by padding alone."""
+    sizes = f"the drafter has {drafter.vocab_size} token ids and the target "
+    sizes += str(target.vocab_size)
+    words = [
+        each.backend.get_vocab() if hasattr(each, "backend") else None
+        for each in (own, tokenizer)
+    ]
+    num_words = min(drafter.vocab_size, target.vocab_size)
+    if words[0] is None or words[0] != words[1] or max(words[0].values()) >= num_words:
+        raise ValueError(
+            f"{sizes}: they need one vocabulary, or one tokenizer and padding behind it"
+        )
+    warnings.warn(
+        f"{sizes}; their tokenizer is one, so what lies behind {num_words} is padding, "
+        "which is never drafted",
+        stacklevel=3,
+    )
+    drafter, params = transformer.resized(drafter, params, target.vocab_size)
+    return drafter, params if mesh is None else sharding.shard_params(params, mesh)

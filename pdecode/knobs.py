@@ -13,13 +13,13 @@ is a Python int that fixes shapes; it and a choice (`Literal`) are static.
 """
 
 import inspect
+import operator
 import typing
 from collections.abc import Callable
 from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from pdecode.contracts import DraftHeads, Model
 
@@ -165,8 +165,9 @@ def check(parameter: Parameter, value: Any, where: str) -> Any:
     if parameter.base is int and number % 1 != 0:
         raise ValueError(f"{where}: {name}={value} must be a whole number")
     if not kind.low <= number <= kind.high:  # also refuses NaN
+        hint = "; None switches it off" if parameter.is_optional else ""
         raise ValueError(
-            f"{where}: {name}={value} must lie in [{kind.low:g}, {kind.high:g}]"
+            f"{where}: {name}={value} must lie in [{kind.low:g}, {kind.high:g}]{hint}"
         )
     if kind.off is not None and number == kind.off:
         return None
@@ -174,11 +175,15 @@ def check(parameter: Parameter, value: Any, where: str) -> Any:
 
 
 def _check_size(kind: Size, name: str, value: Any, where: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+    try:
+        value = value if isinstance(value, bool) else operator.index(value)
+    except TypeError:  # a tracer too: its value is not known yet
+        pass
+    if isinstance(value, bool) or not isinstance(value, int):
         raise ValueError(f"{where}: {name}={value!r} must be a Python int")
     if value < kind.low:
         raise ValueError(f"{where}: {name}={value} must be at least {kind.low}")
-    return int(value)
+    return value
 
 
 def _read(name: str, hint: Any, default: Any) -> Parameter:

@@ -4,6 +4,7 @@ import operator
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -18,6 +19,47 @@ from pdecode.contracts import (
     SlotRun,
     Visibility,
 )
+
+
+def encode(prompt: str | Sequence, tokenizer: Any) -> list[list[int]]:
+    """Rows of ids; ValueError for an empty prompt or what is neither text nor ids."""
+    if isinstance(prompt, str):
+        prompt = [prompt]
+    prompt = _plain(prompt)
+    if not isinstance(prompt, Sequence):
+        raise ValueError(f"the prompt is {prompt!r}, neither text nor ids")
+    prompt = [_plain(row) for row in prompt]
+    if len(prompt) and not isinstance(prompt[0], (str, list, tuple)):
+        prompt = [prompt]
+    if not len(prompt):
+        raise ValueError("the prompt is empty: give a text or at least one id")
+    rows = []
+    for index, row in enumerate(prompt):
+        if not isinstance(row, (str, list, tuple)):
+            raise ValueError(f"prompt row {index} is {row!r}, neither text nor ids")
+        if not len(row):
+            raise ValueError(f"prompt row {index} is empty: give at least one token")
+        if isinstance(row, str):
+            rows.append(tokenizer.encode(row))
+            if not rows[-1]:
+                raise ValueError(
+                    f"prompt row {index}, {row!r}, has no tokens: give a text that has"
+                )
+            continue
+        row = [_plain(token) for token in row]
+        for token in row:
+            if not isinstance(token, int) or isinstance(token, bool):
+                raise ValueError(f"prompt row {index} has {token!r}, which is no id")
+        rows.append(row)
+    return rows
+
+
+_ARRAYS = (np.ndarray, np.generic, jax.Array)
+
+
+def _plain(value: Any) -> Any:
+    """Arrays and their elements, numpy's and jax's, as lists and Python numbers."""
+    return value.tolist() if isinstance(value, _ARRAYS) else value
 
 
 def from_rows(

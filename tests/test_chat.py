@@ -342,7 +342,7 @@ def test_a_prompt_without_tokens_is_one_line_alone_and_in_a_batch(tmp_path):
     for rows in ("   ", ["hello", "   "]):
         index = 0 if isinstance(rows, str) else 1
         with pytest.raises(ValueError, match=f"row {index}, '   ', has no tokens"):
-            generation.encode(rows, loaded)
+            prompts.encode(rows, loaded)
 
 
 @pytest.mark.parametrize(
@@ -355,14 +355,14 @@ def test_a_prompt_without_tokens_is_one_line_alone_and_in_a_batch(tmp_path):
     ],
 )
 def test_numpy_and_jax_numbers_are_numbers(given):
-    assert generation.encode(given, None) == [[1, 2], [3, 4]]
+    assert prompts.encode(given, None) == [[1, 2], [3, 4]]
     made = prompts.from_rows(given, max_new=np.int64(3))
     assert made.tokens.tolist() == [[1, 2], [3, 4]] and made.max_new.tolist() == [3, 3]
 
 
 def test_one_row_of_numpy_or_jax_ids_is_a_row():
     for row in (np.array([1, 2]), jnp.array([1, 2]), [np.int64(1), jnp.int32(2)]):
-        assert generation.encode(row, None) == [[1, 2]]
+        assert prompts.encode(row, None) == [[1, 2]]
     made = pdecode.generate("x", max_new_tokens=np.int64(2), seed=np.int32(3))
     assert made.stats["committed"] == [2]
 

@@ -81,9 +81,10 @@ def render(
         extensions=[jinja2.ext.loopcontrols, _generation()],
     )
     environment.filters["tojson"] = _tojson
-    environment.globals |= {"raise_exception": _refuse, "strftime_now": _strftime_now}
+    own = {"raise_exception": _refuse, "strftime_now": _strftime_now}
+    source = _chosen(by_name, variables["tools"])
     try:
-        made = environment.from_string(_chosen(by_name, variables["tools"]))
+        made = environment.from_string(source, globals=own)
         return made.render(messages=messages, **variables)
     except (jinja2.TemplateError, TypeError, AttributeError, KeyError) as error:
         raise ValueError(f"the chat template refused: {error}") from None

@@ -229,15 +229,14 @@ def _rope(
         return Rope(theta=theta)
     if kind == "linear":
         return Rope(theta=theta, scaling=kind, factor=factor)
-    if original is None:
-        original = need("original_max_position_embeddings", max_positions)
+    length = original or need("original_max_position_embeddings", max_positions)
     return Rope(
         theta=theta,
         scaling=kind,
         factor=factor,
         low_freq_factor=need("low_freq_factor"),
         high_freq_factor=need("high_freq_factor"),
-        original_max_positions=int(original),
+        original_max_positions=int(length),
     )
 
 

@@ -9,8 +9,6 @@ and nothing is fetched. The host holds one tensor at a time, or one shard's part
 import dataclasses
 import os
 import pathlib
-import re
-import warnings
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -21,22 +19,18 @@ from jax.sharding import Mesh
 
 from pdecode import files
 from pdecode.checkpoints import architectures, tensors
+from pdecode.checkpoints import stored as stored_tensors
 from pdecode.checkpoints import tokenizer as tokenizers
 from pdecode.checkpoints.names import Source
 from pdecode.contracts import Params
 from pdecode.models import embedded
+from pdecode.models.config import checked_dtype
 from pdecode.sharding import placement
 
 ORBAX = "orbax"  # the subfolder of a converted checkpoint
-DTYPES = ("float32", "bfloat16", "float16")  # that parameters are loaded in
 
 # Says that the weights of a config.json are packed.
 _QUANTISED = ("quantization_config", "quantization", "compression_config")
-# ... and the names of the tensors that they are packed with.
-_PACKED = re.compile(
-    r"\.(qweight|qzeros|scales|biases|g_idx|SCB|weight_(packed|scale\w*|zero_point)"
-    r"|\w+\.(absmax|nested_absmax|quant_map|quant_state.*))$"
-)
 # What a refusal by `Config` is about, as the files spell it.
 _SIZES = """vocab_size hidden_size n_embd d_model num_hidden_layers n_layer n_layers
     num_attention_heads n_head n_heads num_key_value_heads n_kv_heads head_dim
@@ -77,7 +71,7 @@ def load(
         missing, unexpected or of the wrong shape; each by name.
     """
     if not pathlib.Path(path_or_name).is_dir() and path_or_name in embedded.NAMES:
-        return embedded.load(path_or_name)
+        return embedded.load(str(path_or_name), dtype=dtype)
     folder = _folder(path_or_name)
     if (folder / ORBAX).is_dir():
         family, config = read_converted(folder)
@@ -94,11 +88,11 @@ def open_folder(path: str | os.PathLike, *, dtype: str | None = None) -> Checkpo
     folder = _folder(path)
     family, config = read_config(folder)
     index = tensors.index(folder)
-    _refuse_quantised(folder, index)
-    config, sources = _heads(folder, family, config, index)
+    stored_tensors.refuse_quantised(folder, index)
+    config, sources = stored_tensors.sources(folder, family, config, index)
     if dtype is None:
         dtype = _own_dtype(index, sources)
-    config = dataclasses.replace(config, dtype=_checked(dtype))
+    config = dataclasses.replace(config, dtype=checked_dtype(dtype))
     shapes = _shapes(family, config)
     checkpoint = Checkpoint(folder, family, config, index, sources, shapes)
     _check(checkpoint)
@@ -284,72 +278,6 @@ def _check(checkpoint: Checkpoint) -> None:
         )
 
 
-def _refuse_quantised(folder: pathlib.Path, index: Mapping[str, tensors.Entry]) -> None:
-    packed = [
-        f"{name} {entry.kind}"
-        for name, entry in sorted(index.items())
-        if _PACKED.search(name)
-        or (name.endswith(".weight") and entry.kind not in tensors.FLOATS)
-    ]
-    if packed:
-        raise ValueError(
-            f"{folder} is quantised, which is not supported "
-            f"({tensors.some(packed, 3)}): use the folder it was made from"
-        )
-
-
-def _heads(
-    folder: pathlib.Path,
-    family: architectures.Family,
-    config: Any,
-    index: Mapping[str, tensors.Entry],
-) -> tuple[Any, dict[str, Source]]:
-    """The configuration and sources, where config.json and files disagree on the head.
-
-    A configuration may call the head tied and store it all the same: an equal one is
-    dropped, another one is kept, and one in place of the embedding serves as both.
-    """
-    sources = _resolved(family.names(config), index, family.alias)
-    if not (family.is_head_kept and config.tied):
-        return config, sources
-    untied = dataclasses.replace(config, tied=False)
-    others = _resolved(family.names(untied), index, family.alias)
-    head = index.get(others["head"].names[0])
-    embed = index.get(sources["embed"].names[0])
-    if head is None:
-        return config, sources
-    if embed is None:
-        return config, sources | {"embed": others["head"]}
-    if tensors.are_equal(head, embed):
-        return config, sources
-    warnings.warn(
-        f"{folder}: config.json calls the head the embedding, but the files have "
-        f"another {others['head'].names[0]}, which is used",
-        stacklevel=2,
-    )
-    return untied, others
-
-
-def _resolved(
-    sources: dict[str, Source],
-    index: Mapping[str, Any],
-    alias: tuple[str, str] | None,
-) -> dict[str, Source]:
-    """Sources by the names the files use: prefixes come and go between versions."""
-
-    def resolve(name: str) -> str:
-        spellings = [name, name.partition(".")[2]]
-        if alias is not None:
-            spellings.append(name.replace(*alias))
-            spellings.append(name.replace(*alias[::-1]))
-        return next((each for each in spellings if each in index), name)
-
-    return {
-        path: source._replace(names=tuple(map(resolve, source.names)))
-        for path, source in sources.items()
-    }
-
-
 def _own_dtype(index: Mapping[str, tensors.Entry], sources: dict[str, Source]) -> str:
     """The dtype most of the checkpoint's elements have; float32 for float64."""
     sizes: dict[str, int] = {}
@@ -361,12 +289,6 @@ def _own_dtype(index: Mapping[str, tensors.Entry], sources: dict[str, Source]) -
     dtype = max(sizes, key=lambda name: sizes[name]) if sizes else "float32"
     if dtype == "float64":
         return "float32"
-    return dtype
-
-
-def _checked(dtype: str) -> str:
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype={dtype!r} must be one of {', '.join(DTYPES)}")
     return dtype
 
 
@@ -403,7 +325,7 @@ def _restored(folder, family, config, dtype, mesh) -> tuple[Any, Params]:
         shardings = jax.tree.map(lambda _: device, shapes)
     if dtype is None:
         dtype = stored(folder)["params"]["embed"].dtype.name
-    dtype = _checked(dtype)
+    dtype = checked_dtype(dtype)
     target = jax.tree.map(
         lambda shape, sharding: jax.ShapeDtypeStruct(
             shape.shape, dtype, sharding=sharding

@@ -181,9 +181,12 @@ def are_equal(one: Entry, other: Entry, num_bytes: int = 1 << 26) -> bool:
     row = max(1, math.prod(one.shape[1:]) * max(one.dtype.itemsize, 1))
     step = max(1, num_bytes // row)
     parts = (slice(start, start + step) for start in range(0, one.shape[0], step))
+
+    def numbers(entry: Entry, part: slice) -> np.ndarray:
+        return read(entry, part).astype(np.float32)
+
     return all(
-        np.array_equal(*(read(each, part).astype(np.float32) for each in (one, other)))
-        for part in parts
+        np.array_equal(numbers(one, part), numbers(other, part)) for part in parts
     )
 
 

@@ -35,6 +35,8 @@ def settings(method, pairs: Sequence[str]) -> dict[str, Any]:
             raise ValueError(f"--set {pair}: write KNOB=VALUE")
         if name == "max_new_tokens":
             raise ValueError(f"--set {pair}: use --max-new-tokens")
+        if name in found:
+            raise ValueError(f"--set {pair}: {name} is given twice")
         found[name] = lineup.knobs_value(method, name, text)
     return found
 
@@ -50,8 +52,8 @@ def decode(args) -> dict[str, Any]:
             raise ValueError("--set needs --method: knobs belong to a method")
         method, _ = variants.resolve(args.method)
         values = settings(method, args.set)
-    if args.temperature is not None:
-        values.pop("temperature", None)
+    if args.temperature is not None and "temperature" in values:
+        raise ValueError("--temperature and --set temperature=...: give one of them")
     axes = mesh(args.mesh)
     return {
         "method": args.method,
@@ -98,18 +100,18 @@ def chat(args, text: Any, options: dict[str, Any]) -> Any:
         raise ValueError("--system needs --chat: it is a message of a conversation")
     if args.chat and args.prompt_ids is not None:
         raise ValueError("--chat renders text: give --prompt or --prompt-file")
-    if args.model is None or args.prompt_ids is not None:
-        templates, tokenizer = {}, None
-    else:
+    tokenizer = None
+    if args.model is not None and args.prompt_ids is None:
         tokenizer = generation.load(args.model, options["dtype"], options["mesh"])[2]
-        templates = getattr(tokenizer, "templates", {})
-    if args.chat and not templates:
+    if tokenizer is None or not getattr(tokenizer, "templates", {}):
+        if not args.chat:
+            return text
         raise ValueError(
             f"--chat: {args.model or 'the default model'} has no chat template; leave "
             "out --chat for plain text"
         )
     if not args.chat:
-        if templates and not any(token in text for token in tokenizer.tokens.values()):
+        if not any(token in text for token in tokenizer.tokens.values()):
             warnings.warn(
                 f"{args.model} has a chat template, and this text is continued as it "
                 "stands; --chat asks for a reply",

@@ -5,6 +5,7 @@ traceback; `--debug` shows it. Heavy imports happen inside the commands.
 """
 
 import argparse
+import io
 import json
 import os
 import sys
@@ -30,6 +31,10 @@ class _Parser(argparse.ArgumentParser):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; the exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # What a terminal has no letters for is escaped: no decode is lost to it.
+            stream.reconfigure(errors="backslashreplace")
     try:
         args = parser().parse_args(arguments)
     except SystemExit as stop:
@@ -111,10 +116,10 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--batch-size", type=int, default=1)
     made.add_argument("--repeats", type=int, help="default: 51; 5 for hotpath decodes")
     made.add_argument(
-        "--shapes", default="3m,30m", help="hotpath: 3m, 30m, 130m, qwen3-8b, llada-8b"
+        "--shapes", help="hotpath: 3m, 30m, 130m, qwen3-8b, llada-8b (default: 3m,30m)"
     )
     made.add_argument(
-        "--dtype", default="float32", help="hotpath: of calls and kernels"
+        "--dtype", help="hotpath: of calls and kernels (default: float32)"
     )
     made.add_argument("--out", help="JSON file for the results")
 
@@ -223,7 +228,7 @@ def _join(args) -> TextIO | None:
 
     processes.start(*given)
     # Gloo reports its connections on standard output, which is for the result.
-    out = os.fdopen(os.dup(1), "w")
+    out = os.fdopen(os.dup(1), "w", errors="backslashreplace")
     os.dup2(2, 1)
     return out if args.process_id == 0 else None
 
@@ -291,8 +296,13 @@ def _train(args) -> int:
 def _bench(args) -> int:
     from pdecode.cli import bench
 
-    shapes = arguments.names(args.shapes, "--shapes")
-    bench.run(args.suite, shapes, args.dtype, args.batch_size, args.repeats, args.out)
+    if args.suite == "loop" and (args.shapes or args.dtype):
+        raise ValueError("--shapes and --dtype are for --suite hotpath")
+    shapes = arguments.names(
+        "3m,30m" if args.shapes is None else args.shapes, "--shapes"
+    )
+    dtype = args.dtype or "float32"
+    bench.run(args.suite, shapes, dtype, args.batch_size, args.repeats, args.out)
     return 0
 
 
@@ -356,7 +366,7 @@ def _add_decode(made) -> None:
     made.add_argument("--method", help="see pdecode methods")
     made.add_argument("--max-new-tokens", type=int, default=64)
     made.add_argument("--temperature", type=float)
-    made.add_argument("--dtype", help="of a checkpoint folder (default: its own)")
+    made.add_argument("--dtype", help="of weights and activations (default: their own)")
     made.add_argument("--keep-eos-tail", action="store_true", help="decode past EOS")
     made.add_argument("--mesh", help="split over devices: axes, as data=2,tensor=4")
     _add_set(made, "KNOB=VALUE")

@@ -41,10 +41,19 @@ def lookup(tokens: Array, length: Array, num_draft: int, max_ngram: int) -> Arra
     end = jnp.arange(size)
     agreed = jnp.zeros(size, jnp.int32)
     is_run = end < length
-    for i in range(max_ngram):
+    padded = jnp.pad(tokens, (max_ngram, 0), constant_values=-2)
+
+    def longer(i, found):
+        is_run, agreed = found
         last = jnp.where(length > i, tokens[jnp.maximum(length - 1 - i, 0)], -1)
-        is_run &= jnp.pad(tokens, (i + 1, 0), constant_values=-2)[:size] == last
-        agreed += is_run
+        shifted = jax.lax.dynamic_slice_in_dim(padded, max_ngram - 1 - i, size)
+        is_run &= shifted == last
+        return is_run, agreed + is_run
+
+    # A loop, partly unrolled: a long suffix costs time, and no longer program.
+    _, agreed = jax.lax.fori_loop(
+        0, max_ngram, longer, (is_run, agreed), unroll=min(max_ngram, 8)
+    )
     # The longest, and of those the leftmost: one integer maximum, which vectorises.
     bits = size.bit_length()
     best = jnp.max((agreed << bits) + (size - 1 - end))

@@ -11,6 +11,7 @@ ACTIVATIONS = ("silu", "gelu", "gelu_tanh")
 ATTENTIONS = ("causal", "bidirectional", "block_causal")
 PREDICTS = ("next", "masked", "uniform")
 SCALINGS = ("linear", "llama3")
+DTYPES = ("float32", "bfloat16", "float16")  # that parameters are loaded in
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,6 +185,13 @@ class Config:
                     f"unknown tap {tap!r}; known: embed, layer_0 .. "
                     f"layer_{self.num_layers - 1}"
                 )
+
+
+def checked_dtype(dtype: str) -> str:
+    """`dtype` if parameters can be loaded in it, else a ValueError."""
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype={dtype!r} must be one of {', '.join(DTYPES)}")
+    return dtype
 
 
 def _check_size(field: str, value: Any, low: int) -> None:

@@ -6,6 +6,7 @@ file (bfloat16) in pdecode/models/weights with a JSON record of what made it and
 reaches; configs/byte_NAME.py retrains it.
 """
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -29,20 +30,24 @@ FOLDER = pathlib.Path(__file__).parent / "weights"
 
 
 def load(
-    name: str, folder: pathlib.Path = FOLDER
+    name: str, folder: pathlib.Path = FOLDER, *, dtype: str | None = None
 ) -> tuple[Model | DraftHeads, Params, ByteTokenizer]:
-    """(model, float32 params, tokenizer); for "heads" the model is a `DraftHeads`.
+    """(model, params, tokenizer); for "heads" the model is a `DraftHeads`.
+
+    In float32, or `dtype`.
 
     Equal names give the same (hashable) model object. Raises ValueError, in one line:
     an unknown name (lists the known ones), or weights that are missing, truncated or
     not the record's.
     """
     params, record = read(name, folder)
-    params = jax.tree.map(jnp.asarray, params)
+    dtype = "float32" if dtype is None else config_module.checked_dtype(dtype)
+    params = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), params)
     if record["objective"] == "blockwise_heads":
         model = heads_module.make_heads(record["config"]["num_heads"])
     else:
-        model = transformer.make_model(transformer_config(record))
+        config = dataclasses.replace(transformer_config(record), dtype=dtype)
+        model = transformer.make_model(config)
     return model, params, tokenizer
 
 

@@ -30,6 +30,7 @@ from pdecode.contracts import (
 from pdecode.kernels.attention.api import narrowed
 from pdecode.models import layers as parts
 from pdecode.models.config import Config, Experts, Rope
+from pdecode.sampling import BANNED
 
 __all__ = ["Config", "Experts", "Rope", "forward", "init", "make_model", "shifted"]
 
@@ -210,6 +211,33 @@ def shifted(model: Model, width: int, dtype: str = "float32") -> Model:
         encode=functools.partial(shift, model.encode),
         move=move,
     )
+
+
+def resized(model: Model, params: Params, size: int) -> tuple[Model, Params]:
+    """A transformer over `size` ids: rows of padding left out, or added and banned.
+
+    Its embedding, and its head if it has one of its own, have `size` rows.
+    """
+    tables = {}
+    for name in {"embed", "head"} & set(params):
+        rows = params[name][:size]
+        tables[name] = jnp.pad(rows, ((0, size - rows.shape[0]), (0, 0)))
+    return _over(model, size), {**params, **tables}
+
+
+@functools.cache
+def _over(model: Model, size: int) -> Model:
+    """One object for equal arguments: programs are kept by their models."""
+    num_words = min(model.vocab_size, size)
+
+    def head(params: Params) -> Head:
+        made = model.head(params)
+        if num_words == size:
+            return made
+        is_word = jnp.arange(size) < num_words
+        return made._replace(bias=jnp.where(is_word, 0.0, BANNED))
+
+    return model._replace(vocab_size=size, head=head)
 
 
 def _init_cache(config: Config, prompt: Prompt, num_slots: int) -> Cache:
