@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from pdecode.checkpoints import fields, loading, tensors
-from pdecode.kernels.head import api as vocab_head
+from pdecode.kernels.head import dense as vocab_head
 from pdecode.models import transformer
 
 try:
