@@ -39,11 +39,23 @@ def load(
     """
     params, record = read(name, folder)
     params = jax.tree.map(jnp.asarray, params)
-    if record["objective"] == "blockwise_heads":
-        model = heads_module.make_heads(record["config"]["num_heads"])
+    return KINDS[holds(record)["kind"]](record), params, tokenizer
+
+
+def holds(record: dict) -> dict:
+    """What a record's parameters are: {"kind": a key of KINDS, ...}.
+
+    Raises ValueError for a kind that this version does not know.
+    """
+    if "holds" in record:
+        found = record["holds"]
+    elif record["objective"] == "blockwise_heads":  # of records before the field
+        found = {"kind": "draft_heads", "num_heads": record["config"]["num_heads"]}
     else:
-        model = transformer.make_model(transformer_config(record))
-    return model, params, tokenizer
+        found = {"kind": "transformer"}
+    if found["kind"] not in KINDS:
+        raise ValueError(f"holds {found['kind']!r}; known: {', '.join(KINDS)}")
+    return found
 
 
 def read(name: str, folder: pathlib.Path = FOLDER) -> tuple[dict, dict]:
@@ -124,3 +136,10 @@ def transformer_config(record: dict) -> transformer.Config:
         if fields.get(name) is not None:
             fields[name] = kind(**fields[name])
     return config_module.Config(**fields)
+
+
+# What a record's parameters may be -> what decodes with them, out of the record.
+KINDS = {
+    "transformer": lambda record: transformer.make_model(transformer_config(record)),
+    "draft_heads": lambda record: heads_module.make_heads(holds(record)["num_heads"]),
+}
