@@ -15,13 +15,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny import CANVAS, MODEL, RUN, streams
 
 from pdecode.data import packing
 from pdecode.models import bytes as text
 from pdecode.models import draft_heads, transformer
-from pdecode.models.config import Config
 from pdecode.train import (
-    TrainConfig,
     export,
     losses,
     ngram,
@@ -35,36 +34,6 @@ from pdecode.train import (
 from pdecode.train.objectives import blockwise_heads, masked_diffusion
 
 ROOT = pathlib.Path(__file__).parent.parent
-MODEL = Config(
-    vocab_size=text.VOCAB_SIZE,
-    width=16,
-    num_layers=1,
-    num_heads=2,
-    num_kv_heads=1,
-    mlp_width=24,
-    tied=True,
-    max_positions=64,
-    mask_id=text.MASK_ID,
-    eos_ids=(text.EOS_ID,),
-)
-CANVAS = dataclasses.replace(MODEL, attention="bidirectional", predicts="masked")
-RUN = TrainConfig(
-    name="tiny",
-    model=MODEL,
-    steps=6,
-    row_len=32,
-    batch_size=8,
-    warmup_steps=2,
-    checkpoint_every=2,
-    eval_every=3,
-    eval_rows=4,
-)
-
-
-def streams():
-    source = [b"def f(x):\n    return x + 1\n" * 3, b"class A:\n    pass\n"] * 40
-    tokens = packing.stream(source)
-    return tokens, tokens[:600]
 
 
 def rows(batch=3, length=12, seed=0):
@@ -213,7 +182,7 @@ def test_heads_train_on_a_frozen_target(tmp_path):
 CHILD = """
 import sys, time
 sys.path.insert(0, {tests!r})
-import test_train as t
+import tiny as t
 from pdecode.train import train, trainer
 save = trainer.packing.Sampler.batch
 def slow(self, step):

@@ -41,11 +41,16 @@ def is_scored(tokens: Array, given_ids: tuple[int, ...]) -> Array:
     return scored
 
 
-def mean(nats: Array, scored: Array) -> tuple[Array, dict[str, Array]]:
-    """The mean of what is scored, and how much that is, as an objective's loss."""
+def mean(nats: Array, scored: Array, places: Array) -> tuple[Array, dict[str, Array]]:
+    """The mean of what is scored, as an objective's loss; `aux` as in `Objective`.
+
+    `nats` and `scored` [B, ...]; `places` [...]: the positions of the answers.
+    """
     counted = scored.astype(jnp.float32)
     weight = counted.sum()
-    return (nats * counted).sum() / jnp.maximum(weight, 1.0), {"weight": weight}
+    value = (nats * counted).sum() / jnp.maximum(weight, 1.0)
+    aux = {"weight": weight, "nats": nats, "scored": scored, "places": places}
+    return value, aux
 
 
 def next_token_loss(
@@ -76,6 +81,7 @@ def masked_loss(
 ) -> Array:
     """Nats [B, L] of the true token at every position, given the ones not masked."""
     how = passes.of_decoding(model) if how is None else how
+    assert model.mask_id is not None, "the objective asks for one"
     seen = jnp.where(masked, model.mask_id, tokens)
     logits = logits_of(model, params, passes.hidden(how, params, seen), ban_mask)
     return optax.softmax_cross_entropy_with_integer_labels(logits, tokens)

@@ -20,9 +20,13 @@ class Objective(NamedTuple):
     """A training objective.
 
     The first dimension of every leaf of `batch` is rows. `loss` is the mean over what
-    it scores, and `aux["weight"]` says how much that is, so that parts of a batch add
-    up to the whole. Noise is drawn for the whole batch in `noise`, so that neither the
-    parts nor the devices change it; `key` of `loss` differs between parts.
+    it scores, and `aux` says what that is: "weight", float32 [], how much, so that
+    parts of a batch add up to the whole; "nats" and "scored" [B, ...], each token's own
+    loss and whether it counts; "places" [...], where in the row its answer stands. A
+    test changes the answers by them, to see that no prediction does.
+
+    Noise is drawn for the whole batch in `noise`, so that neither the parts nor the
+    devices change it; `key` of `loss` differs between parts.
     """
 
     options: type  # a frozen dataclass that checks its own ranges

@@ -68,6 +68,7 @@ def restore(made, shapes: Any, log: Callable[[str], None]) -> tuple[int, Any]:
     total = jax.ShapeDtypeStruct((), jnp.uint32, sharding=place)
     wanted = {"state": shapes, "total": total}
     for step in steps:
+        found: Any = None
         try:
             found = made.restore(step, args=ocp.args.StandardRestore(wanted))
             is_whole = int(found["total"]) == int(_total(found["state"]))

@@ -161,6 +161,11 @@ def _names(path) -> tuple[str, ...]:
     return tuple(str(k.key) for k in path if isinstance(k, jax.tree_util.DictKey))
 
 
+def lasting(state: dict) -> dict:
+    """What of a state a checkpoint keeps: all but whether it went wrong."""
+    return {name: part for name, part in state.items() if name != "bad"}
+
+
 def put_rows(program: Program, array: np.ndarray) -> jax.Array:
     """A host array [B, ...] split over the rows of the mesh, each device its part."""
     return jax.make_array_from_callback(array.shape, program.rows, array.__getitem__)
@@ -168,8 +173,9 @@ def put_rows(program: Program, array: np.ndarray) -> jax.Array:
 
 def put(program: Program, array: np.ndarray) -> jax.Array:
     """A host array, split by its rows where they divide, else on every device."""
-    mesh = program.rows.mesh
-    spec = placement.spec(("rows",) + (None,) * (array.ndim - 1), array.shape, mesh)
+    mesh, array = program.rows.mesh, np.asarray(array)
+    logical = ("rows",) * (array.ndim > 0) + (None,) * (array.ndim - 1)
+    spec = placement.spec(logical, array.shape, mesh)
     return jax.make_array_from_callback(
         array.shape, NamedSharding(mesh, spec), array.__getitem__
     )

@@ -145,6 +145,8 @@ def _run(config, workdir, inputs, mesh, command, came, log) -> Result:
             log(f"finished already: {workdir / folder.RECORD}")
             params, record = embedded.read_pair(workdir, "weights")
             return Result(params, record)
+        if is_first:
+            folder.write_json(workdir / folder.CONFIG, opened.content)
 
         # State.
         start = inputs.found.get("start_from")
@@ -152,15 +154,13 @@ def _run(config, workdir, inputs, mesh, command, came, log) -> Result:
         program = steps.make(config, mesh, given)
         processes.together(lambda: plan.check_divided(config, inputs.found, program))
         frozen = plan.placed(config, inputs.found, mesh)
-        first, state = saves.restore(made, program.shapes, log)
-        if state is None:
+        first, kept = saves.restore(made, steps.lasting(program.shapes), log)
+        if kept is None:
             state = program.init(given)
         else:
+            state = kept | {"bad": steps.put(program, np.int32(steps.GOOD))}
             log(f"resumed at step {first}")
-        spent = 0.0
-        if is_first:
-            folder.write_json(workdir / folder.CONFIG, opened.content)
-            spent = folder.keep_metrics(workdir, first)
+        spent = folder.keep_metrics(workdir, first) if is_first else 0.0
 
         run = _Run(config, workdir, inputs, program, frozen, made, mine, command, log)
         state, seconds = _loop(run, state, first, spent, came)
@@ -218,7 +218,7 @@ def _loop(run: _Run, state, first: int, spent: float, came: list[str]):
                 _stop_over(run, state, number, told)
             is_asked = is_asked or int(told["stop"]) > 0
         if saves_now or is_asked:
-            saves.save(run.made, done, state)
+            saves.save(run.made, done, steps.lasting(state))
         if is_asked and not is_last:
             raise Interrupted(
                 f"stopped by {' '.join(came) or 'another process'} at step {done} of "
@@ -263,7 +263,7 @@ def _stop_over(run: _Run, state, number: int, told: dict):
     """Saves what was there before a step that was not finite, and raises."""
     done = int(told["bad"])
     if done and done not in run.made.all_steps():
-        saves.save(run.made, done, state)
+        saves.save(run.made, done, steps.lasting(state))
     if jax.process_index() == 0:
         path = run.workdir / folder.CONFIG
         content = folder.read_json(path) or {}

@@ -32,11 +32,9 @@ def loss(config):
 
     def apply(params, frozen, batch, key, step):
         del frozen, key, step
-        return losses.mean(
-            *losses.next_token_loss(
-                config.model, params, batch["tokens"], how, given_ids
-            )
-        )
+        tokens = batch["tokens"]
+        found = losses.next_token_loss(config.model, params, tokens, how, given_ids)
+        return losses.mean(*found, jnp.arange(1, tokens.shape[1]))
 
     return apply
 

@@ -77,10 +77,9 @@ def loss(config):
 
     def apply(params, frozen, batch, key, step):
         del key, step
-        target = frozen["target"]
-        return losses.mean(
-            *heads_loss(config.model, params, target, batch["tokens"], how, given_ids)
-        )
+        target, tokens = frozen["target"], batch["tokens"]
+        found = heads_loss(config.model, params, target, tokens, how, given_ids)
+        return losses.mean(*found, places(tokens.shape[1], found[0].shape[2]))
 
     return apply
 

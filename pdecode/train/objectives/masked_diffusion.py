@@ -98,7 +98,9 @@ def loss(config):
         masked, weight = batch["masked"], batch["weight"]
         nats = losses.masked_loss(model, params, batch["tokens"], masked, how, bans)
         value = jnp.mean(jnp.where(masked, nats, 0.0) * weight[:, None])
-        return value, {"weight": jnp.float32(masked.size)}
+        place = jnp.arange(masked.shape[1])
+        count = jnp.float32(masked.size)
+        return value, {"weight": count, "nats": nats, "scored": masked, "places": place}
 
     return apply
 
