@@ -4,6 +4,7 @@ Checked when they are read, so that a figure is never about another text or voca
 """
 
 import pathlib
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,15 +29,21 @@ class Text(NamedTuple):
         return ~np.isin(tokens, self.given_ids)
 
     def describe(self) -> dict[str, Any]:
-        """What a record says of the text."""
-        counted = ~np.isin(self.tokens[1:], self.given_ids)
+        """What a record says of the text; its first token is never scored."""
+        scored = self._count(lambda part: ~np.isin(part, self.given_ids))
         return {
             "tokens": len(self.tokens),
-            "scored_tokens": int(counted.sum()),
-            f"{self.unit}s": int(self.is_unit(self.tokens[1:]).sum()),
+            "scored_tokens": scored,
             "unit": self.unit,
+            "units": self._count(self.is_unit),
             "given_ids": list(self.given_ids),
         }
+
+    def _count(self, is_counted: Callable[[np.ndarray], np.ndarray]) -> int:
+        # In pieces, for texts larger than memory.
+        starts = range(1, len(self.tokens), packing.PIECE)
+        parts = (self.tokens[start : start + packing.PIECE] for start in starts)
+        return sum(int(is_counted(part).sum()) for part in parts)
 
 
 def read(data_dir: str | None) -> tuple[np.ndarray, np.ndarray]:
@@ -84,7 +91,7 @@ def check(text: Text, *, vocab_size: int, mask_id: int | None, min_len: int) -> 
                 f"the {text.name} text has token {int(tokens[found])} at place "
                 f"{found}: {why.replace('vocab_size', 'model.vocab_size')}"
             )
-    if not text.describe()[f"{text.unit}s"]:
+    if not text.describe()["units"]:
         raise ValueError(
             f"the {text.name} text has no {text.unit} to score behind its first token"
         )
