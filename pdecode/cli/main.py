@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Sequence
 from typing import NoReturn, TextIO
 
-from pdecode.cli import arguments, train
+from pdecode.cli import agreement, arguments, train
 from pdecode.version import __version__
 
 BAD_INPUT, INTERRUPTED = 2, 130
@@ -184,6 +184,7 @@ def _generate(args) -> int:
     if args.num_processes is not None and args.watch:
         raise ValueError("--watch shows one process: leave out --num-processes")
     out = _join(args)
+    agreement.check(args)
     program_cache.enable()
     prompt, options = arguments.prompt(args), arguments.decode(args)
     if args.watch:

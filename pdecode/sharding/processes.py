@@ -19,6 +19,7 @@ from jax.sharding import Mesh
 from pdecode import sharding
 
 PATIENCE_S = 300.0  # as long as JAX waits
+_started: dict[str, str] = {}  # the host of process 0, once `start` has been called
 
 
 def start(coordinator: str, num_processes: int, process_id: int) -> None:
@@ -45,6 +46,12 @@ def start(coordinator: str, num_processes: int, process_id: int) -> None:
         _wait(coordinator, host, int(port))
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(coordinator, num_processes, process_id)
+    _started["host"] = host
+
+
+def coordinator_host() -> str:
+    """Where process 0 is, as `start` was told."""
+    return _started.get("host", "localhost")
 
 
 def make_mesh(**sizes: int) -> Mesh:

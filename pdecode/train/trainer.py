@@ -21,7 +21,7 @@ import numpy as np
 from pdecode.data import packing, texts
 from pdecode.data.texts import Text
 from pdecode.models import embedded
-from pdecode.sharding import processes
+from pdecode.sharding import peers, processes
 from pdecode.train import (
     export,
     folder,
@@ -106,6 +106,12 @@ def train(
         processes.agree(inputs.facts)
         places = processes.together(lambda: plan.mesh(config, mesh))
         _check_shared(workdir)
+        stack.enter_context(
+            peers.watched(
+                "start all processes again with the same command; the run goes on from "
+                "its last checkpoint"
+            )
+        )
         came = stack.enter_context(signals.watched())
         return _run(config, workdir, inputs, places, command, came, log)
 
