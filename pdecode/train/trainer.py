@@ -164,7 +164,7 @@ def _run(config, workdir, inputs, mesh, command, came, log) -> Result:
         if kept is None:
             state = program.init(given)
         else:
-            state = kept | {"bad": steps.put(program, np.int32(steps.GOOD))}
+            state = kept | {"bad": steps.put(program, np.asarray(steps.GOOD, np.int32))}
             log(f"resumed at step {first}")
         spent = folder.keep_metrics(workdir, first) if is_first else 0.0
 
