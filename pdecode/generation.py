@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 
 from pdecode import knobs, prompts, sharding
 from pdecode import programs as programs_module
-from pdecode.contracts import STOPPED_BY, Generation, Model, Params, Prompt
+from pdecode.contracts import STOPPED_BY, DraftHeads, Generation, Model, Params, Prompt
 from pdecode.decode import Stats
 from pdecode.families.rows import is_eos
 from pdecode.methods import variants
@@ -141,6 +141,8 @@ def prepare(
     **settings: Any,
 ) -> Job:
     """Loads and encodes what `generate` needs; arguments and errors as there."""
+    from pdecode.models import embedded
+
     if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int):
         raise ValueError(f"max_new_tokens={max_new_tokens!r} must be an int")
     if max_new_tokens < 1:
@@ -174,6 +176,8 @@ def prepare(
                 f"the drafter has {size} token ids and {model_name} has "
                 f"{target.vocab_size}: they need one vocabulary"
             )
+        if isinstance(second, DraftHeads):
+            embedded.check_heads(model_name, params, drafter or "heads", tree)
         models.append(second)
         trees.append(tree)
     rows = encode(prompt, tokenizer)
@@ -225,7 +229,7 @@ def load(
     from pdecode import checkpoints
     from pdecode.models import embedded
 
-    if name in embedded.NAMES:
+    if name in embedded.NAMES or embedded.is_run(name):
         model, params, tokenizer = embedded.load(name)
         if mesh is not None:
             is_whole = isinstance(model, Model)
