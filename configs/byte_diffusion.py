@@ -17,7 +17,7 @@ def get_config() -> TrainConfig:
     return TrainConfig(
         name="byte_diffusion",
         objective="masked_diffusion",
-        init_from="target",
+        start_from="target",
         model=Config(
             vocab_size=VOCAB_SIZE,
             width=192,
@@ -33,8 +33,7 @@ def get_config() -> TrainConfig:
             eos_ids=(EOS_ID,),
             name="diffusion",
         ),
-        weighting="llada",
-        eos_fill=0.5,
+        options={"weighting": "llada", "eos_fill": 0.5},
         steps=6000,
         row_len=512,
         batch_size=8,

@@ -2,7 +2,7 @@
 
     pdecode train --config configs/byte_heads.py
 
-The target is the embedded one; --set init_from=FOLDER takes another run's. Data and
+The target is the embedded one; --set frozen.target=FOLDER takes another run's. Data and
 hardware as in byte_target.py. Expected: bits a token by head, see
 pdecode/models/weights/heads.json.
 """
@@ -16,7 +16,7 @@ def get_config() -> TrainConfig:
     return TrainConfig(
         name="byte_heads",
         objective="blockwise_heads",
-        init_from="target",
+        frozen={"target": "target"},
         model=Config(
             vocab_size=VOCAB_SIZE,
             width=192,
@@ -30,8 +30,7 @@ def get_config() -> TrainConfig:
             eos_ids=(EOS_ID,),
             name="target",
         ),
-        num_heads=6,
-        heads_width=128,
+        options={"num_heads": 6, "heads_width": 128},
         steps=600,
         row_len=512,
         batch_size=8,

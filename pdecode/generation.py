@@ -23,7 +23,7 @@ from jax.sharding import Mesh
 
 from pdecode import knobs, prompts, rng, sharding
 from pdecode import programs as programs_module
-from pdecode.contracts import STOPPED_BY, Generation, Model, Params, Prompt
+from pdecode.contracts import STOPPED_BY, DraftHeads, Generation, Model, Params, Prompt
 from pdecode.decode import Stats
 from pdecode.families.rows import is_eos
 from pdecode.methods import variants
@@ -144,6 +144,8 @@ def prepare(
     **settings: Any,
 ) -> Job:
     """Loads and encodes what `generate` needs; arguments and errors as there."""
+    from pdecode.models import embedded
+
     if isinstance(max_new_tokens, bool) or not hasattr(max_new_tokens, "__index__"):
         raise ValueError(f"max_new_tokens={max_new_tokens!r} must be an int")
     max_new_tokens = operator.index(max_new_tokens)
@@ -183,6 +185,8 @@ def prepare(
             )
         if getattr(second, "vocab_size", target.vocab_size) != target.vocab_size:
             second, tree = _resized(second, tree, words, target, tokenizer, mesh)
+        if isinstance(second, DraftHeads):
+            embedded.check_heads(model_name, params, drafter or "heads", tree)
         models.append(second)
         trees.append(tree)
     rows = prompts.encode(prompt, tokenizer)
@@ -234,7 +238,7 @@ def load(
     from pdecode import checkpoints
     from pdecode.models import embedded
 
-    if name in embedded.NAMES:
+    if name in embedded.NAMES or embedded.is_run(name):
         model, params, tokenizer = embedded.load(name, dtype=dtype)
         if mesh is not None:
             is_whole = isinstance(model, Model)

@@ -1,11 +1,12 @@
 """The byte tokenizer, the corpus and its split, packing, and the held-out snippets."""
 
+import subprocess
 import sys
 
 import numpy as np
 import pytest
 
-from pdecode.data import corpus, packing, snippets
+from pdecode.data import corpus, packing, snippets, texts
 from pdecode.models import bytes as text
 
 
@@ -99,6 +100,28 @@ def test_sampler_depends_on_seed_and_step_only_and_repeats_no_token():
     assert not np.array_equal(epoch[0], other)
     with pytest.raises(ValueError, match="lower batch_size"):
         packing.sampler(tokens[:60], row_len=16, batch_size=4, seed=0)
+    packing.sampler(tokens[:64], row_len=16, batch_size=4, seed=0)
+
+
+def test_every_token_is_seen_equally_often():
+    """The ends too: 400 epochs, each token within five deviations of the mean."""
+    tokens = np.arange(103, dtype=np.uint16)
+    sampler = packing.sampler(tokens, row_len=10, batch_size=3, seed=0)
+    num_steps = 400 * sampler.batches_per_epoch
+    seen = np.concatenate([sampler.batch(step).ravel() for step in range(num_steps)])
+    counts = np.bincount(seen, minlength=103)
+    share = 90 / 103
+    deviation = np.sqrt(400 * share * (1 - share))
+    assert np.abs(counts - 400 * share).max() < 5 * deviation
+
+
+def test_the_shuffle_is_drawn_once_an_epoch():
+    packing._order.cache_clear()
+    tokens = np.arange(1000, dtype=np.uint16)
+    sampler = packing.sampler(tokens, row_len=16, batch_size=4, seed=3)
+    for step in range(2 * sampler.batches_per_epoch):
+        sampler.batch(step)
+    assert packing._order.cache_info().misses == 2
 
 
 @pytest.mark.parametrize("length", [5, 16, 17, 100, 128])
@@ -133,6 +156,57 @@ def test_stream_round_trip(tmp_path):
     assert packing.fingerprint(loaded) == packing.fingerprint(tokens)
 
 
+def test_no_two_texts_share_a_hash():
+    small, wide = np.array([7, 9]), np.array([7, 9 + 2**16])
+    assert packing.fingerprint(small) != packing.fingerprint(wide)
+    same = small.astype(np.int64), small.astype(np.uint16)
+    assert packing.fingerprint(same[0]) == packing.fingerprint(same[1])
+    halves = np.array([7, 0, 9, 1]), np.array([7, 9 + 2**16])
+    assert packing.fingerprint(halves[0]) != packing.fingerprint(halves[1])
+
+
+def test_both_texts_of_a_folder_or_none(tmp_path):
+    tokens = packing.stream([b"ab"])
+    packing.save(tmp_path / "train.npy", tokens)
+    with pytest.raises(ValueError, match=r"holds train\.npy but no validation\.npy"):
+        texts.read(str(tmp_path))
+    packing.save(tmp_path / "validation.npy", tokens[:3])
+    assert [len(each) for each in texts.read(str(tmp_path))] == [4, 3]
+    (tmp_path / "train.npy").unlink()
+    with pytest.raises(ValueError, match=r"holds validation\.npy but no train\.npy"):
+        texts.read(str(tmp_path))
+    (tmp_path / "train.npy").write_bytes(b"no array")
+    with pytest.raises(ValueError, match=r"train\.npy is no \.npy array"):
+        texts.read(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("tokens", "message"),
+    [
+        ([97, 98, 300], r"token 300 at place 2: no id of model\.vocab_size=260"),
+        ([97, -1, 98], "token -1 at place 1"),
+        ([97, text.MASK_ID, 98], "token 259 at place 1: the mask id"),
+        ([], "has 0 tokens and takes 2 at least"),
+        ([text.BOS_ID, text.EOS_ID], "has no byte to score"),
+        ([0.5, 1.5, 2.5], "must be integers in one dimension, but is float64"),
+        ([[1, 2], [3, 4]], r"of shape \(2, 2\)"),
+    ],
+)
+def test_a_text_that_cannot_be_scored_is_refused(tokens, message):
+    made = np.array(tokens) if len(tokens) else np.zeros(0, np.uint16)
+    found = texts.Text(made, "validation", "byte", (text.BOS_ID,))
+    with pytest.raises(ValueError, match=f"the validation text.*{message}"):
+        texts.check(found, vocab_size=260, mask_id=text.MASK_ID, min_len=2)
+
+
+def test_a_text_says_what_of_it_is_scored():
+    tokens = packing.stream([b"ab", b"c"])
+    found = texts.Text(tokens, "train", "byte", (text.BOS_ID,)).describe()
+    assert (found["tokens"], found["scored_tokens"], found["units"]) == (7, 5, 3)
+    found = texts.Text(tokens, "train", "token").describe()
+    assert (found["scored_tokens"], found["units"]) == (6, 6)
+
+
 def test_builder_serves_the_corpus_without_tensorflow(tmp_path, monkeypatch):
     """The builder's examples are the corpus's documents, in order."""
     library = tmp_path / "lib"
@@ -150,3 +224,30 @@ def test_builder_serves_the_corpus_without_tensorflow(tmp_path, monkeypatch):
     found = list(stdlib_code.documents("train", str(tmp_path / "tfds")))
     assert found == expected
     assert "tensorflow" not in sys.modules
+
+
+PREPARE = """
+import pathlib, sys
+from pdecode.data import corpus, packing
+corpus.library_root = lambda: pathlib.Path({library!r})
+print(packing.fingerprint(packing.load_split("train", {folder!r})))
+"""
+
+
+@pytest.mark.thorough
+def test_two_processes_prepare_a_folder_once(tmp_path):
+    library = tmp_path / "lib"
+    library.mkdir()
+    for i in range(40):
+        (library / f"m{i}.py").write_text(f"x = {i}\n")
+    code = PREPARE.format(library=str(library), folder=str(tmp_path / "data"))
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-c", code], stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE, text=True,
+        )
+        for _ in range(2)
+    ]  # fmt: skip
+    answers = [process.communicate(timeout=240) for process in both]
+    assert [process.returncode for process in both] == [0, 0], answers
+    assert answers[0][0] == answers[1][0] != ""

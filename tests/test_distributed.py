@@ -7,6 +7,7 @@ import pathlib
 import socket
 import subprocess
 import sys
+import time
 
 import jax
 import numpy as np
@@ -42,10 +43,10 @@ def decode(mesh=None):
     return generation
 
 
-def together(*command, num_processes=2) -> list[tuple[int, str, str]]:
+def together(*command, num_processes=2, then=None) -> list[tuple[int, str, str]]:
     """(exit code, output, errors) of processes that get an address and their number.
 
-    One process has two devices.
+    One process has two devices. `then` is called with the processes once they run.
     """
     with socket.socket() as free:
         free.bind(("localhost", 0))
@@ -66,6 +67,8 @@ def together(*command, num_processes=2) -> list[tuple[int, str, str]]:
         for index in range(num_processes)
     ]  # fmt: skip
     try:
+        if then is not None:
+            then(processes)
         answers = [process.communicate(timeout=240) for process in processes]
     finally:
         for process in processes:
@@ -124,7 +127,7 @@ def test_a_mesh_without_the_devices_of_a_process_is_refused():
 
 
 CONFIG = """
-from pdecode import text
+from pdecode.models import bytes as text
 from pdecode.models.config import Config
 from pdecode.train import TrainConfig
 
@@ -170,6 +173,102 @@ def test_two_processes_train_and_resume_as_one_does(tmp_path):
             assert two[name] == pytest.approx(one[name], rel=1e-5)
     one, two = (embedded.read_from(tmp_path / name)[0] for name in ("one", "two"))
     jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-5), one, two)
+
+
+@pytest.fixture
+def run_of_two(tmp_path):
+    """The command of a training run and its folder; texts are there."""
+    tokens = packing.stream([b"def f(x):\n    return x + 1\n" * 3] * 40)
+    packing.save(tmp_path / "train.npy", tokens)
+    packing.save(tmp_path / "validation.npy", tokens[:200])
+    file = tmp_path / "config.py"
+    file.write_text(CONFIG.format(folder=str(tmp_path)))
+    several = ("--coordinator", "{0}", "--num-processes", "2", "--process-id", "{1}")
+    return ("-m", "pdecode", "train", "--config", str(file), *several), tmp_path
+
+
+def told_once(answers, message):
+    """Process 0 says it in one line, the other leaves without a word."""
+    for index, (code, out, error) in enumerate(answers):
+        lines = [line for line in error.splitlines() if line.startswith("pdecode:")]
+        assert code == cli.BAD_INPUT and out == ""
+        assert len(lines) == (1 if index == 0 else 0), error[-2000:]
+        assert "Traceback" not in error and "***" not in error
+    assert message in answers[0][2]
+
+
+@pytest.mark.thorough
+def test_processes_with_other_settings_are_told_which(run_of_two):
+    command, folder = run_of_two
+    command = (
+        *command,
+        "--out",
+        str(folder / "two"),
+        "--set",
+        "learning_rate=0.0{1}3",
+    )
+    told_once(
+        together(*command),
+        "differ in settings.learning_rate: 0.003 in process 0, 0.013 in process 1",
+    )
+
+
+@pytest.mark.thorough
+def test_an_out_that_is_not_shared_is_told_at_the_start(run_of_two):
+    command, folder = run_of_two
+    answers = together(*command, "--out", str(folder / "out{1}"))
+    told_once(answers, "process 1 does not see the folder")
+
+
+@pytest.mark.thorough
+def test_a_process_that_is_killed_is_noticed_and_the_run_goes_on(run_of_two):
+    command, folder = run_of_two
+    command = (*command, "--out", str(folder / "two"), "--set", "steps=4000")
+    command = (*command, "--set", "eval_every=4000", "--set", "checkpoint_every=20")
+    killed = []
+
+    def kill(processes):
+        while not (folder / "two" / "checkpoints" / "40").exists():
+            assert all(each.poll() is None for each in processes)
+            time.sleep(0.05)
+        processes[1].kill()
+        killed.append(time.monotonic())
+
+    answers = together(*command, then=kill)
+    assert time.monotonic() - killed[0] < 20
+    code, _, error = answers[0]
+    assert code == 3, error[-2000:]
+    assert "process 1 is gone: start all processes again with the same" in error
+    assert "***" not in error and "Traceback" not in error
+    kept = max(int(path.name) for path in (folder / "two" / "checkpoints").iterdir())
+    command = (*command, "--set", f"steps={kept + 2}")
+    assert [code for code, _, _ in together(*command)] == [0, 0]
+
+
+@pytest.mark.thorough
+def test_a_signal_to_both_saves_one_step(run_of_two):
+    command, folder = run_of_two
+    command = (*command, "--out", str(folder / "two"), "--set", "steps=4000")
+    command = (*command, "--set", "eval_every=4000", "--set", "checkpoint_every=20")
+
+    def ask(processes):
+        while not (folder / "two" / "checkpoints" / "20").exists():
+            assert all(each.poll() is None for each in processes)
+            time.sleep(0.05)
+        processes[1].terminate()  # one of them is enough
+
+    answers = together(*command, then=ask)
+    assert [code for code, _, _ in answers] == [130, 130], answers[0][2][-2000:]
+    assert "go on with: pdecode train" in answers[0][2]
+
+
+@pytest.mark.thorough
+def test_a_decode_with_other_seeds_is_told_once():
+    answers = together(
+        "-m", "pdecode", "generate", "--prompt", "x", "--mesh", "data=4", "--seed",
+        "{1}", "--coordinator", "{0}", "--num-processes", "2", "--process-id", "{1}",
+    )  # fmt: skip
+    told_once(answers, "differ in --seed: 0 in process 0, 1 in process 1")
 
 
 @pytest.mark.parametrize(

@@ -15,54 +15,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny import CANVAS, MODEL, RUN, streams
 
 from pdecode.data import packing
 from pdecode.models import bytes as text
 from pdecode.models import draft_heads, transformer
-from pdecode.models.config import Config
 from pdecode.train import (
-    TrainConfig,
-    evaluate,
     export,
     losses,
     ngram,
+    objectives,
+    optimizers,
+    passes,
     plain,
+    settings,
     train,
-    trainer,
 )
-from pdecode.train import config as config_module
+from pdecode.train.objectives import blockwise_heads, masked_diffusion
 
 ROOT = pathlib.Path(__file__).parent.parent
-MODEL = Config(
-    vocab_size=text.VOCAB_SIZE,
-    width=16,
-    num_layers=1,
-    num_heads=2,
-    num_kv_heads=1,
-    mlp_width=24,
-    tied=True,
-    max_positions=64,
-    mask_id=text.MASK_ID,
-    eos_ids=(text.EOS_ID,),
-)
-CANVAS = dataclasses.replace(MODEL, attention="bidirectional", predicts="masked")
-RUN = TrainConfig(
-    name="tiny",
-    model=MODEL,
-    steps=6,
-    row_len=32,
-    batch_size=8,
-    warmup_steps=2,
-    checkpoint_every=2,
-    eval_every=3,
-    eval_rows=4,
-)
-
-
-def streams():
-    source = [b"def f(x):\n    return x + 1\n" * 3, b"class A:\n    pass\n"] * 40
-    tokens = packing.stream(source)
-    return tokens, tokens[:600]
 
 
 def rows(batch=3, length=12, seed=0):
@@ -82,7 +53,7 @@ def test_plain_pass_is_the_transformers(model, qk_norm):
     def total(run):
         return jax.value_and_grad(lambda p: jnp.sum(jnp.sin(run(p))))(params)
 
-    value, grads = total(lambda p: losses.whole_rows(model, p, tokens))
+    value, grads = total(lambda p: passes.hidden(passes.Pass(model), p, tokens))
     mine, my_grads = total(lambda p: plain.forward(model, p, tokens))
     np.testing.assert_allclose(mine, value, rtol=1e-4, atol=1e-4)
     jax.tree.map(
@@ -112,7 +83,7 @@ def test_diffusion_weights_make_the_loss_an_unbiased_bound(weighting):
     rate covers (0, 1): the average over orders in which M is still open.
     """
     length = 3
-    rate, weight = losses.mask_rates(200_000, jax.random.key(1), weighting)
+    rate, weight = masked_diffusion.mask_rates(200_000, jax.random.key(1), weighting)
     rate, weight = np.asarray(rate, np.float64), np.asarray(weight, np.float64)
     for size in range(1, length + 1):
         chance = rate**size * (1 - rate) ** (length - size)
@@ -134,8 +105,9 @@ def test_diffusion_figure_is_the_bound_on_average():
         exact += row[np.asarray(mask)].sum() / (size * math.comb(4, size))
     many = jnp.repeat(tokens, 4096, 0)
     share = (jnp.arange(4096) + 0.5) / 4096
-    total = evaluate._bound_nats(
-        CANVAS, params, many, jnp.ones(many.shape, bool), share, jax.random.key(0)
+    scored = jnp.ones(many.shape, bool)
+    total = masked_diffusion._bound_nats(
+        CANVAS, (), params, many, scored, share, jax.random.key(0)
     )
     np.testing.assert_allclose(total / 4096, exact, rtol=0.02)
 
@@ -151,8 +123,8 @@ def test_head_k_predicts_k_tokens_beyond_the_targets():
     params = transformer.init(MODEL, jax.random.key(0))
     tokens = rows()
     own = draft_heads.init(2, MODEL.width, 8, jax.random.key(1))
-    loss, counted = losses.heads_loss(MODEL, own, params, tokens)
-    hidden = losses.whole_rows(MODEL, params, tokens)
+    loss, counted = blockwise_heads.heads_loss(MODEL, own, params, tokens)
+    hidden = passes.hidden(passes.Pass(MODEL), params, tokens)
     # The last norm is applied once more; with unit weights only its epsilon shows.
     logp = jax.nn.log_softmax(losses.logits_of(MODEL, params, hidden))
     for k in (1, 2):
@@ -196,22 +168,21 @@ def test_heads_train_on_a_frozen_target(tmp_path):
     config = dataclasses.replace(
         RUN,
         objective="blockwise_heads",
-        init_from=str(tmp_path),
-        num_heads=2,
-        heads_width=8,
+        frozen={"target": str(tmp_path)},
+        options={"num_heads": 2, "heads_width": 8},
     )
     result = train(config, tmp_path / "heads", **quiet)
     assert set(result.params) == {"up", "down", "norm"}
     assert len(result.record["validation"]["bits_per_token_by_head"]) == 2
-    with pytest.raises(ValueError, match="frozen target"):
-        train(dataclasses.replace(config, init_from=None), tmp_path / "no", **quiet)
+    with pytest.raises(ValueError, match=r"needs frozen\.target"):
+        dataclasses.replace(config, frozen={})
 
 
 # Trains with a pause after every checkpoint, so that a kill has something to hit.
 CHILD = """
 import sys, time
 sys.path.insert(0, {tests!r})
-import test_train as t
+import tiny as t
 from pdecode.train import train, trainer
 save = trainer.packing.Sampler.batch
 def slow(self, step):
@@ -263,7 +234,7 @@ def test_longer_run_continues_a_constant_rate_and_nothing_else(tmp_path):
     with pytest.raises(ValueError, match="learning_rate"):
         train(dataclasses.replace(short, learning_rate=1.0), folder, **quiet)
     # Step 4 of 4 has decayed; a longer run would not have at that step.
-    with pytest.raises(ValueError, match="decay_steps"):
+    with pytest.raises(ValueError, match="steps: 6 here, 4 there"):
         train(config, folder, **quiet)
     # At step 2 both plans agree.
     (folder / "checkpoints" / "4").rename(tmp_path / "gone")
@@ -272,20 +243,49 @@ def test_longer_run_continues_a_constant_rate_and_nothing_else(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, longer.params, whole.params)
 
 
-def test_schedules():
-    stable = dataclasses.replace(RUN, schedule="stable", steps=100, decay_steps=50)
-    rate = trainer.learning_rate(stable)
-    peak = RUN.learning_rate
-    found = [float(rate(step)) for step in (0, 1, 2, 50, 75, 100)]
-    np.testing.assert_allclose(found, [0, peak / 2, peak, peak, peak / 2, 0], atol=1e-9)
+def expected_rate(config, step):
+    """The definition, on Python numbers."""
+    count, peak = step + 1, config.learning_rate
+    if count <= config.warmup_steps:
+        return peak * count / config.warmup_steps
+    last = peak * config.final_fraction
+    if config.schedule == "stable":
+        fallen = count - (config.steps - config.decay_steps)
+        return (
+            peak
+            if fallen <= 0
+            else peak + (last - peak) * fallen / (config.decay_steps)
+        )
+    share = (count - config.warmup_steps) / (config.steps - config.warmup_steps)
+    return last + (peak - last) * (1 + math.cos(math.pi * share)) / 2
+
+
+@pytest.mark.parametrize("final", [0.0, 0.1])
+@pytest.mark.parametrize(
+    ("schedule", "warmup", "decay"),
+    [("stable", 3, 5), ("stable", 0, 0), ("stable", 4, 6), ("cosine", 3, 0)],
+)
+def test_schedules(schedule, warmup, decay, final):
+    config = dataclasses.replace(
+        RUN, schedule=schedule, steps=10, warmup_steps=warmup, decay_steps=decay,
+        final_fraction=final,
+    )  # fmt: skip
+    rate = jax.vmap(optimizers.learning_rate(config))(jnp.arange(10))
+    expected = [expected_rate(config, step) for step in range(10)]
+    np.testing.assert_allclose(rate, expected, rtol=1e-5, atol=1e-9)
+    assert rate[0] > 0 and rate.max() == np.float32(RUN.learning_rate)
+    if schedule == "cosine" or decay:
+        np.testing.assert_allclose(rate[-1], final * RUN.learning_rate, atol=1e-9)
 
 
 def test_overrides():
-    config = config_module.override(RUN, ["steps=9", "model.width=32", "data_dir=here"])
+    config = settings.override(RUN, ["steps=9", "model.width=32", "data_dir=here"])
     assert (config.steps, config.model.width, config.data_dir) == (9, 32, "here")
     assert RUN.steps == 6
     # Fields are checked against each other after all of them are set.
-    config = config_module.override(config, ["decay_steps=50", "steps=90"])
+    config = settings.override(
+        config, ["decay_steps=50", "steps=90", "schedule=stable"]
+    )
     assert (config.decay_steps, config.steps) == (50, 90)
     for setting, match in [
         ("stepz=1", "known: .*steps"),
@@ -297,23 +297,23 @@ def test_overrides():
         ("row_len=128", "max_positions"),
     ]:
         with pytest.raises(ValueError, match=match):
-            config_module.override(RUN, [setting])
+            settings.override(RUN, [setting])
 
 
 @pytest.mark.parametrize("name", ["target", "drafter", "heads", "diffusion"])
 def test_configs_load(name):
-    config = config_module.load(ROOT / "configs" / f"byte_{name}.py")
+    config = settings.load(ROOT / "configs" / f"byte_{name}.py")
     assert config.name == f"byte_{name}"
     plain.check(config.model)
-    assert hasattr(losses, config.objective)
+    assert config.objective in objectives.NAMES
 
 
 def test_bad_config_files(tmp_path):
     with pytest.raises(ValueError, match="no config file"):
-        config_module.load(tmp_path / "none.py")
+        settings.load(tmp_path / "none.py")
     (tmp_path / "empty.py").write_text("")
     with pytest.raises(ValueError, match="get_config"):
-        config_module.load(tmp_path / "empty.py")
+        settings.load(tmp_path / "empty.py")
 
 
 def brute_force_kneser_ney(stream, order, discounts, history, token):

@@ -97,13 +97,16 @@ def table() -> str:
     kinds = [kind for kind in architectures.FAMILIES if kind not in _TWICE]
     facts = [("model_type", "sees", "predicts", "positions", "experts", "head")]
     facts += [_facts(kind) for kind in kinds]
-    cells = [("field", *kinds)]
+    cells: list[tuple[str, ...]] = [("field", *kinds)]
     cells += [(name, *(_cell(kind, more) for kind in kinds)) for name, more in FEATURES]
-    return "\n".join([_HEAD, *_rows(facts), "", "## Fields", "", _CELLS, "", *_rows(cells), ""])
+    return "\n".join(
+        [_HEAD, *_rows(facts), "", "## Fields", "", _CELLS, "", *_rows(cells), ""]
+    )
 
 
 def _read(kind: str, changes: dict[str, Any]) -> Any:
-    raw = copy.deepcopy({"model_type": kind, **_OWN.get(kind, _SIZES)})
+    raw: dict[str, Any] = {"model_type": kind, **_OWN.get(kind, _SIZES)}
+    raw = copy.deepcopy(raw)
     # Where a configuration has its text's part in an object, the fields stand there.
     raw.get("text_config", raw).update(copy.deepcopy(changes))
     return architectures.of(raw).config(architectures.Fields(raw))

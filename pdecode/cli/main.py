@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Sequence
 from typing import NoReturn, TextIO
 
-from pdecode.cli import arguments
+from pdecode.cli import agreement, arguments, train
 from pdecode.version import __version__
 
 BAD_INPUT, INTERRUPTED = 2, 130
@@ -106,8 +106,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--json", action="store_true", help="all of them as data")
 
     made = add("train", _train, "train what a config says")
-    made.add_argument("--config", required=True, help="configs/NAME.py")
-    made.add_argument("--out", help="folder (default: results/NAME)")
+    train.options(made)
     _add_set(made, "FIELD=VALUE")
     _add_processes(made, "on a folder that all share; a batch is split over them")
 
@@ -194,6 +193,7 @@ def _generate(args) -> int:
     if args.num_processes is not None and args.watch:
         raise ValueError("--watch shows one process: leave out --num-processes")
     out = _join(args)
+    agreement.check(args)
     program_cache.enable()
     options = arguments.decode(args)
     prompt = arguments.chat(args, arguments.prompt(args), options)
@@ -283,14 +283,7 @@ def _methods(args) -> int:
 
 
 def _train(args) -> int:
-    out = _join(args)
-    from pdecode import train
-
-    def log(line: str) -> None:
-        print(line, file=out, flush=True)
-
-    train.run_config(args.config, args.set, args.out, log=log)
-    return 0
+    return train.run(args, _join(args))
 
 
 def _bench(args) -> int:

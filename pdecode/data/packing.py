@@ -4,6 +4,7 @@ A batch is a function of (seed, step), so a training run that knows its step res
 with exactly the batches it would have seen.
 """
 
+import functools
 import hashlib
 import os
 import pathlib
@@ -14,6 +15,8 @@ import numpy as np
 
 from pdecode import files
 from pdecode.models.bytes import BOS_ID, EOS_ID
+
+PIECE = 1 << 24  # tokens looked at in one go, where a text may exceed memory
 
 
 def stream(documents: Iterable[bytes]) -> np.ndarray:
@@ -26,8 +29,16 @@ def stream(documents: Iterable[bytes]) -> np.ndarray:
 
 
 def fingerprint(tokens: np.ndarray) -> str:
-    """The data hash: SHA-256, in hex, of a token stream as little-endian uint16."""
-    return hashlib.sha256(tokens.astype("<u2").tobytes()).hexdigest()
+    """The data hash: SHA-256, in hex, of a token stream as little-endian uint16.
+
+    Of uint32, and marked as such, where an id needs it: no two texts share a hash.
+    """
+    is_wide = len(tokens) > 0 and int(tokens.max()) >= 2**16
+    digest = hashlib.sha256(b"uint32" if is_wide else b"")
+    for start in range(0, len(tokens), PIECE):
+        piece = tokens[start : start + PIECE]
+        digest.update(piece.astype("<u4" if is_wide else "<u2").tobytes())
+    return digest.hexdigest()
 
 
 def num_bytes(tokens: np.ndarray) -> int:
@@ -36,40 +47,45 @@ def num_bytes(tokens: np.ndarray) -> int:
 
 
 class Sampler(NamedTuple):
-    """Rows of a token stream in a new order every epoch, each token once an epoch.
+    """Rows of a token stream in a new order every epoch, each token equally often.
 
-    Epoch e cuts the stream into rows at its own offset, drawn from (seed, e), so that
-    row edges move; the tail that fills no batch is left out of that epoch.
+    Epoch e lays the stream in a circle and cuts it into rows at its own offset, drawn
+    from (seed, e), so that row edges move and no end is seen less than the middle.
+    What fills no row, and rows that fill no batch, are left out of that epoch.
     """
 
-    tokens: np.ndarray  # uint16 [N]
+    tokens: np.ndarray  # integer [N]
     row_len: int
     batch_size: int
     seed: int
 
     @property
     def batches_per_epoch(self) -> int:
-        # One row less, so that every offset leaves the same number of whole rows.
-        return (len(self.tokens) // self.row_len - 1) // self.batch_size
+        return len(self.tokens) // self.row_len // self.batch_size
 
     def batch(self, step: int) -> np.ndarray:
         """int32 [batch_size, row_len], the batch of a step counted from zero."""
         epoch, turn = divmod(step, self.batches_per_epoch)
-        draw = np.random.Generator(np.random.Philox(key=[self.seed, epoch]))
-        offset = int(draw.integers(self.row_len))
-        num_rows = len(self.tokens) // self.row_len - 1
-        order = draw.permutation(num_rows)
+        offset, order = _order(self.seed, epoch, len(self.tokens), self.row_len)
         chosen = order[turn * self.batch_size : (turn + 1) * self.batch_size]
         starts = offset + chosen * self.row_len
         index = starts[:, None] + np.arange(self.row_len)[None, :]
-        return self.tokens[index].astype(np.int32)
+        return self.tokens[index % len(self.tokens)].astype(np.int32)
+
+
+# Drawn once an epoch: at a billion tokens it takes a quarter of a second.
+@functools.lru_cache(maxsize=2)
+def _order(seed: int, epoch: int, length: int, row_len: int) -> tuple[int, np.ndarray]:
+    """Where an epoch's first row starts, and its rows in the order of their turn."""
+    draw = np.random.Generator(np.random.Philox(key=[seed, epoch]))
+    return int(draw.integers(length)), draw.permutation(length // row_len)
 
 
 def sampler(tokens: np.ndarray, *, row_len: int, batch_size: int, seed: int) -> Sampler:
     """A `Sampler`; ValueError if the stream is too short for one batch."""
     made = Sampler(tokens, row_len, batch_size, seed)
     if made.batches_per_epoch < 1:
-        need = (batch_size + 1) * row_len
+        need = batch_size * row_len
         raise ValueError(
             f"{len(tokens)} tokens make no batch of {batch_size} rows of {row_len}; "
             f"it takes {need}: lower batch_size or row_len"
@@ -111,19 +127,23 @@ def load_split(split: str, data_dir: str | None = None) -> np.ndarray:
     """The token stream of a split of the standard library corpus, uint16 [N].
 
     A folder that holds `{split}.npy` (as `save` wrote it) is read as it is; any other
-    is where TensorFlow Datasets keeps, or now prepares, the corpus.
+    is where TensorFlow Datasets keeps, or now prepares, the corpus. Raises ValueError,
+    naming the file, for one that is no array.
     """
     if data_dir is not None:
         ready = pathlib.Path(data_dir) / f"{split}.npy"
         if ready.exists():
-            return np.load(ready)
+            try:
+                return np.load(ready, mmap_mode="r")
+            except (ValueError, EOFError, OSError) as error:
+                raise ValueError(f"{ready} is no .npy array: {error}") from None
     from pdecode.data import stdlib_code
 
     return stream(stdlib_code.documents(split, data_dir))
 
 
 def fill_after_eos(
-    rows: np.ndarray, fraction: float, seed: int, step: int
+    rows: np.ndarray, fraction: float, seed: int, step: int, eos_id: int = EOS_ID
 ) -> np.ndarray:
     """Rows [B, L] in which about `fraction` of those that can end with EOS do.
 
@@ -136,7 +156,7 @@ def fill_after_eos(
     chosen = draw.random(batch) < fraction
     place = draw.integers(length, size=batch)
     index = np.arange(length)[None, :]
-    ends = (rows == EOS_ID) & (index >= place[:, None])
+    ends = (rows == eos_id) & (index >= place[:, None])
     # ends 0 0 1 0 1 -> from the first on 0 0 1 1 1
     ended = np.logical_or.accumulate(ends, axis=1)
-    return np.where(ended & chosen[:, None], np.int32(EOS_ID), rows)
+    return np.where(ended & chosen[:, None], np.int32(eos_id), rows)

@@ -5,6 +5,8 @@ Python version) and serves it through `as_data_source`, so TensorFlow is never n
 Importing this module imports tensorflow_datasets, which takes seconds: import it late.
 """
 
+import fcntl
+import pathlib
 import platform
 from collections.abc import Iterator
 
@@ -58,9 +60,15 @@ def documents(split: str, data_dir: str | None = None) -> Iterator[bytes]:
     """UTF-8 text of every document of a split ("train" or "validation"), in order.
 
     Prepares the data under `data_dir` (None: the library's own default) if it is not
-    there yet; an interrupted preparation leaves nothing behind.
+    there yet; an interrupted preparation leaves nothing behind. One process prepares,
+    others that ask at the same time wait for it.
     """
-    builder = StdlibCode(data_dir=data_dir, file_format="array_record")
-    builder.download_and_prepare()
+    root = tfds.core.constants.DATA_DIR if data_dir is None else data_dir
+    folder = pathlib.Path(root).expanduser()
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".pdecode.lock", "wb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        builder = StdlibCode(data_dir=data_dir, file_format="array_record")
+        builder.download_and_prepare()
     for example in builder.as_data_source(split=split):
         yield example["text"]

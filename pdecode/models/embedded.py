@@ -36,19 +36,63 @@ def load(
 
     In float32, or `dtype`.
 
-    Equal names give the same (hashable) model object. Raises ValueError, in one line:
-    an unknown name (lists the known ones), or weights that are missing, truncated or
-    not the record's.
+    `name` may also be the folder of a finished run. Equal configurations give the same
+    (hashable) model object. Raises ValueError, in one line: an unknown name (lists the
+    known ones), or weights that are missing, truncated or not the record's.
     """
-    params, record = read(name, folder)
+    params, record = read_from(name) if is_run(name) else read(name, folder)
     dtype = "float32" if dtype is None else config_module.checked_dtype(dtype)
     params = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), params)
-    if record["objective"] == "blockwise_heads":
-        model = heads_module.make_heads(record["config"]["num_heads"])
+    return KINDS[holds(record)["kind"]](record, dtype), params, tokenizer
+
+
+def holds(record: dict) -> dict:
+    """What a record's parameters are: {"kind": a key of KINDS, ...}.
+
+    Raises ValueError for a kind that this version does not know.
+    """
+    if "holds" in record:
+        found = record["holds"]
+    elif record["objective"] == "blockwise_heads":  # of records before the field
+        found = {"kind": "draft_heads", "num_heads": record["config"]["num_heads"]}
     else:
-        config = dataclasses.replace(transformer_config(record), dtype=dtype)
-        model = transformer.make_model(config)
-    return model, params, tokenizer
+        found = {"kind": "transformer"}
+    if found["kind"] not in KINDS:
+        raise ValueError(f"holds {found['kind']!r}; known: {', '.join(KINDS)}")
+    return found
+
+
+def is_run(name: str | os.PathLike) -> bool:
+    """Whether `name` is a folder with the result of a training run."""
+    return (pathlib.Path(name) / "weights.json").is_file()
+
+
+def check_heads(model: str, params: Params, heads: str, tree: Params) -> None:
+    """ValueError where heads were trained on another model than they decode with.
+
+    By the hash of the weights where both records are there, and by their width.
+    """
+    sizes = [tree["up"].shape[1], params["embed"].shape[1]]
+    if sizes[0] != sizes[1]:
+        raise ValueError(
+            f"{heads} are heads of a model of width {sizes[0]}, but {model} has "
+            f"width {sizes[1]}: give the model that they were trained on"
+        )
+    known = [name for name in (model, heads) if name in NAMES or is_run(name)]
+    if len(known) < 2:
+        return
+    theirs = _record(heads).get("frozen", {}).get("target")
+    if theirs is not None and theirs["sha256"] != _record(model)["sha256"]:
+        raise ValueError(
+            f"{heads} are heads of {theirs['from']} (weights {theirs['sha256'][:12]}), "
+            f"but {model} has weights {_record(model)['sha256'][:12]}: give the model "
+            "that they were trained on"
+        )
+
+
+def _record(name: str) -> dict:
+    folder, stem = (pathlib.Path(name), "weights") if is_run(name) else (FOLDER, name)
+    return json.loads((folder / f"{stem}.json").read_text(encoding="utf-8"))
 
 
 def read(name: str, folder: pathlib.Path = FOLDER) -> tuple[dict, dict]:
@@ -129,3 +173,14 @@ def transformer_config(record: dict) -> transformer.Config:
         if fields.get(name) is not None:
             fields[name] = kind(**fields[name])
     return config_module.Config(**fields)
+
+
+# What a record's parameters may be -> what decodes with them, out of the record.
+KINDS = {
+    "transformer": lambda record, dtype: transformer.make_model(
+        dataclasses.replace(transformer_config(record), dtype=dtype)
+    ),
+    "draft_heads": lambda record, dtype: heads_module.make_heads(
+        holds(record)["num_heads"]
+    ),
+}

@@ -20,6 +20,7 @@ sharding of every intermediate.
 
 import functools
 import math
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -110,10 +111,14 @@ def constrain_rows(tree: Any, mesh: Mesh) -> Any:
 def shard_params(params: Any, mesh: Mesh) -> Any:
     """`params` of a transformer placed by logical axes; what does not divide is whole.
 
+    A warning says what that is, and the bytes it takes on every device.
     Trees that are not a transformer's (a toy's, heads) are replicated.
     """
     if not isinstance(params, dict):
         return replicate(params, mesh)
+    whole = placement.undivided(params, mesh)
+    if whole:
+        warnings.warn(placement.undivided_text(whole), stacklevel=2)
     return jax.device_put(params, placement.specs(params, mesh))
 
 

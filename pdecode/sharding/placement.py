@@ -7,7 +7,7 @@ experts by expert. "fsdp" splits parameters by their width and rows of the batch
 """
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
@@ -78,6 +78,48 @@ def specs(shapes: Any, mesh: Mesh | AbstractMesh) -> Any:
         return NamedSharding(mesh, spec(logical, leaf.shape, mesh))
 
     return jax.tree_util.tree_map_with_path(place, shapes)
+
+
+class Whole(NamedTuple):
+    """A parameter that the table would split over a mesh axis, and that stays whole."""
+
+    path: str
+    size: int  # of the dimension that does not divide
+    axis: str
+    num_bytes: int  # of the parameter on every device
+
+
+def undivided(shapes: Any, mesh: Mesh | AbstractMesh) -> list[Whole]:
+    """What of a tree of parameters does not divide over `mesh`; empty if all does."""
+    found = []
+    for path, leaf in jax.tree_util.tree_leaves_with_path(shapes):
+        names = tuple(str(key.key) for key in path)
+        logical = logical_axes(names, len(leaf.shape))
+        entries = spec(logical, leaf.shape, mesh)
+        used = [axis for each in entries if each for axis in _axes(each)]
+        split = math.prod(mesh.shape[axis] for axis in used)
+        for size, name in zip(leaf.shape, logical):
+            for axis in MESH_AXES[name] if name else ():
+                if mesh.shape.get(axis, 1) > 1 and axis not in used:
+                    here = math.prod(leaf.shape) * leaf.dtype.itemsize // split
+                    found.append(Whole("/".join(names), size, axis, here))
+    return found
+
+
+def undivided_text(found: list[Whole]) -> str:
+    """One line: what stays whole, over which axis, and the bytes on every device."""
+    first = found[0]
+    axes = ", ".join(sorted({each.axis for each in found}))
+    total = sum({each.path: each.num_bytes for each in found}.values())
+    more = f" and {len(found) - 1} more" if len(found) > 1 else ""
+    return (
+        f"{first.path} ({first.size}){more} does not divide over the mesh axis {axes}: "
+        f"{total:,} bytes stay whole on every device"
+    )
+
+
+def _axes(entry: Any) -> tuple[str, ...]:
+    return (entry,) if isinstance(entry, str) else tuple(entry)
 
 
 def row_specs(shapes: Any, mesh: Mesh) -> Any:

@@ -4,8 +4,12 @@ Every process runs the same code on the same prompt and parameters; `pdecode.sha
 then gives each device its part. Nothing else is exchanged but by the program itself.
 """
 
+import hashlib
+import json
+import pathlib
 import socket
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -15,6 +19,7 @@ from jax.sharding import Mesh
 from pdecode import sharding
 
 PATIENCE_S = 300.0  # as long as JAX waits
+_started: dict[str, str] = {}  # the host of process 0, once `start` has been called
 
 
 def start(coordinator: str, num_processes: int, process_id: int) -> None:
@@ -41,6 +46,12 @@ def start(coordinator: str, num_processes: int, process_id: int) -> None:
         _wait(coordinator, host, int(port))
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(coordinator, num_processes, process_id)
+    _started["host"] = host
+
+
+def coordinator_host() -> str:
+    """Where process 0 is, as `start` was told."""
+    return _started.get("host", "localhost")
 
 
 def make_mesh(**sizes: int) -> Mesh:
@@ -65,6 +76,79 @@ def whole(tree: Any) -> Any:
     from jax.experimental import multihost_utils
 
     return multihost_utils.process_allgather(tree, tiled=True)
+
+
+def shared(value: Any) -> list[Any]:
+    """The JSON values that all processes give in the same call, by process."""
+    if jax.process_count() == 1:
+        return [value]
+    from jax.experimental import multihost_utils
+
+    mine = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    sizes = multihost_utils.process_allgather(np.int32(len(mine)))
+    padded = np.zeros(int(np.max(sizes)), np.uint8)
+    padded[: len(mine)] = mine
+    rows = np.asarray(multihost_utils.process_allgather(padded))
+    return [json.loads(row[:size].tobytes()) for row, size in zip(rows, sizes.ravel())]
+
+
+def agree(facts: dict[str, Any]) -> None:
+    """Ends all processes where they differ in a fact; free with one process.
+
+    Process 0 raises ValueError, which names the first such field and each process's
+    value; the others leave quietly.
+    """
+    everyone = [_flat(each) for each in shared(facts)]
+    for field in sorted({name for each in everyone for name in each}):
+        values = [each.get(field) for each in everyone]
+        if any(value != values[0] for value in values):
+            told = ", ".join(
+                f"{value!r} in process {i}" for i, value in enumerate(values)
+            )
+            _leave(f"the processes differ in {field}: {told}; start all with the same")
+
+
+def together(action: Callable[[], Any]) -> Any:
+    """What `action` gives; where it fails in one process, all of them end.
+
+    Process 0 raises ValueError with the first failure, the others leave quietly; so
+    none waits for one that is gone.
+    """
+    if jax.process_count() == 1:
+        return action()
+    failure, found = None, None
+    try:
+        found = action()
+    except (ValueError, TypeError, OSError) as error:
+        failure = str(error)
+    for index, each in enumerate(shared(failure)):
+        if each is not None:
+            _leave(each if index == 0 else f"process {index}: {each}")
+    return found
+
+
+def code_version() -> str:
+    """A hash of the package's sources."""
+    root = pathlib.Path(__file__).parent.parent
+    digest = hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        digest.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _leave(message: str) -> None:
+    if jax.process_index() == 0:
+        raise ValueError(message)
+    raise SystemExit(2)
+
+
+def _flat(value: Any, name: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {name: value}
+    parts = (
+        _flat(each, f"{name}.{key}" if name else key) for key, each in value.items()
+    )
+    return {key: each for part in parts for key, each in part.items()}
 
 
 def _check_free(coordinator: str, port: int) -> None:

@@ -1,35 +1,71 @@
-"""What a training run is, as one frozen record, and dotted overrides of it."""
+"""What a training run is, as one frozen record that refuses what cannot be right."""
 
-import ast
 import dataclasses
-import importlib.util
-import os
-import pathlib
-from collections.abc import Iterable
+import math
+from collections.abc import Mapping
 from typing import Any
 
+from pdecode.models import bytes as text
 from pdecode.models.config import Config
 
 OPTIMIZERS = ("adamw", "muon")
 SCHEDULES = ("cosine", "stable")
+FORWARDS = ("transformer", "plain")
+DTYPES = ("float32", "bfloat16")
+UNITS = ("byte", "token")
+# What a parameter is to an optimizer; `pdecode.train.optimizers` tells them apart.
+ROLES = ("matrix", "embedding", "head", "norm", "bias", "expert", "adapter")
+_WEIGHTS = ("matrix", "embedding", "head", "expert", "adapter")
+_NO_LIMIT = (-math.inf, math.inf)
+# Field: lowest and highest value, both allowed; numbers are finite besides.
+RANGES: dict[str, tuple[float, float]] = {
+    "steps": (1, math.inf),
+    # JAX's keys are made of 32 bits: a larger seed would be another one in disguise.
+    "seed": (0, 2**32 - 1),
+    "row_len": (2, math.inf),
+    "batch_size": (1, math.inf),
+    "accumulate": (1, math.inf),
+    "short_len": (2, math.inf),
+    "long_steps": (0, math.inf),
+    "final_fraction": (0, 1),
+    "warmup_steps": (0, math.inf),
+    "decay_steps": (0, math.inf),
+    "weight_decay": (0, math.inf),
+    "ema_decay": (0, 1 - 1e-9),
+    "b1": (0, 1 - 1e-9),
+    "b2": (0, 1 - 1e-9),
+    "checkpoint_every": (1, math.inf),
+    "eval_every": (1, math.inf),
+    "eval_rows": (1, math.inf),
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """A training run: everything its result depends on, besides the machine."""
+    """A training run: everything its result depends on, besides the machine.
+
+    Raises ValueError, naming the field, the value and the way out.
+    """
 
     name: str
-    model: Config  # of the model trained, or of the heads' frozen target
+    model: Config  # of the model trained, or of the frozen target
     steps: int
-    objective: str = "autoregressive"  # a function of pdecode.train.losses
+    objective: str = "autoregressive"  # a module of pdecode.train.objectives
+    # The objective's own settings, as a mapping; here they become its `Options`.
+    options: Any = None
     seed: int = 0
     # Data. The last `long_steps` batches use whole rows; before them rows are cut to
     # `short_len`, which is cheaper and sees as many tokens.
     data_dir: str | None = None
+    unit: str | None = (
+        None  # "byte" or "token"; None: bytes if the vocabulary is theirs
+    )
     row_len: int = 512
     batch_size: int = 8  # rows of row_len
+    accumulate: int = 1  # parts of a batch, one after the other, for less memory
     short_len: int | None = None
     long_steps: int = 0
+    skip_steps: tuple[int, ...] = ()  # steps, from zero, whose batch changes nothing
     # Optimizer.
     optimizer: str = "adamw"
     learning_rate: float = 3e-3
@@ -38,116 +74,150 @@ class TrainConfig:
     schedule: str = "cosine"  # "stable": constant, then linear in `decay_steps`
     decay_steps: int = 0
     weight_decay: float = 0.1
+    decayed: tuple[str, ...] = _WEIGHTS  # roles that the decay is for
     b1: float = 0.9
     b2: float = 0.98
     clip_norm: float = 1.0
+    ema_decay: float = 0.0  # above 0 the result is this moving average of the steps
     # The pass: "transformer" serves every model and device; "plain" is faster on CPUs.
     forward: str = "transformer"
     remat: bool = False  # of "transformer": recompute, for less memory and more time
-    matmul_dtype: str = "float32"  # of "plain": what the layers' matmuls read
-    # Of the masked diffusion objective.
-    weighting: str = "llada"  # "llada": 1 / p; "mdlm": -alpha' / (1 - alpha)
-    eos_fill: float = 0.5  # rows whose text after a document's end becomes EOS
-    # Of the blockwise heads objective.
-    num_heads: int = 6
-    heads_width: int = 128
-    # Where parameters start, or the frozen target lies: an embedded model's name or a
-    # folder that a run wrote; None: random.
-    init_from: str | None = None
+    # What the layers' matmuls read while training; parameters, gradients and the
+    # optimizer stay in float32. "float32" leaves it to `model.dtype`.
+    matmul_dtype: str = "float32"
+    # Where parameters begin, and models that stay as they are, by role: an embedded
+    # model's name or a folder that a run wrote.
+    start_from: str | None = None
+    frozen: Mapping[str, str] = dataclasses.field(default_factory=dict)
     # Bookkeeping.
     checkpoint_every: int = 200
     eval_every: int = 200
     eval_rows: int = 32
 
     def __post_init__(self):
+        put = object.__setattr__
+        put(self, "skip_steps", tuple(sorted(set(self.skip_steps))))
+        put(self, "decayed", tuple(self.decayed))
+        self._check_choices()
+        self._check_ranges()
+        self._check_rows()
+        self._check_schedule()
+        self._check_pass()
+        from pdecode.train import objectives
+
+        objective = objectives.find(self.objective)
+        frozen = self.frozen
+        if isinstance(frozen, str) and len(objective.needs.frozen) == 1:
+            frozen = {objective.needs.frozen[0]: frozen}
+        put(self, "frozen", dict(frozen))
+        put(self, "options", objectives.options(self.objective, self.options))
+        objectives.check(self)
+
+    @property
+    def scored_unit(self) -> str:
+        """What figures are divided by: "byte" or "token"."""
+        if self.unit is not None:
+            return self.unit
+        return "byte" if self.model.vocab_size == text.VOCAB_SIZE else "token"
+
+    @property
+    def given_ids(self) -> tuple[int, ...]:
+        """Tokens that the text gives and nobody predicts: BOS, where there is one."""
+        return (text.BOS_ID,) if self.scored_unit == "byte" else ()
+
+    def _check_choices(self):
         for field, known in (
             ("optimizer", OPTIMIZERS),
             ("schedule", SCHEDULES),
-            ("weighting", ("llada", "mdlm")),
-            ("forward", ("transformer", "plain")),
-            ("matmul_dtype", ("float32", "bfloat16")),
+            ("forward", FORWARDS),
+            ("matmul_dtype", DTYPES),
+            ("unit", (None, *UNITS)),
         ):
             value = getattr(self, field)
             if value not in known:
                 raise ValueError(f"unknown {field} {value!r}; known: {known}")
-        for field in ("steps", "row_len", "batch_size", "checkpoint_every"):
+        if self.model.dtype not in DTYPES:
+            raise ValueError(
+                f"unknown model.dtype {self.model.dtype!r}; known: {DTYPES}"
+            )
+        for role in self.decayed:
+            if role not in ROLES:
+                raise ValueError(f"unknown role {role!r} in decayed; known: {ROLES}")
+
+    def _check_ranges(self):
+        check_ranges(self, RANGES)
+        for field in ("learning_rate", "clip_norm"):
             value = getattr(self, field)
-            if value < 1:
-                raise ValueError(f"{field}={value} must be at least 1")
+            if not 0 < value < math.inf:
+                raise ValueError(f"{field}={value} must be above 0 and finite")
+        for step in self.skip_steps:
+            if not 0 <= step < self.steps:
+                raise ValueError(
+                    f"skip_steps={step} must be in [0, steps={self.steps})"
+                )
+        if self.unit == "byte" and self.model.vocab_size < text.VOCAB_SIZE:
+            raise ValueError(
+                f"unit='byte' needs model.vocab_size={self.model.vocab_size} to be at "
+                f"least {text.VOCAB_SIZE}: bytes and their special ids"
+            )
+
+    def _check_rows(self):
         if self.short_len is not None and self.row_len % self.short_len:
             raise ValueError(
                 f"short_len={self.short_len} must divide row_len={self.row_len}"
             )
-        if not 0 <= self.decay_steps <= self.steps:
+        if self.short_len is None and self.long_steps:
             raise ValueError(
-                f"decay_steps={self.decay_steps} must be in [0, steps={self.steps}]"
+                f"long_steps={self.long_steps} needs a short_len: without one every "
+                "step has whole rows"
             )
         limit = self.model.max_positions
         if limit is not None and self.row_len > limit:
-            raise ValueError(f"row_len={self.row_len} exceeds max_positions={limit}")
+            raise ValueError(
+                f"row_len={self.row_len} exceeds model.max_positions={limit}"
+            )
+        if self.batch_size % self.accumulate:
+            raise ValueError(
+                f"accumulate={self.accumulate} must divide batch_size={self.batch_size}"
+            )
 
+    def _check_schedule(self):
+        if self.schedule == "cosine" and self.decay_steps:
+            raise ValueError(
+                f"decay_steps={self.decay_steps} is of schedule='stable'; 'cosine' "
+                "falls from the end of the warm-up on: set decay_steps=0"
+            )
+        for field in ("warmup_steps", "decay_steps", "long_steps"):
+            value = getattr(self, field)
+            if value > self.steps:
+                raise ValueError(f"{field}={value} must be in [0, steps={self.steps}]")
+        if self.warmup_steps + self.decay_steps > self.steps:
+            raise ValueError(
+                f"warmup_steps={self.warmup_steps} and decay_steps={self.decay_steps} "
+                f"overlap in steps={self.steps}: together they may not exceed it"
+            )
 
-def load(path: str | os.PathLike) -> TrainConfig:
-    """Runs a config file and returns what its get_config() returns.
+    def _check_pass(self):
+        if self.forward == "plain":
+            from pdecode.train import plain
 
-    Raises ValueError, with the path, if there is no such file or function.
-    """
-    path = pathlib.Path(path)
-    if not path.is_file():
-        raise ValueError(f"no config file {path}")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    if spec is None or spec.loader is None:
-        raise ValueError(f"{path} is no Python file")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not hasattr(module, "get_config"):
-        raise ValueError(f"{path} has no get_config()")
-    return module.get_config()
-
-
-def override(config: Any, overrides: Iterable[str]) -> Any:
-    """A copy of a (nested) dataclass with "dotted.field=value" settings applied.
-
-    Values are Python literals; what is no literal is a string.
-
-    Raises:
-      ValueError: a setting without "=", an unknown field (lists the known ones), or a
-        value whose type is not the field's present one.
-    """
-    changes: dict = {}
-    for setting in overrides:
-        path, equals, text = setting.partition("=")
-        if not equals:
-            raise ValueError(f"{setting!r} is no setting; write field=value")
-        try:
-            value = ast.literal_eval(text)
-        except (ValueError, SyntaxError):
-            value = text
-        *folders, last = path.strip().split(".")
-        place = changes
-        for folder in folders:
-            place = place.setdefault(folder, {})
-        place[last] = value
-    # All at once, because fields are checked against each other.
-    return _replaced(config, changes)
-
-
-def _replaced(config: Any, changes: dict) -> Any:
-    known = [field.name for field in dataclasses.fields(config)]
-    values = {}
-    for name, value in changes.items():
-        if name not in known:
-            raise ValueError(f"unknown field {name!r}; known: {', '.join(known)}")
-        present = getattr(config, name)
-        if isinstance(value, dict) and dataclasses.is_dataclass(present):
-            value = _replaced(present, value)
-        elif isinstance(present, float) and isinstance(value, int):
-            value = float(value)
-        elif present is not None and value is not None:
-            if type(value) is not type(present):
+            plain.check(self.model)
+            if self.remat:
                 raise ValueError(
-                    f"{name} is of type {type(present).__name__} (now {present!r}), "
-                    f"but got {value!r}"
+                    "remat=True is of forward='transformer'; the plain pass keeps all"
                 )
-        values[name] = value
-    return dataclasses.replace(config, **values)
+        if self.remat and self.model.taps:
+            raise ValueError(
+                f"remat=True with model.taps={self.model.taps}: its scan keeps none"
+            )
+
+
+def check_ranges(record: Any, ranges: Mapping[str, tuple[float, float]]) -> None:
+    """ValueError, naming the field, where a number of `record` leaves its range."""
+    for field, (low, high) in ranges.items():
+        value = getattr(record, field)
+        if value is None:
+            continue
+        if not low <= value <= high or not math.isfinite(value):
+            top = "" if high == math.inf else f" and at most {high}"
+            raise ValueError(f"{field}={value} must be at least {low}{top}")

@@ -17,11 +17,13 @@ import ml_dtypes
 import numpy as np
 import safetensors.numpy
 
-from pdecode import files
 from pdecode.data import packing, snippets
+from pdecode.data.texts import Text
 from pdecode.models import embedded
 from pdecode.models.config import Config
-from pdecode.train import evaluate, ngram
+from pdecode.train import folder as folders
+from pdecode.train import ngram, objectives, sources
+from pdecode.train import settings as configs
 from pdecode.train.config import TrainConfig
 
 
@@ -32,14 +34,20 @@ def flatten(params: Any) -> dict[str, np.ndarray]:
 
 
 def model_settings(model: Config) -> dict:
-    """The fields of a model's configuration that are not the defaults of its sizes.
+    """The fields that make a model's configuration, without those at their defaults.
 
     What is left out means the default, so records outlive fields that come later.
     """
-    sizes = ("vocab_size", "width", "num_layers", "num_heads")
-    base = Config(**{field: getattr(model, field) for field in sizes})
-    fields, defaults = dataclasses.asdict(model), dataclasses.asdict(base)
-    return {k: v for k, v in fields.items() if k in sizes or v != defaults[k]}
+    defaults = {field.name: field.default for field in dataclasses.fields(Config)}
+    made = configs.declared(model)
+    kept = {name for name, value in made.items() if value != defaults[name]}
+    return {k: v for k, v in dataclasses.asdict(model).items() if k in kept}
+
+
+def settings(config: TrainConfig) -> dict:
+    """A config as JSON keeps it."""
+    plain = dataclasses.asdict(config) | {"model": model_settings(config.model)}
+    return json.loads(json.dumps(plain))
 
 
 def describe(config: TrainConfig, params: Any, **facts: Any) -> dict:
@@ -47,12 +55,10 @@ def describe(config: TrainConfig, params: Any, **facts: Any) -> dict:
     return {
         "name": config.name,
         "objective": config.objective,
+        "holds": objectives.find(config.objective).holds(config),
         "num_params": sum(x.size for x in jax.tree.leaves(params)),
         **facts,
-        "config": {
-            **dataclasses.asdict(config),
-            "model": model_settings(config.model),
-        },
+        "config": settings(config),
         "python": platform.python_version(),
         "jax": jax.__version__,
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
@@ -70,28 +76,16 @@ def write(
     flat = {k: v.astype(dtype) for k, v in flatten(params).items()}
     blob = safetensors.numpy.save(flat)
     record = {**record, "sha256": hashlib.sha256(blob).hexdigest()}
-    text = json.dumps(record, indent=1) + "\n"
     # If the second file is lost the pair's hashes disagree, and reading it says so.
-    write_bytes(pathlib.Path(folder) / f"{name}.safetensors", blob)
-    write_bytes(pathlib.Path(folder) / f"{name}.json", text.encode())
+    folders.write_bytes(pathlib.Path(folder) / f"{name}.safetensors", blob)
+    folders.write_json(pathlib.Path(folder) / f"{name}.json", record)
 
 
-def write_bytes(path: pathlib.Path, content: bytes) -> None:
-    """Writes a file whole or not at all."""
-    with files.replacing(path) as file:
-        file.write(content)
-
-
-def figures(config: TrainConfig, params, frozen, tokens, max_rows=None) -> dict:
-    """What a model reaches on a token stream uint16 [N]; max_rows bounds the work."""
-    sizes = {"row_len": config.row_len, "max_rows": max_rows}
-    if config.objective == "blockwise_heads":
-        bits = evaluate.blockwise_heads(config.model, params, frozen, tokens, **sizes)
-        return {"bits_per_token_by_head": bits}
-    function = getattr(evaluate, config.objective)
-    bits = function(config.model, params, tokens, **sizes)
-    is_bound = config.objective == "masked_diffusion"
-    return {"bits_per_byte": bits} | ({"is_upper_bound": True} if is_bound else {})
+def figures(config: TrainConfig, params, frozen, text: Text, **sizes: Any) -> dict:
+    """What a model reaches on a text; `sizes` as in `Objective.figures`."""
+    objective = objectives.find(config.objective)
+    sizes = {"row_len": config.row_len, **sizes}
+    return objective.figures(config, params, frozen, text, **sizes)
 
 
 def embed(
@@ -114,14 +108,13 @@ def embed(
     rounded = jax.tree.map(
         lambda x: x.astype(ml_dtypes.bfloat16).astype(np.float32), params
     )
-    frozen = {}
-    if config.objective == "blockwise_heads":
-        assert config.init_from is not None, "training needed their target"
-        frozen, _ = embedded.read_from(config.init_from)
+    found = sources.read(config, None)
+    frozen = {role: found[f"frozen.{role}"].params for role in config.frozen}
     training, validation = streams
     heldout = packing.stream(snippets.text())
-    record["validation"] = figures(config, rounded, frozen, validation)
-    record["heldout"] = figures(config, rounded, frozen, heldout)
+    for split, tokens in (("validation", validation), ("heldout", heldout)):
+        text = Text(tokens, split, config.scored_unit, config.given_ids)
+        record[split] = figures(config, rounded, frozen, text)
     record["config"]["data_dir"] = None  # a place on one machine; the hash is the data
     record["command"] = command
     orders = ngram.fit(training)

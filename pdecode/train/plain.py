@@ -40,7 +40,7 @@ def check(config: Config) -> None:
     for field, value in plain.items():
         if getattr(config, field) != value:
             raise ValueError(
-                f"the plain pass needs {field}={value!r}, not "
+                f"the plain pass needs model.{field}={value!r}, not "
                 f"{getattr(config, field)!r}; use forward='transformer'"
             )
     if config.attention == "block_causal" or config.rope is None:

@@ -1,14 +1,15 @@
-"""One flat trainer: data, parameters, optimizer, loop, checkpoint, result.
+"""One flat trainer: texts, weights, folder, state, loop, result.
 
 Resuming is exact: a batch is a function of (seed, step), so is the noise of a step, and
 the state is restored to the bit; a killed run that is started again ends with the same
 bits as one that was never killed (same machine, same number of devices).
 """
 
-import dataclasses
-import json
+import collections
+import contextlib
 import os
 import pathlib
+import shlex
 import time
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
@@ -16,28 +17,29 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from pdecode import rng
-from pdecode.data import packing
-from pdecode.models import draft_heads as heads_module
-from pdecode.models import embedded, transformer
-from pdecode.train import config as config_module
-from pdecode.train import export, losses
-from pdecode.train.config import TrainConfig
-
-# May differ between a run and its resumption: they do not change the past. `steps` and
-# the decay may not have begun to matter; the check below sees to that.
-_FREE = (
-    "steps",
-    "decay_steps",
-    "long_steps",
-    "checkpoint_every",
-    "eval_every",
-    "eval_rows",
-    "data_dir",
+from pdecode.data import packing, texts
+from pdecode.data.texts import Text
+from pdecode.models import embedded
+from pdecode.sharding import peers, processes
+from pdecode.train import (
+    export,
+    folder,
+    objectives,
+    optimizers,
+    plan,
+    saves,
+    settings,
+    signals,
+    sources,
+    steps,
 )
+from pdecode.train.config import TrainConfig
+from pdecode.train.signals import Interrupted
+
+# Steps that may be on their way while the loop goes on: what a step says of itself is
+# read this much later, so that nothing ever waits for the device.
+_LAG = 4
 
 
 class Result(NamedTuple):
@@ -47,92 +49,13 @@ class Result(NamedTuple):
     record: dict
 
 
-def learning_rate(config: TrainConfig) -> optax.Schedule:
-    """Step -> learning rate: a linear warm-up, then a cosine or constant-and-linear."""
-    peak, last = config.learning_rate, config.learning_rate * config.final_fraction
-    if config.schedule == "cosine":
-        return optax.warmup_cosine_decay_schedule(
-            0.0, peak, config.warmup_steps, max(config.steps, config.warmup_steps), last
-        )
-    decay_start = config.steps - config.decay_steps
-    return optax.join_schedules(
-        [
-            optax.linear_schedule(0.0, peak, config.warmup_steps),
-            optax.constant_schedule(peak),
-            optax.linear_schedule(peak, last, max(config.decay_steps, 1)),
-        ],
-        [config.warmup_steps, decay_start],
-    )
+class Inputs(NamedTuple):
+    """What a run reads, checked."""
 
-
-def optimizer(config: TrainConfig) -> optax.GradientTransformation:
-    """Clipped AdamW; or Muon (Jordan, 2024) for the matrices of layers, Adam elsewhere.
-
-    Muon's updates are scaled to AdamW's size (Liu et al., 2025, arXiv:2502.16982), so
-    that one learning rate serves both.
-    """
-
-    def is_matrix(path, leaf):
-        names = jax.tree_util.keystr(path)
-        return leaf.ndim == 2 and "layer_" in names
-
-    def matrices(params):
-        return jax.tree_util.tree_map_with_path(is_matrix, params)
-
-    if config.optimizer == "adamw":
-        update = optax.adamw(
-            learning_rate(config),
-            b1=config.b1,
-            b2=config.b2,
-            weight_decay=config.weight_decay,
-            mask=lambda params: jax.tree.map(lambda p: p.ndim > 1, params),
-        )
-    else:
-        update = optax.contrib.muon(
-            learning_rate(config),
-            weight_decay=config.weight_decay,
-            adam_b1=config.b1,
-            adam_b2=config.b2,
-            consistent_rms=0.2,
-            muon_weight_dimension_numbers=lambda params: jax.tree.map(
-                lambda chosen: optax.contrib.MuonDimensionNumbers() if chosen else None,
-                matrices(params),
-            ),
-        )
-    return optax.chain(optax.clip_by_global_norm(config.clip_norm), update)
-
-
-def _start(config: TrainConfig, key: jax.Array) -> tuple[Any, Any]:
-    """Parameters to train and parameters that stay as they are."""
-    given = None
-    if config.init_from is not None:
-        given, record = embedded.read_from(config.init_from)
-        source = embedded.transformer_config(record)
-        same = dataclasses.replace(
-            source,
-            **{f: getattr(config.model, f) for f in ("attention", "predicts", "name")},
-            mask_id=config.model.mask_id,
-            eos_ids=config.model.eos_ids,
-        )
-        if same != config.model:
-            raise ValueError(
-                f"init_from={config.init_from!r} holds another model than config.model"
-            )
-    if config.objective == "blockwise_heads":
-        if given is None:
-            raise ValueError("blockwise heads need init_from: their frozen target")
-        params = heads_module.init(
-            config.num_heads, config.model.width, config.heads_width, key
-        )
-        return params, given
-    return (transformer.init(config.model, key) if given is None else given), {}
-
-
-def _objective(config: TrainConfig):
-    known = ("autoregressive", "masked_diffusion", "blockwise_heads")
-    if config.objective not in known:
-        raise ValueError(f"unknown objective {config.objective!r}; known: {known}")
-    return getattr(losses, config.objective)(config)
+    training: Text
+    validation: Text
+    found: dict[str, sources.Source]
+    facts: dict  # hashes of all of it
 
 
 def train(
@@ -140,154 +63,284 @@ def train(
     workdir: str | os.PathLike,
     *,
     streams: tuple[np.ndarray, np.ndarray] | None = None,
+    mesh: dict[str, int] | None = None,
     command: str | None = None,
+    overwrite: bool = False,
     log: Callable[[str], None] = print,
 ) -> Result:
     """Trains to `config.steps` in a folder, from its last checkpoint if it has one.
 
-    The folder gets config.json, checkpoints/, metrics.jsonl, and at the end
-    weights.safetensors and record.json. `streams` are the training and validation
-    token streams (uint16 [N]); None: the standard library corpus, from
-    `config.data_dir`. Batches are split over all devices that the batch size allows.
+    `pdecode.train.folder` says what the folder gets. `streams` are the training and
+    validation token streams (integer [N]); None: those of `config.data_dir`. `mesh`
+    gives axes and sizes, as {"data": 2, "fsdp": 4}: parameters and what the optimizer
+    remembers are placed by `pdecode.sharding.placement`, rows are split over data and
+    fsdp; None: all devices over the rows. `overwrite` gives up what the folder holds.
 
     Several processes (`pdecode.sharding.processes.start`) make the same call on a
-    folder they share: each has the whole stream and puts its own rows of a batch on its devices,
-    all save and restore their part of a checkpoint, and the first writes the rest.
+    folder they share: each has the whole stream and puts its own rows of a batch on its
+    devices, all save and restore their part of a checkpoint, and the first writes the
+    rest and is the only one to log.
 
     Raises:
-      ValueError: a folder that holds another run, a checkpoint past the point where
-        this run's schedule differs from the one that made it, or a batch that several
-        processes cannot divide.
-      FloatingPointError: the loss is no longer finite.
+      ValueError: a folder that holds another run or belongs to a process, texts or
+        weights that do not fit, a mesh that does not divide, or processes that differ.
+      FloatingPointError: a loss, gradient or parameter was not finite; the state before
+        that step is saved.
+      Interrupted: SIGTERM or Ctrl-C came; the state is saved.
     """
-    import orbax.checkpoint as ocp
-
     workdir = pathlib.Path(workdir).absolute()
-    workdir.mkdir(parents=True, exist_ok=True)
-    objective = _objective(config)
+    is_first = jax.process_index() == 0
+    log = log if is_first else (lambda line: None)
+    ours = {"settings": export.settings(config), "mesh": mesh}
+    processes.agree({**ours, "code": processes.code_version(), "jax": jax.__version__})
+    with contextlib.ExitStack() as stack:
 
-    # Data.
-    if streams is None:
-        training = packing.load_split("train", config.data_dir)
-        validation = packing.load_split("validation", config.data_dir)
-    else:
-        training, validation = streams
+        def claim():
+            if is_first:
+                stack.enter_context(folder.claimed(workdir))
+                if overwrite:
+                    folder.clear(workdir)
+
+        processes.together(claim)
+        inputs = processes.together(lambda: read(config, workdir, streams))
+        processes.agree(inputs.facts)
+        places = processes.together(lambda: plan.mesh(config, mesh))
+        _check_shared(workdir)
+        stack.enter_context(
+            peers.watched(
+                "start all processes again with the same command; the run goes on from "
+                "its last checkpoint"
+            )
+        )
+        came = stack.enter_context(signals.watched())
+        return _run(config, workdir, inputs, places, command, came, log)
+
+
+def read(config: TrainConfig, workdir: pathlib.Path | None, streams=None) -> Inputs:
+    """Texts and weights of a run, and their hashes; ValueError for a misfit."""
+    found = sources.read(config, workdir)
+    streams = texts.read(config.data_dir) if streams is None else streams
+    both = []
+    for tokens, name in zip(streams, texts.SPLITS, strict=True):
+        text = Text(tokens, name, config.scored_unit, config.given_ids)
+        low = 2 if name == "validation" else config.batch_size * config.row_len
+        model = config.model
+        texts.check(
+            text, vocab_size=model.vocab_size, mask_id=model.mask_id, min_len=low
+        )
+        both.append(text)
+    training, validation = both
+    facts = {
+        "data_hash": packing.fingerprint(training.tokens),
+        "validation_hash": packing.fingerprint(validation.tokens),
+        "weights": {field: each.sha256 for field, each in found.items()},
+    }
+    return Inputs(training, validation, found, facts)
+
+
+def _run(config, workdir, inputs, mesh, command, came, log) -> Result:
+    is_first = jax.process_index() == 0
+    made = saves.manager(workdir / folder.CHECKPOINTS)
+    stack = contextlib.ExitStack()
+    stack.callback(made.close)
+    with stack:
+        mine = export.settings(config) | inputs.facts
+        latest = made.latest_step() or 0
+        opened = processes.together(lambda: folder.opened(workdir, mine, latest))
+        if opened.finished is not None:
+            log(f"finished already: {workdir / folder.RECORD}")
+            params, record = embedded.read_pair(workdir, "weights")
+            return Result(params, record)
+        if is_first:
+            folder.write_json(workdir / folder.CONFIG, opened.content)
+
+        # State.
+        start = inputs.found.get("start_from")
+        given = None if start is None else start.params
+        program = steps.make(config, mesh, given)
+        processes.together(lambda: plan.check_divided(config, inputs.found, program))
+        frozen = plan.placed(config, inputs.found, mesh)
+        first, kept = saves.restore(made, steps.lasting(program.shapes), log)
+        if kept is None:
+            state = program.init(given)
+        else:
+            state = kept | {"bad": steps.put(program, np.asarray(steps.GOOD, np.int32))}
+            log(f"resumed at step {first}")
+        spent = folder.keep_metrics(workdir, first) if is_first else 0.0
+
+        run = _Run(config, workdir, inputs, program, frozen, made, mine, command, log)
+        state, seconds = _loop(run, state, first, spent, came)
+        return _finish(run, state, seconds, mesh, opened.content)
+
+
+class _Run(NamedTuple):
+    """What the loop and the end of a run read."""
+
+    config: TrainConfig
+    workdir: pathlib.Path
+    inputs: Inputs
+    program: steps.Program
+    frozen: dict
+    made: Any
+    mine: dict
+    command: str | None
+    log: Callable[[str], None]
+
+
+def _loop(run: _Run, state, first: int, spent: float, came: list[str]):
+    """Steps `first` .. config.steps - 1; the last state and the seconds in all."""
+    config, program = run.config, run.program
+    objective = objectives.find(config.objective)
     sampler = packing.sampler(
-        training,
+        run.inputs.training.tokens,
         row_len=config.row_len,
         batch_size=config.batch_size,
         seed=config.seed,
     )
-
-    # State, replicated; batches are sharded over "data".
-    is_first = jax.process_index() == 0
-    count = len(jax.devices())
-    while config.batch_size % count:
-        count -= 1
-    if count < len(jax.devices()) and jax.process_count() > 1:
-        raise ValueError(
-            f"batch_size={config.batch_size} must be a multiple of the "
-            f"{len(jax.devices())} devices of {jax.process_count()} processes"
-        )
-    devices = jax.devices()[:count]
-    mesh = jax.make_mesh(
-        (count,), ("data",), axis_types=(AxisType.Auto,), devices=devices
-    )
-    everywhere = NamedSharding(mesh, PartitionSpec())
-    by_row = NamedSharding(mesh, PartitionSpec("data"))
-    key_init, key_noise = jax.random.split(rng.key(config.seed))
-    params, frozen = _start(config, key_init)
-    update = optimizer(config)
-    state = {"params": params, "opt": update.init(params)}
-    state, frozen = jax.device_put((state, frozen), everywhere)
-
-    @jax.jit
-    def step_fn(state, frozen, tokens, step):
-        key = jax.random.fold_in(key_noise, step)
-        loss, grads = jax.value_and_grad(objective)(
-            state["params"], frozen, tokens, key
-        )
-        updates, opt = update.update(grads, state["opt"], state["params"])
-        return {"params": optax.apply_updates(state["params"], updates), "opt": opt}, (
-            loss,
-            optax.tree.norm(grads),
-        )
-
-    # Resume.
-    manager = ocp.CheckpointManager(
-        workdir / "checkpoints",
-        options=ocp.CheckpointManagerOptions(
-            max_to_keep=2, enable_async_checkpointing=False
-        ),
-    )
-    first = manager.latest_step() or 0
-    described = _check_same_run(config, workdir, first, packing.fingerprint(training))
-    if first:
-        shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
-        state = manager.restore(first, args=ocp.args.StandardRestore(shapes))
-        if is_first:
-            log(f"resumed at step {first}")
-    metrics = workdir / "metrics.jsonl"
-    lines = metrics.read_text().splitlines() if metrics.exists() else []
-    lines = [line for line in lines if _step_of(line) <= first]
-    spent = json.loads(lines[-1])["seconds"] if lines else 0.0
-    if is_first:
-        export.write_bytes(workdir / "config.json", described)
-        export.write_bytes(metrics, "".join(line + "\n" for line in lines).encode())
-
-    # Loop.
+    pending: collections.deque = collections.deque()
+    is_asked = False
     began = time.monotonic()
     for step in range(first, config.steps):
         row_len = config.row_len
         if config.short_len is not None and step < config.steps - config.long_steps:
             row_len = config.short_len
         rows = sampler.batch(step).reshape(-1, row_len)
-        if config.objective == "masked_diffusion":
-            rows = packing.fill_after_eos(rows, config.eos_fill, config.seed, step)
-        rows = jax.make_array_from_callback(rows.shape, by_row, rows.__getitem__)
-        state, (loss, norm) = step_fn(state, frozen, rows, np.int32(step))
+        if objective.prepare is not None:
+            rows = objective.prepare(config, rows, step)
+        batch = {"tokens": steps.put_rows(program, rows)}
+        state, seen = program.step(
+            state, run.frozen, batch, np.int32(step), steps.flags(program, bool(came))
+        )
+        pending.append((step, seen))
         done = step + 1
         is_last = done == config.steps
-        if done % config.eval_every == 0 or is_last:
-            value = float(loss)  # waits for the step, so that the seconds are true
-            if not np.isfinite(value):
-                raise FloatingPointError(f"loss {value} at step {done}")
-            seconds = round(spent + time.monotonic() - began, 1)
-            line = {"step": done, "seconds": seconds, "loss": value}
-            line["grad_norm"] = float(norm)
-            # Positions that no row has reached yet would only tell that they are new.
-            params_here, frozen_here = _here((state["params"], frozen))
-            line |= export.figures(
-                dataclasses.replace(config, row_len=row_len, short_len=None),
-                params_here,
-                frozen_here,
-                validation,
-                config.eval_rows,
+        saves_now = done % config.checkpoint_every == 0 or is_last
+        shows_now = done % config.eval_every == 0 or is_last
+        # One process stops where it is; several stop where all of them have heard.
+        is_asked = is_asked or (jax.process_count() == 1 and bool(came))
+        while pending and (len(pending) > _LAG or saves_now or shows_now or is_asked):
+            number, told = pending.popleft()
+            if int(told["bad"]) != steps.GOOD:
+                _stop_over(run, state, number, told)
+            is_asked = is_asked or int(told["stop"]) > 0
+        if saves_now or is_asked:
+            saves.save(run.made, done, steps.lasting(state))
+        if is_asked and not is_last:
+            raise Interrupted(
+                f"stopped by {' '.join(came) or 'another process'} at step {done} of "
+                f"{config.steps}, which is saved; go on with: "
+                f"{run.command or 'the same call'}"
             )
-            if is_first:
-                with metrics.open("a") as file:
-                    file.write(json.dumps(line) + "\n")
-                log(json.dumps(line))
-        if done % config.checkpoint_every == 0 or is_last:
-            manager.save(done, args=ocp.args.StandardSave(state))
-    manager.close()
+        if shows_now:
+            seconds = round(spent + time.monotonic() - began, 1)
+            _show(run, state, step, seconds, seen, row_len)
+    return state, round(spent + time.monotonic() - began, 1)
 
-    # Result.
-    trained, frozen = _here((state["params"], frozen))
-    params = jax.tree.map(np.asarray, trained)
+
+def _show(run: _Run, state, step: int, seconds: float, seen: dict, row_len: int):
+    """One line of progress, with figures on a part of the validation text."""
+    line = {
+        "step": step + 1,
+        "seconds": seconds,
+        "loss": float(seen["loss"]),
+        "grad_norm": float(seen["grad_norm"]),
+        "learning_rate": float(optimizers.learning_rate(run.config)(step)),
+    }
+    # Positions that no row has reached yet would only tell that they are new.
+    line |= _figures(run, state, row_len=row_len, max_rows=run.config.eval_rows)
+    if jax.process_index() == 0:
+        text = folder.dumps(line)
+        with (run.workdir / folder.METRICS).open("a") as file:
+            file.write(text + "\n")
+        run.log(text)
+
+
+def _figures(run: _Run, state, **sizes) -> dict:
+    params = state["ema"] if "ema" in state else state["params"]
+
+    def put(array):
+        return steps.put(run.program, array)
+
+    text = run.inputs.validation
+    return export.figures(run.config, params, run.frozen, text, put=put, **sizes)
+
+
+def _stop_over(run: _Run, state, number: int, told: dict):
+    """Saves what was there before a step that was not finite, and raises."""
+    done = int(told["bad"])
+    if done and done not in run.made.all_steps():
+        saves.save(run.made, done, steps.lasting(state))
+    if jax.process_index() == 0:
+        path = run.workdir / folder.CONFIG
+        content = folder.read_json(path) or {}
+        folder.write_json(path, {**content, "stopped_at": done})
+    rate = float(optimizers.learning_rate(run.config)(number))
+    skipped = ",".join(map(str, (*run.config.skip_steps, done)))
+    kept = f"checkpoint {done} holds" if done else "the start is"
+    raise FloatingPointError(
+        f"step {done + 1} is not finite: loss {float(told['loss'])}, gradient norm "
+        f"{float(told['grad_norm'])}, rate {rate:g}; {kept} the state before it. "
+        f"Start again with --set skip_steps='({skipped},)' to leave that batch out, or "
+        f"with a lower --set learning_rate"
+    )
+
+
+def _finish(run: _Run, state, seconds: float, mesh, content: dict) -> Result:
+    """Figures of the whole validation text, then weights and record."""
+    config, inputs = run.config, run.inputs
+    figures = _figures(run, state)
+    if _has_gap(figures):
+        raise FloatingPointError(
+            f"the figures after step {config.steps} are not finite: no weights are "
+            "written; start in another folder with a lower learning_rate"
+        )
+    params = saves.whole(state["ema"] if "ema" in state else state["params"])
     record = export.describe(
         config,
         params,
         steps=config.steps,
-        seconds=round(spent + time.monotonic() - began, 1),
-        data_hash=packing.fingerprint(training),
-        validation=export.figures(config, trained, frozen, validation),
-        validation_hash=packing.fingerprint(validation),
-        command=command,
+        seconds=seconds,
+        **inputs.facts,
+        **sources.facts(inputs.found),
+        text={t.name: t.describe() for t in (inputs.training, inputs.validation)},
+        validation=figures,
+        mesh=dict(mesh.shape),
+        changes=content.get("changes", []),
+        command=run.command,
     )
-    if is_first:
-        export.write(workdir, "weights", params, record, dtype=jnp.float32)
+    if jax.process_index() == 0:
+        folder.set_aside(run.workdir)
+        export.write(run.workdir, "weights", params, record, dtype=jnp.float32)
     return Result(params, record)
+
+
+def _has_gap(value: Any) -> bool:
+    """Whether a figure is no finite number."""
+    if isinstance(value, dict):
+        return any(map(_has_gap, value.values()))
+    if isinstance(value, (list, tuple)):
+        return any(map(_has_gap, value))
+    return isinstance(value, float) and not np.isfinite(value)
+
+
+def _check_shared(workdir: pathlib.Path) -> None:
+    """ValueError where a process does not see the folder that process 0 writes."""
+    if jax.process_count() == 1:
+        return
+    owner = (
+        (workdir / "run.lock").read_text() if (workdir / "run.lock").exists() else ""
+    )
+    seen = processes.shared(owner)
+    blind = [i for i, each in enumerate(seen) if each != seen[0]]
+
+    def check():
+        if blind and jax.process_index() == 0:
+            raise ValueError(
+                f"process {blind[0]} does not see the folder {workdir} of process 0: "
+                "--out must be one folder that all processes share"
+            )
+
+    processes.together(check)
 
 
 def run_config(
@@ -295,59 +348,38 @@ def run_config(
     overrides: Iterable[str] = (),
     workdir: str | os.PathLike | None = None,
     *,
+    mesh: dict[str, int] | None = None,
+    overwrite: bool = False,
     log: Callable[[str], None] = print,
 ) -> Result:
     """Trains what a config file says, with "field=value" overrides.
 
     `workdir` None is results/NAME, NAME being the config's. Errors as in
-    `config.load`, `config.override` and `train`.
+    `settings.load`, `settings.override` and `train`.
     """
     overrides = list(overrides)
-    config = config_module.override(config_module.load(path), overrides)
-    workdir = pathlib.Path("results") / config.name if workdir is None else workdir
-    settings = "".join(f" --set {setting}" for setting in overrides)
-    command = f"pdecode train --config {os.fspath(path)}{settings}"
-    return train(config, workdir, command=command, log=log)
+    config = processes.together(
+        lambda: settings.override(settings.load(path), overrides)
+    )
+    out = pathlib.Path("results") / config.name if workdir is None else workdir
+    parts = ["pdecode", "train", "--config", os.fspath(path), "--out", os.fspath(out)]
+    for each in overrides:
+        parts += ["--set", each]
+    if mesh is not None:
+        parts += ["--mesh", ",".join(f"{axis}={size}" for axis, size in mesh.items())]
+    command = shlex.join(parts)
+    return train(config, out, mesh=mesh, command=command, overwrite=overwrite, log=log)
 
 
-def _here(tree: Any) -> Any:
-    """Replicated arrays as those of one device of this process."""
-    return jax.tree.map(lambda leaf: leaf.addressable_data(0), tree)
-
-
-def _step_of(line: str) -> float:
-    # A line cut short by a kill belongs to no step.
-    try:
-        return json.loads(line)["step"]
-    except ValueError:
-        return float("inf")
-
-
-def _plain(config: Any) -> dict:
-    return json.loads(json.dumps(dataclasses.asdict(config)))
-
-
-def _check_same_run(config, workdir: pathlib.Path, first: int, data_hash: str) -> bytes:
-    """config.json of this run; ValueError if the folder's run is another one."""
-    path = workdir / "config.json"
-    mine = _plain(config) | {"data_hash": data_hash}
-    if first and path.exists():
-        theirs = json.loads(path.read_text())
-        # Fields that are newer than the run get their defaults.
-        theirs["model"] = _plain(embedded.transformer_config({"config": theirs}))
-        differ = [k for k in mine if k not in _FREE and mine[k] != theirs.get(k)]
-        plan = ("steps", "decay_steps", "long_steps")
-        if any(mine[k] != theirs[k] for k in plan):
-            # A constant rate up to here is the same run, whatever its length.
-            ends = [
-                c["steps"] - max(c["decay_steps"], c["long_steps"])
-                for c in (mine, theirs)
-            ]
-            if config.schedule != "stable" or first > min(ends):
-                differ.extend(plan)
-        if differ:
-            raise ValueError(
-                f"{workdir} holds a run with other settings ({', '.join(differ)}); "
-                "choose another folder"
-            )
-    return (json.dumps(mine, indent=1) + "\n").encode()
+def dry_run(
+    path: str | os.PathLike,
+    overrides: Iterable[str] = (),
+    mesh: dict[str, int] | None = None,
+) -> str:
+    """What `run_config` would train, and how, in lines; writes and computes nothing."""
+    config = settings.override(settings.load(path), overrides)
+    inputs, places = read(config, None), plan.mesh(config, mesh)
+    start = inputs.found.get("start_from")
+    program = steps.make(config, places, None if start is None else start.params)
+    plan.check_divided(config, inputs.found, program)
+    return plan.text(config, program, inputs)

@@ -1,0 +1,56 @@
+"""pdecode train: the options of the command, and what it prints when a run ends."""
+
+import sys
+from typing import TextIO
+
+DIVERGED, STOPPED = 1, 130
+
+
+def options(made) -> None:
+    """Adds the options of the command to its parser."""
+    made.add_argument("--config", required=True, help="configs/NAME.py")
+    made.add_argument("--out", help="folder (default: results/NAME)")
+    made.add_argument("--mesh", help="split over devices: axes, as data=2,fsdp=4")
+    made.add_argument(
+        "--overwrite", action="store_true", help="give up what --out holds"
+    )
+    made.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="check everything and say what would be trained, and how",
+    )
+
+
+def run(args, out: TextIO | None) -> int:
+    """Trains, or says what it would do; the exit code. Errors as `trainer.train`."""
+    from pdecode import train
+    from pdecode.cli import arguments
+
+    def log(line: str) -> None:
+        if out is not None:
+            print(line, file=out, flush=True)
+
+    axes = arguments.mesh(args.mesh)
+    if args.dry_run:
+        log(train.dry_run(args.config, args.set, axes))
+        return 0
+    try:
+        train.run_config(
+            args.config,
+            args.set,
+            args.out,
+            mesh=axes,
+            overwrite=args.overwrite,
+            log=log,
+        )
+    except FloatingPointError as error:
+        return _say(f"error: {error}", out, DIVERGED)
+    except train.Interrupted as stop:
+        return _say(str(stop), out, STOPPED)
+    return 0
+
+
+def _say(line: str, out: TextIO | None, code: int) -> int:
+    if out is not None:
+        print(f"pdecode: {line}", file=sys.stderr, flush=True)
+    return code

@@ -1,0 +1,81 @@
+"""What an objective is: one record, and the check of what it needs of a model."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+
+class Needs(NamedTuple):
+    """What the model must be, and why nothing else will do."""
+
+    attention: tuple[str, ...]
+    predicts: tuple[str, ...]
+    why: str  # completes "objective=NAME needs FIELD=...: "
+    shift: bool = False  # a model that reads its answers one slot to the left may come
+    mask: bool = False  # the model must have a mask id
+    frozen: tuple[str, ...] = ()  # roles of models that stay as they are
+    can_start: bool = True  # `start_from` says where the parameters begin
+
+
+class Objective(NamedTuple):
+    """A training objective.
+
+    The first dimension of every leaf of `batch` is rows. `loss` is the mean over what
+    it scores, and `aux` says what that is: "weight", float32 [], how much, so that
+    parts of a batch add up to the whole; "nats" and "scored" [B, ...], each token's own
+    loss and whether it counts; "places" [...], where in the row its answer stands. A
+    test changes the answers by them, to see that no prediction does.
+
+    Noise is drawn for the whole batch in `noise`, so that neither the parts nor the
+    devices change it; `key` of `loss` differs between parts.
+    """
+
+    options: type  # a frozen dataclass that checks its own ranges
+    needs: Needs
+    # (config, key, given) -> parameters to train; `given` comes from `start_from`.
+    start: Callable[..., Any]
+    # (config) -> loss(params, frozen, batch, key, step) -> (loss, aux)
+    loss: Callable[..., Callable]
+    # (config, params, frozen, text, *, row_len, max_rows, put) -> {name: number}
+    figures: Callable[..., dict]
+    # (config) -> what `models.embedded` has to know to load the result.
+    holds: Callable[..., dict]
+    # (config, tokens int32 [B, L], step) -> tokens, on the host; None: as they are.
+    prepare: Callable | None = None
+    # (config) -> noise(batch, key) -> batch with more leaves; None: there is none.
+    noise: Callable | None = None
+
+
+def check(name: str, needs: Needs, config: Any) -> None:
+    """ValueError, naming the field, for a config that `needs` does not allow."""
+    model = config.model
+    for field, allowed in (
+        ("attention", needs.attention),
+        ("predicts", needs.predicts),
+        ("shift", (False, True) if needs.shift else (False,)),
+    ):
+        value = getattr(model, field)
+        if value not in allowed:
+            wanted = " or ".join(map(repr, allowed))
+            raise ValueError(
+                f"objective={name} needs model.{field}={wanted}, not {value!r}: "
+                f"{needs.why}"
+            )
+    if needs.mask and model.mask_id is None:
+        raise ValueError(f"objective={name} needs model.mask_id, which is None")
+    for role in config.frozen:
+        if role not in needs.frozen:
+            known = ", ".join(needs.frozen) or "it has none"
+            raise ValueError(
+                f"objective={name} has no frozen model {role!r}; known: {known}"
+            )
+    for role in needs.frozen:
+        if role not in config.frozen:
+            raise ValueError(
+                f"objective={name} needs frozen.{role}: an embedded model's name or a "
+                "folder that a run wrote"
+            )
+    if config.start_from is not None and not needs.can_start:
+        raise ValueError(
+            f"start_from={config.start_from!r}: objective={name} begins by itself; a "
+            f"model that it reads is {' or '.join('frozen.' + r for r in needs.frozen)}"
+        )

@@ -1,0 +1,147 @@
+"""Weighted cross entropy of masked tokens: the bound of LLaDA and of MDLM.
+
+LLaDA: Nie et al., 2025, arXiv:2502.09992. MDLM: Sahoo et al., 2024, arXiv:2406.07524.
+MDLM's law leaves the mask out. LLaDA's does not, and its decoder reads that law, so the
+model has to learn that the mask is no answer. Every token of a row may be masked, BOS
+too: a canvas model has to know where text begins.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from pdecode.data import packing
+from pdecode.models import transformer
+from pdecode.train import evaluate, losses, passes
+from pdecode.train.config import check_ranges
+from pdecode.train.objective import Needs, Objective
+
+WEIGHTINGS = ("llada", "mdlm")
+_EPS = 1e-3  # the papers': no mask rate below it
+_NUM_SAMPLES = 4  # of the bound, for every row
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    weighting: str = "llada"  # "llada": 1 / p; "mdlm": -alpha' / (1 - alpha)
+    eos_fill: float = 0.5  # rows whose text after a document's end becomes EOS
+
+    def __post_init__(self):
+        if self.weighting not in WEIGHTINGS:
+            raise ValueError(
+                f"unknown weighting {self.weighting!r}; known: {WEIGHTINGS}"
+            )
+        check_ranges(self, {"eos_fill": (0, 1)})
+
+
+NEEDS = Needs(
+    attention=("bidirectional",),
+    predicts=("masked",),
+    why="decoders of masked diffusion read a canvas both ways and fill its masks",
+    shift=True,
+    mask=True,
+)
+
+
+def start(config, key, given):
+    return transformer.init(config.model, key) if given is None else given
+
+
+def prepare(config, tokens, step):
+    """Text after a document's end becomes EOS; a model without one EOS keeps it."""
+    if len(config.model.eos_ids) != 1 or not config.options.eos_fill:
+        return tokens
+    eos = config.model.eos_ids[0]
+    fraction = config.options.eos_fill
+    return packing.fill_after_eos(tokens, fraction, config.seed, step, eos)
+
+
+def mask_rates(num_rows: int, key: Array, weighting: str) -> tuple[Array, Array]:
+    """Each row's mask probability and loss weight, float32 [B]; `key` is consumed.
+
+    Times are antithetic: one uniform draw, spread evenly over the rows. LLaDA:
+    p = (1 - eps) t + eps, weight 1 / p. MDLM, log-linear: alpha = 1 - (1 - eps) t,
+    p = 1 - alpha, weight -alpha' / (1 - alpha) = 1 / t.
+    """
+    time = (jax.random.uniform(key) + jnp.arange(num_rows) / num_rows) % 1.0
+    if weighting == "llada":
+        rate = (1 - _EPS) * time + _EPS
+        return rate, 1 / rate
+    # The bound needs t > 0; a row this close to it has no mask to weigh anyway.
+    time = jnp.maximum(time, 1e-4)
+    return (1 - _EPS) * time, 1 / time
+
+
+def noise(config):
+    weighting = config.options.weighting
+
+    def apply(batch, key):
+        tokens = batch["tokens"]
+        key_rate, key_mask = jax.random.split(key)
+        rate, weight = mask_rates(tokens.shape[0], key_rate, weighting)
+        masked = jax.random.uniform(key_mask, tokens.shape) < rate[:, None]
+        return {**batch, "masked": masked, "weight": weight}
+
+    return apply
+
+
+def loss(config):
+    how, model = passes.of_run(config), config.model
+    bans = config.options.weighting == "mdlm"
+
+    def apply(params, frozen, batch, key, step):
+        del frozen, key, step
+        masked, weight = batch["masked"], batch["weight"]
+        nats = losses.masked_loss(model, params, batch["tokens"], masked, how, bans)
+        value = jnp.mean(jnp.where(masked, nats, 0.0) * weight[:, None])
+        place = jnp.arange(masked.shape[1])
+        count = jnp.float32(masked.size)
+        return value, {"weight": count, "nats": nats, "scored": masked, "places": place}
+
+    return apply
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _bound_nats(model, given_ids, params, rows, scored, share, key):
+    """One sample of the bound: n = ceil(share[b] * L) masks in row b, weighed L / n."""
+    length = rows.shape[1]
+    num = jnp.clip(jnp.ceil(share * length), 1, length)[:, None]
+    rank = jnp.argsort(jnp.argsort(jax.random.uniform(key, rows.shape)))
+    masked = rank < num
+    nats = losses.masked_loss(model, params, rows, masked)
+    counted = masked & scored & losses.is_scored(rows, given_ids)
+    return jnp.sum(jnp.where(counted, nats, 0.0) * length / num)
+
+
+def figures(config, params, frozen, text, *, row_len, max_rows=None, put=jnp.asarray):
+    """Bits of the evidence bound: an upper bound of the model's own figure.
+
+    LLaDA's estimator (appendix B.5): the number of masks is uniform in 1 .. L, spread
+    evenly over rows and samples. Rows do not see each other.
+    """
+    del frozen
+    rows = evaluate.rows(text, row_len, row_len - 1, max_rows)
+    batches = list(evaluate.parts(rows))
+    draw, total = np.random.default_rng(0), 0.0
+    for sample in range(_NUM_SAMPLES):
+        for number, part in enumerate(batches):
+            num_rows = len(part[0])
+            share = (draw.random() + np.arange(num_rows) / num_rows) % 1.0
+            key = jax.random.fold_in(jax.random.key(0), sample * 100_000 + number)
+            arrays = (*map(put, part), put(share.astype(np.float32)))
+            nats = _bound_nats(config.model, text.given_ids, params, *arrays, key)
+            total += float(nats)
+    bound = evaluate.bits(total) / _NUM_SAMPLES / rows.num_units
+    return {f"bits_per_{text.unit}": bound, "is_upper_bound": True}
+
+
+def holds(config):
+    del config
+    return {"kind": "transformer"}
+
+
+OBJECTIVE = Objective(Options, NEEDS, start, loss, figures, holds, prepare, noise)
