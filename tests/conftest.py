@@ -1,6 +1,7 @@
 import gc
 import importlib.metadata
 import os
+import sys
 
 # Eight host devices for the sharding tests; must be set before jax starts. Toy programs
 # are compiled once and run briefly: the other flags cut compile time to about a third.
@@ -21,12 +22,31 @@ if "xla_force_host_platform_device_count" not in flags:
     elif installed.startswith("0.12."):
         os.environ["XLA_FLAGS"] += " --xla_cpu_experimental_ynn_fusion_type="
 
+import chex  # noqa: E402
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # Compiled programs live as long as the suite; walking them again and again is waste.
 gc.set_threshold(100_000, 20, 100)
+
+
+_last: list = [None]
+
+
+@pytest.fixture(autouse=True)
+def programs_of_one_case(request):
+    """Compiled programs go when the case or the file changes: a worker stays small."""
+    spec = getattr(request.node, "callspec", None)
+    name = spec.params.get("name") if spec else None
+    here = (request.node.path, name if isinstance(name, str) else None)
+    if _last[0] not in (None, here):
+        jax.clear_caches()
+        chex.clear_trace_counter()
+        table = sys.modules.get("table")
+        if table is not None:
+            table.traced_once.cache_clear()
+    _last[0] = here
 
 
 @pytest.hookimpl(tryfirst=True)

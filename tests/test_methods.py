@@ -192,12 +192,15 @@ def test_a_row_that_goes_on_after_its_end_is_caught():
     decoder = methods.prompt_lookup(table.CAUSAL, max_new_tokens=MAX_NEW)
 
     def step(params, keys, state):
+        end = state.prefix.end
         thawed = state._replace(
-            saw_eos=jnp.zeros_like(state.saw_eos), end=state.end.max() + 0 * state.end
+            saw_eos=jnp.zeros_like(state.saw_eos),
+            prefix=state.prefix._replace(end=end.max() + 0 * end),
         )
         after, info = decoder.step(params, keys, thawed)
         saw_eos = state.saw_eos | after.saw_eos
-        return after._replace(saw_eos=saw_eos, end=state.end), info
+        prefix = after.prefix._replace(end=end)
+        return after._replace(saw_eos=saw_eos, prefix=prefix), info
 
     thawing = decoder._replace(step=step)
     previous = None
