@@ -87,9 +87,7 @@ def parser() -> argparse.ArgumentParser:
     source.add_argument("--prompt", help="text")
     source.add_argument("--prompt-file", help="a file that holds one prompt")
     source.add_argument("--prompt-ids", help="rows of ids, as [[1,2,3],[4,5]]")
-    made.add_argument(
-        "--chat", action="store_true", help="ask for a reply: the model's chat template"
-    )
+    made.add_argument("--chat", action="store_true", help="ask for a reply")
     made.add_argument("--system", metavar="TEXT", help="--chat: what goes before it")
     made.add_argument("--seed", type=int, default=0)
     made.add_argument("--watch", action="store_true", help="show every step")
@@ -289,12 +287,7 @@ def _train(args) -> int:
 def _bench(args) -> int:
     from pdecode.cli import bench
 
-    if args.suite == "loop" and (args.shapes or args.dtype):
-        raise ValueError("--shapes and --dtype are for --suite hotpath")
-    shapes = arguments.names(
-        "3m,30m" if args.shapes is None else args.shapes, "--shapes"
-    )
-    dtype = args.dtype or "float32"
+    shapes, dtype = arguments.bench(args)
     bench.run(args.suite, shapes, dtype, args.batch_size, args.repeats, args.out)
     return 0
 
