@@ -302,6 +302,10 @@ def _count(max_new_tokens: Any) -> int:
         raise ValueError(f"max_new_tokens={max_new_tokens!r} must be an int")
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens={max_new_tokens} must be at least 1")
+    if max_new_tokens > knobs.MOST:
+        raise ValueError(
+            f"max_new_tokens={max_new_tokens} must be at most {knobs.MOST}"
+        )
     return operator.index(max_new_tokens)
 
 

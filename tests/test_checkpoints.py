@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType
 
-from pdecode import checkpoints, decode, generation, prompts
+from pdecode import checkpoints, decode, generation, methods, prompts
 from pdecode.checkpoints import convert, drafters, loading, tensors
 from pdecode.cli import main as cli
 from pdecode.contracts import Query, Sampling, Visibility
@@ -591,7 +591,7 @@ def test_methods_refuse_models_that_do_not_fit():
     rows = prompts.from_rows([[1, 2, 3]], max_new=4)
     with pytest.raises(ValueError, match=r"uniform noise.*use llada or dream"):
         decode.run(
-            method.diffusion_gemma,
+            methods.diffusion_gemma,
             model,
             params,
             rows,

@@ -19,6 +19,7 @@ from pdecode.cli import agreement, arguments, train
 from pdecode.version import __version__
 
 BAD_INPUT, INTERRUPTED = 2, 130
+BAD = (ValueError, TypeError, OSError, NotImplementedError, OverflowError, MemoryError)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -50,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Whoever read the output stopped; nothing is wrong.
         sys.stderr.close()
         return 0
-    except (ValueError, TypeError, OSError, NotImplementedError) as error:
+    except BAD as error:
         if args.debug:
             raise
         print(f"pdecode: error: {_one_line(error)}", file=sys.stderr)
@@ -148,8 +149,10 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _compare(args) -> int:
+    from pdecode import rng
     from pdecode.cli import program_cache
 
+    rng.key(args.seed)  # refuses a bad one before anything is measured
     program_cache.enable()
     began = time.perf_counter()
     from pdecode.cli import compare as race
@@ -236,8 +239,7 @@ def _compile(args) -> int:
     from pdecode.cli import program_cache
 
     for name in ("prompt_len", "batch_size"):
-        if getattr(args, name) < 1:
-            raise ValueError(f"{name}={getattr(args, name)} must be at least 1")
+        arguments.check_count(name, getattr(args, name))
     program_cache.enable(min_seconds=0.0)
     rows = [[0] * args.prompt_len] * args.batch_size
     job = generation.prepare(rows, **arguments.decode(args))
