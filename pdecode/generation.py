@@ -144,13 +144,7 @@ def prepare(
     **settings: Any,
 ) -> Job:
     """Loads and encodes what `generate` needs; arguments and errors as there."""
-    from pdecode.models import embedded
-
-    if isinstance(max_new_tokens, bool) or not hasattr(max_new_tokens, "__index__"):
-        raise ValueError(f"max_new_tokens={max_new_tokens!r} must be an int")
-    max_new_tokens = operator.index(max_new_tokens)
-    if max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens={max_new_tokens} must be at least 1")
+    max_new_tokens = _count(max_new_tokens)
     if method is None:
         given = None if model is None else load(model, dtype, mesh)[0]
         method = KINDS[given.predicts if isinstance(given, Model) else "next"][1]
@@ -162,33 +156,12 @@ def prepare(
 
     model_name = model or default_model(recipe)
     target, params, tokenizer = load(model_name, dtype, mesh)
-    if not isinstance(target, Model):
-        raise ValueError(f"{model_name} is a set of heads: give it as the drafter")
-    needed = knobs.needs(recipe)["model"]
-    if needed != target.predicts:
-        raise ValueError(
-            f"{method} needs {KINDS[needed][0]}, but {model_name} is "
-            f"{KINDS[target.predicts][0]}: use one of "
-            f"{', '.join(variants.fitting(target.predicts))}"
-        )
-    models, trees = [target], [params]
-    others = knobs.roles(recipe)[1:]
-    if drafter is not None and not others:
-        raise ValueError(f"{method} takes no drafter, but drafter={drafter!r}")
-    for role in others:
-        second, tree, words = _second(role, method, model_name, drafter, dtype, mesh)
-        wanted = knobs.needs(recipe).get(role, "next")
-        if isinstance(second, Model) and second.predicts != wanted:
-            raise ValueError(
-                f"{method} needs {KINDS[wanted][0]} as its drafter, but {drafter} is "
-                f"{KINDS[second.predicts][0]}"
-            )
-        if getattr(second, "vocab_size", target.vocab_size) != target.vocab_size:
-            second, tree = _resized(second, tree, words, target, tokenizer, mesh)
-        if isinstance(second, DraftHeads):
-            embedded.check_heads(model_name, params, drafter or "heads", tree)
-        models.append(second)
-        trees.append(tree)
+    _check_target(recipe, method, model_name, target)
+    others = _others(
+        recipe, method, model_name, drafter, (target, params, tokenizer), dtype, mesh
+    )
+    models = [target, *(each for each, _ in others)]
+    trees = [params, *(tree for _, tree in others)]
     rows = prompts.encode(prompt, tokenizer)
     width = max(map(len, rows))
     made = prompts.from_rows(
@@ -321,6 +294,62 @@ def _room(model: Model, max_new_tokens: int) -> int:
         return np.iinfo(np.int32).max
     size = model.block_len or 1  # canvases are whole
     return model.max_positions - -(-max_new_tokens // size) * size
+
+
+def _count(max_new_tokens: Any) -> int:
+    """A whole number of at least 1, Python's or numpy's."""
+    if isinstance(max_new_tokens, bool) or not hasattr(max_new_tokens, "__index__"):
+        raise ValueError(f"max_new_tokens={max_new_tokens!r} must be an int")
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens={max_new_tokens} must be at least 1")
+    if max_new_tokens > knobs.MOST:
+        raise ValueError(
+            f"max_new_tokens={max_new_tokens} must be at most {knobs.MOST}"
+        )
+    return operator.index(max_new_tokens)
+
+
+def _check_target(recipe: Callable, method: str, model: str, target: Any) -> None:
+    """ValueError unless `target` is a model of the kind that `recipe` takes."""
+    if not isinstance(target, Model):
+        raise ValueError(f"{model} is a set of heads: give it as the drafter")
+    needed = knobs.needs(recipe)["model"]
+    if needed != target.predicts:
+        raise ValueError(
+            f"{method} needs {KINDS[needed][0]}, but {model} is "
+            f"{KINDS[target.predicts][0]}: use one of "
+            f"{', '.join(variants.fitting(target.predicts))}"
+        )
+
+
+def _others(
+    recipe: Callable, method: str, model: str, drafter: str | None, loaded, dtype, mesh
+) -> list[tuple[Any, Params]]:
+    """(drafter or heads, parameters) of each further role of `recipe`, checked.
+
+    `loaded` is the target, its parameters and its tokenizer.
+    """
+    from pdecode.models import embedded
+
+    target, params, tokenizer = loaded
+    roles = knobs.roles(recipe)[1:]
+    if drafter is not None and not roles:
+        raise ValueError(f"{method} takes no drafter, but drafter={drafter!r}")
+    found = []
+    for role in roles:
+        second, tree, words = _second(role, method, model, drafter, dtype, mesh)
+        wanted = knobs.needs(recipe).get(role, "next")
+        if isinstance(second, Model) and second.predicts != wanted:
+            raise ValueError(
+                f"{method} needs {KINDS[wanted][0]} as its drafter, but {drafter} is "
+                f"{KINDS[second.predicts][0]}"
+            )
+        if getattr(second, "vocab_size", target.vocab_size) != target.vocab_size:
+            second, tree = _resized(second, tree, words, target, tokenizer, mesh)
+        if isinstance(second, DraftHeads):
+            embedded.check_heads(model, params, drafter or "heads", tree)
+        found.append((second, tree))
+    return found
 
 
 def _second(role: str, method: str, model: str, drafter: str | None, dtype, mesh):

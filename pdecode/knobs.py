@@ -23,6 +23,8 @@ import jax.numpy as jnp
 
 from pdecode.contracts import DraftHeads, Model
 
+MOST = 2**24  # of a Size, which is a length of arrays
+
 
 class Knob(NamedTuple):
     """A traced number in [low, high]; a value equal to `off` switches it off."""
@@ -183,6 +185,8 @@ def _check_size(kind: Size, name: str, value: Any, where: str) -> int:
         raise ValueError(f"{where}: {name}={value!r} must be a Python int")
     if value < kind.low:
         raise ValueError(f"{where}: {name}={value} must be at least {kind.low}")
+    if value > MOST:
+        raise ValueError(f"{where}: {name}={value} must be at most {MOST}")
     return value
 
 

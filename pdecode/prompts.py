@@ -88,7 +88,7 @@ def from_rows(
     for index, row in enumerate(rows):
         limit = np.iinfo(np.int32).max if model is None else model.vocab_size
         tokens[index, : len(row)] = _checked(row, f"row {index}", limit)
-    limits = np.broadcast_to(np.asarray(max_new, np.int32), lengths.shape)
+    limits = np.broadcast_to(_whole("max_new", max_new), lengths.shape)
     if limits.min() < 1:
         raise ValueError(f"max_new={limits.min()} must be at least 1")
     masked = None
@@ -100,7 +100,7 @@ def from_rows(
                     f"holes[{index}] has {len(hole)} entries for {len(row)} tokens"
                 )
             masked[index, : len(hole)] = hole
-    ids = np.arange(len(rows)) if row_ids is None else np.asarray(row_ids)
+    ids = np.arange(len(rows)) if row_ids is None else _whole("row_ids", row_ids)
     if len(ids) != len(rows):
         raise ValueError(f"{len(ids)} row_ids for {len(rows)} rows")
     return Prompt(
@@ -111,6 +111,17 @@ def from_rows(
         masked=None if masked is None else jnp.asarray(masked),
         context=context,
     )
+
+
+def _whole(name: str, value: Any) -> np.ndarray:
+    """`value`, one or several, as int32; ValueError for what is none."""
+    array = np.asarray(value)
+    limits = np.iinfo(np.int32)
+    if array.dtype.kind not in "iu" or (
+        array.size and not limits.min <= array.min() <= array.max() <= limits.max
+    ):
+        raise ValueError(f"{name}={value} must be whole numbers of 32 bits")
+    return array.astype(np.int32)
 
 
 def _checked(row: Any, name: str, limit: int) -> np.ndarray:

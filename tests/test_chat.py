@@ -403,6 +403,36 @@ def test_numbers_out_of_range_are_one_line():
     refused("-99999999999999999999", "--prompt-ids", huge.replace("[9", "[-9"))
 
 
+HUGE = 99999999999999999999
+
+
+@pytest.mark.parametrize(
+    "wanted, arguments",
+    [
+        ("max_new_tokens", f"generate --prompt x --max-new-tokens {HUGE}"),
+        ("window", f"generate --prompt x --method jacobi --set window={HUGE}"),
+        ("steps", f"generate --prompt x --method llada --set steps={HUGE}"),
+        (
+            "max_ngram",
+            f"generate --prompt x --method prompt_lookup --set max_ngram={HUGE}",
+        ),
+        ("prompt_len", f"compile --prompt-len {HUGE}"),
+        ("batch_size", f"compile --batch-size {HUGE}"),
+        ("seed", f"compare --seed {HUGE}"),
+    ],
+)
+def test_sizes_out_of_range_are_one_line(wanted, arguments):
+    code, out, err = command(*arguments.split())
+    assert (code, out) == (2, "") and err.count("\n") == 1, err
+    assert f"{wanted}={HUGE} must" in err
+
+
+def test_rows_and_limits_of_32_bits():
+    for bad in (dict(row_ids=[2**31]), dict(max_new=2**31), dict(max_new=1.5)):
+        with pytest.raises(ValueError, match="whole numbers of 32 bits"):
+            prompts.from_rows([[1]], **{"max_new": 1, **bad})
+
+
 def test_seeds_that_differ_by_2_to_the_32_give_other_samples():
     def sample(seed):
         given = dict(max_new_tokens=8, temperature=1.0, keep_eos_tail=True)

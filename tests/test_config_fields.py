@@ -9,13 +9,14 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import pathlib
 import warnings
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pdecode.checkpoints import fields, loading, tensors
+from pdecode.checkpoints import fields, loading, page, tensors
 from pdecode.kernels.head import dense as vocab_head
 from pdecode.models import transformer
 
@@ -222,6 +223,12 @@ REFUSED = [
 def test_what_has_no_meaning_is_refused_by_name(name, changes, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         read(tmp_path, with_changes(name, changes))
+
+
+def test_the_page_of_architectures_is_fresh():
+    written = pathlib.Path(__file__).parent.parent / "docs" / "architectures.md"
+    message = "run python -m pdecode.checkpoints.page docs/architectures.md"
+    assert written.read_text(encoding="utf-8") == page.page(), message
 
 
 # The generated test. What the reference makes of each configuration, with weights that

@@ -15,9 +15,9 @@ transformers = pytest.importorskip("transformers")
 
 from pdecode import checkpoints, decode, prompts  # noqa: E402
 from pdecode.contracts import Query, Visibility  # noqa: E402
+from pdecode.families import canvases  # noqa: E402
 from pdecode.kernels.head import dense  # noqa: E402
 from pdecode.methods.speculative.autoregressive import autoregressive  # noqa: E402
-from pdecode.methods.uniform import diffusion_gemma  # noqa: E402
 
 pytestmark = pytest.mark.oracle
 
@@ -383,9 +383,9 @@ def test_diffusion_gemma_generations_from_equal_draws(gemma, monkeypatch, bound,
         first = at(begin[:, None], canvas, jnp.zeros_like(step))
         return jnp.where(step[:, None] < 0, first, at(fresh, canvas, step))
 
-    decoder = diffusion_gemma.canvases(
+    decoder = canvases.canvases(
         ours._replace(eos_ids=(eos,)),
-        diffusion_gemma.Draws(sample, noise),
+        canvases.Draws(sample, noise),
         entropy_bound=bound,
         **SETTINGS,
     )

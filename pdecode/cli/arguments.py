@@ -124,6 +124,23 @@ def chat(args, text: Any, options: dict[str, Any]) -> Any:
     return [tokenizer.chat([*system, {"role": "user", "content": text}])]
 
 
+def check_count(name: str, value: int) -> None:
+    """ValueError unless `value` is a length that arrays may have."""
+    from pdecode import knobs
+
+    if not 1 <= value <= knobs.MOST:
+        limit = "at least 1" if value < 1 else f"at most {knobs.MOST}"
+        raise ValueError(f"{name}={value} must be {limit}")
+
+
+def bench(args) -> tuple[list[str], str]:
+    """Shapes and dtype of the suite "hotpath"; refused where "loop" would drop them."""
+    if args.suite == "loop" and (args.shapes or args.dtype):
+        raise ValueError("--shapes and --dtype are for --suite hotpath")
+    shapes = "3m,30m" if args.shapes is None else args.shapes
+    return names(shapes, "--shapes"), args.dtype or "float32"
+
+
 def names(text: str, option: str) -> list[str]:
     """The parts of the "one,two" that `option` was given."""
     found = [name.strip() for name in text.split(",") if name.strip()]

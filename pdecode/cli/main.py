@@ -19,6 +19,7 @@ from pdecode.cli import agreement, arguments, train
 from pdecode.version import __version__
 
 BAD_INPUT, INTERRUPTED = 2, 130
+BAD = (ValueError, TypeError, OSError, NotImplementedError, OverflowError, MemoryError)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -50,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Whoever read the output stopped; nothing is wrong.
         sys.stderr.close()
         return 0
-    except (ValueError, TypeError, OSError, NotImplementedError) as error:
+    except BAD as error:
         if args.debug:
             raise
         print(f"pdecode: error: {_one_line(error)}", file=sys.stderr)
@@ -87,9 +88,7 @@ def parser() -> argparse.ArgumentParser:
     source.add_argument("--prompt", help="text")
     source.add_argument("--prompt-file", help="a file that holds one prompt")
     source.add_argument("--prompt-ids", help="rows of ids, as [[1,2,3],[4,5]]")
-    made.add_argument(
-        "--chat", action="store_true", help="ask for a reply: the model's chat template"
-    )
+    made.add_argument("--chat", action="store_true", help="ask for a reply")
     made.add_argument("--system", metavar="TEXT", help="--chat: what goes before it")
     made.add_argument("--seed", type=int, default=0)
     made.add_argument("--watch", action="store_true", help="show every step")
@@ -150,8 +149,10 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _compare(args) -> int:
+    from pdecode import rng
     from pdecode.cli import program_cache
 
+    rng.key(args.seed)  # refuses a bad one before anything is measured
     program_cache.enable()
     began = time.perf_counter()
     from pdecode.cli import compare as race
@@ -238,8 +239,7 @@ def _compile(args) -> int:
     from pdecode.cli import program_cache
 
     for name in ("prompt_len", "batch_size"):
-        if getattr(args, name) < 1:
-            raise ValueError(f"{name}={getattr(args, name)} must be at least 1")
+        arguments.check_count(name, getattr(args, name))
     program_cache.enable(min_seconds=0.0)
     rows = [[0] * args.prompt_len] * args.batch_size
     job = generation.prepare(rows, **arguments.decode(args))
@@ -289,12 +289,7 @@ def _train(args) -> int:
 def _bench(args) -> int:
     from pdecode.cli import bench
 
-    if args.suite == "loop" and (args.shapes or args.dtype):
-        raise ValueError("--shapes and --dtype are for --suite hotpath")
-    shapes = arguments.names(
-        "3m,30m" if args.shapes is None else args.shapes, "--shapes"
-    )
-    dtype = args.dtype or "float32"
+    shapes, dtype = arguments.bench(args)
     bench.run(args.suite, shapes, dtype, args.batch_size, args.repeats, args.out)
     return 0
 

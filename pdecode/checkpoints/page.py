@@ -1,6 +1,6 @@
-"""What each architecture reads, passes over and refuses, asked of its own reader.
+"""Writes docs/architectures.md: what each architecture reads and what it refuses.
 
-    python -m pdecode.checkpoints.support > docs/architectures.md
+    python -m pdecode.checkpoints.page docs/architectures.md
 
 A cell is the answer to one small config.json: the field changed what was read ("read"),
 changed nothing, as in the class it is for ("no effect"), or was refused by name.
@@ -8,8 +8,10 @@ changed nothing, as in the class it is for ("no effect"), or was refused by name
 
 import copy
 import dataclasses
+import sys
 from typing import Any
 
+from pdecode import files
 from pdecode.checkpoints import architectures
 
 _SIZES = {
@@ -77,8 +79,8 @@ FEATURES: tuple[tuple[str, dict[str, Any]], ...] = (
 )  # fmt: skip
 _HEAD = """# Architectures
 
-Written by `python -m pdecode.checkpoints.support > docs/architectures.md` from the code
-that reads a `config.json`; a test holds it fresh.
+Written by `python -m pdecode.checkpoints.page docs/architectures.md` from the code that
+reads a `config.json`; a test keeps it.
 
 A field that is absent means the default of the class that `model_type` names; null
 means what that class takes None for, and is refused by name elsewhere. Of two spellings
@@ -92,8 +94,8 @@ that the class has no use for either, or one that changes nothing here (`dynamic
 beyond `max_position_embeddings`, where no decode goes), "refused" is an error."""
 
 
-def table() -> str:
-    """The page docs/architectures.md."""
+def page() -> str:
+    """The whole page."""
     kinds = [kind for kind in architectures.FAMILIES if kind not in _TWICE]
     facts = [("model_type", "sees", "predicts", "positions", "experts", "head")]
     facts += [_facts(kind) for kind in kinds]
@@ -141,4 +143,5 @@ def _rows(rows: list[tuple[str, ...]]) -> list[str]:
 
 
 if __name__ == "__main__":
-    print(table(), end="")
+    with files.replacing(sys.argv[1]) as file:
+        file.write(page().encode())
