@@ -11,7 +11,7 @@ import pytest
 import tiny
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tiny import MODEL, RUN, quiet
+from tiny import MODEL, RUN, quiet, stored_model
 
 from pdecode.data.texts import Text
 from pdecode.models import embedded
@@ -115,11 +115,11 @@ def attempt(kind, sizes, run, odd, axes):
         try:
             fields, run = fields_of(kind, sizes, run, odd)
             model = dataclasses.replace(MODEL, head_dim=0, sliding=(), **fields)
-            frozen = {}
-            if kind["objective"] == "blockwise_heads":
-                if model.attention == "causal" and model.predicts == "next":
-                    stored_target(root / "target", model)
-                frozen = {"target": str(root / "target")}
+            roles = objectives.find(kind["objective"]).needs.frozen
+            frozen = {role: str(root / role) for role in roles}
+            if model.attention == "causal" and model.predicts == "next":
+                for role in roles:
+                    stored_model(root / role, model)
             config = dataclasses.replace(
                 RUN, model=model, frozen=frozen, steps=3, eval_every=3,
                 checkpoint_every=3, eval_rows=2, **run,
@@ -145,16 +145,6 @@ def attempt(kind, sizes, run, odd, axes):
         np.testing.assert_allclose(record["validation"][name], value, rtol=rtol)
     assert json.dumps(record, allow_nan=False)
     return True
-
-
-def stored_target(folder, model):
-    from pdecode.models import transformer
-
-    folder.mkdir()
-    params = transformer.init(model, jax.random.key(0))
-    config = dataclasses.replace(RUN, model=model)
-    record = export.describe(config, params)
-    export.write(folder, "weights", params, record, dtype=np.float32)
 
 
 QUIET = {
