@@ -223,7 +223,10 @@ def load(
             f"unknown model {name!r}: no such folder, and the embedded models are "
             f"{', '.join(embedded.NAMES)}"
         )
-    return checkpoints.load(name, dtype=dtype, mesh=mesh)
+    model, params, tokenizer = checkpoints.load(name, dtype=dtype, mesh=mesh)
+    if mesh is not None:
+        sharding.warn_of_whole(params, mesh)
+    return model, params, tokenizer
 
 
 def texts(generation: Generation, tokenizer: Any) -> list[str]:

@@ -15,7 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import CANVAS, MODEL, RUN, streams
+from cases.objectives import CANVAS
+from tiny import MODEL, RUN, streams
 
 from pdecode.data import packing
 from pdecode.models import bytes as text

@@ -7,7 +7,8 @@ import jax
 import numpy as np
 import pytest
 import tiny
-from tiny import CANVAS, MODEL, RUN, quiet
+from cases.objectives import CANVAS
+from tiny import MODEL, RUN, quiet
 
 from pdecode.data import packing
 from pdecode.data.texts import Text

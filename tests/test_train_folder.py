@@ -16,10 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
-from tiny import MODEL, RUN, quiet
+from tiny import CASES, RUN, case, quiet, stored_model
 
 from pdecode.data import packing
-from pdecode.models import embedded, transformer
+from pdecode.models import embedded
 from pdecode.train import Interrupted, export, folder, optimizers, saves, steps, train
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -88,14 +88,6 @@ def test_a_longer_run_keeps_the_shorter_ones_result(tmp_path):
         ValueError, match="finished weights of 6 steps and no checkpoin"
     ):
         train(dataclasses.replace(longer, steps=9), tmp_path, **quiet())
-
-
-def stored_model(workdir, seed=0):
-    params = transformer.init(MODEL, jax.random.key(seed))
-    workdir.mkdir(exist_ok=True)
-    record = export.describe(RUN, params)
-    export.write(workdir, "weights", params, record, dtype=np.float32)
-    return str(workdir)
 
 
 def test_weights_are_known_by_their_hash(tmp_path):
@@ -361,3 +353,26 @@ def test_progress_says_the_rate_it_used(tmp_path):
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     found = [json.loads(line)["learning_rate"] for line in lines]
     np.testing.assert_allclose(found, [0.0015, 0.003, 0.00225, 0.0015], rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_run_that_was_stopped_ends_with_the_same_bits(tmp_path, monkeypatch, name):
+    """Every objective, with a moving average and parts of a batch."""
+    config = case(
+        name, tmp_path, steps=4, checkpoint_every=2, eval_every=4, ema_decay=0.5,
+        accumulate=2, row_len=16,
+    )  # fmt: skip
+    whole = train(config, tmp_path / "whole", mesh={"data": 2}, **quiet())
+    batch = packing.Sampler.batch
+    monkeypatch.setattr(
+        packing.Sampler, "batch", lambda self, step: batch(self, step // (step < 3))
+    )
+    with pytest.raises(ZeroDivisionError):
+        train(config, tmp_path / "run", mesh={"data": 2}, **quiet())
+    monkeypatch.undo()
+    lines = []
+    more = {"streams": tiny.streams(), "log": lines.append, "mesh": {"data": 2}}
+    again = train(config, tmp_path / "run", **more)
+    assert lines[0] == "resumed at step 2"
+    jax.tree.map(np.testing.assert_array_equal, again.params, whole.params)
+    assert again.record["validation"] == whole.record["validation"]

@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import CANVAS, MODEL, RUN
+from cases.objectives import CANVAS
+from tiny import CASES, MODEL, RUN, stored_model
 
 from pdecode.models import embedded, transformer
 from pdecode.models.config import ATTENTIONS, PREDICTS, Config, Experts, Rope
@@ -58,6 +59,10 @@ def total_of_answers(objective, config):
         chances = np.exp(-np.asarray(aux["nats"]))
         totals.extend(chances[:, here & np.asarray(aux["scored"][0])].sum(0))
     return np.array(totals)
+
+
+def test_every_objective_has_a_case():
+    assert set(CASES) == set(objectives.NAMES)
 
 
 MATRIX = list(itertools.product(objectives.NAMES, ATTENTIONS, PREDICTS, [False, True]))
@@ -256,16 +261,6 @@ def test_every_field_of_a_model_is_tried():
     sizes = {"vocab_size", "width", "num_layers", "num_heads"}
     tried = {*EVERY_FIELD, "sliding", "block_len", *sizes}
     assert tried == {field.name for field in dataclasses.fields(Config)}
-
-
-def stored_model(folder, model=MODEL, seed=0):
-    params = transformer.init(model, jax.random.key(seed))
-    objective = {"next": "autoregressive", "masked": "masked_diffusion"}
-    config = dataclasses.replace(RUN, model=model, objective=objective[model.predicts])
-    record = export.describe(config, params)
-    folder.mkdir(exist_ok=True)
-    export.write(folder, "weights", params, record, dtype=np.float32)
-    return str(folder)
 
 
 def test_other_weights_than_the_model_are_named_with_both_values(tmp_path):

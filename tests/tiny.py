@@ -2,24 +2,14 @@
 
 import dataclasses
 
-from pdecode.data import packing
-from pdecode.models import bytes as text
-from pdecode.models.config import Config
-from pdecode.train import TrainConfig
+import jax
+import numpy as np
+from cases.objectives import CASES, MODEL
 
-MODEL = Config(
-    vocab_size=text.VOCAB_SIZE,
-    width=16,
-    num_layers=1,
-    num_heads=2,
-    num_kv_heads=1,
-    mlp_width=24,
-    tied=True,
-    max_positions=64,
-    mask_id=text.MASK_ID,
-    eos_ids=(text.EOS_ID,),
-)
-CANVAS = dataclasses.replace(MODEL, attention="bidirectional", predicts="masked")
+from pdecode.data import packing
+from pdecode.models import transformer
+from pdecode.train import TrainConfig, export
+
 RUN = TrainConfig(
     name="tiny",
     model=MODEL,
@@ -42,3 +32,22 @@ def streams():
 def quiet(**more):
     """Arguments of `train` besides the config and the folder."""
     return {"streams": streams(), "log": lambda line: None, **more}
+
+
+def stored_model(workdir, model=MODEL, seed=0):
+    """A folder as a run leaves it, with random weights of `model`."""
+    names = {"next": "autoregressive", "masked": "masked_diffusion"}
+    config = dataclasses.replace(RUN, model=model, objective=names[model.predicts])
+    params = transformer.init(model, jax.random.key(seed))
+    workdir.mkdir(parents=True, exist_ok=True)
+    record = export.describe(config, params)
+    export.write(workdir, "weights", params, record, dtype=np.float32)
+    return str(workdir)
+
+
+def case(name, root, **fields):
+    """The config of an objective's case; frozen models lie under `root`."""
+    own = dict(CASES[name])
+    roles = own.pop("frozen", ())
+    frozen = {role: stored_model(root / role, own["model"]) for role in roles}
+    return dataclasses.replace(RUN, objective=name, frozen=frozen, **own, **fields)

@@ -7,6 +7,7 @@ from pdecode.sharding.mesh import (
     replicate,
     shard_params,
     shard_rows,
+    warn_of_whole,
 )
 
 __all__ = [
@@ -16,4 +17,5 @@ __all__ = [
     "replicate",
     "shard_params",
     "shard_rows",
+    "warn_of_whole",
 ]

@@ -116,10 +116,15 @@ def shard_params(params: Any, mesh: Mesh) -> Any:
     """
     if not isinstance(params, dict):
         return replicate(params, mesh)
+    warn_of_whole(params, mesh)
+    return jax.device_put(params, placement.specs(params, mesh))
+
+
+def warn_of_whole(params: Any, mesh: Mesh) -> None:
+    """A warning for what of `params` does not divide over `mesh`, with its bytes."""
     whole = placement.undivided(params, mesh)
     if whole:
-        warnings.warn(placement.undivided_text(whole), stacklevel=2)
-    return jax.device_put(params, placement.specs(params, mesh))
+        warnings.warn(placement.undivided_text(whole), stacklevel=3)
 
 
 def shard_rows(tree: Any, mesh: Mesh) -> Any:

@@ -50,7 +50,9 @@ def settings(config: TrainConfig) -> dict:
     return json.loads(json.dumps(plain))
 
 
-def describe(config: TrainConfig, params: Any, **facts: Any) -> dict:
+def describe(
+    config: TrainConfig, params: Any, *, num_devices: int = 1, **facts: Any
+) -> dict:
     """The record of a run: what made the weights, and what they reach."""
     return {
         "name": config.name,
@@ -61,7 +63,7 @@ def describe(config: TrainConfig, params: Any, **facts: Any) -> dict:
         "config": settings(config),
         "python": platform.python_version(),
         "jax": jax.__version__,
-        "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "devices": f"{num_devices} x {jax.devices()[0].device_kind}",
     }
 
 

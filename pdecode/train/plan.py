@@ -99,7 +99,9 @@ def text(config: TrainConfig, program: steps.Program, inputs: Any) -> str:
             f"{facts['scored_tokens']:,} of them scored, in bits per {each.unit}"
         )
     rate = optimizers.learning_rate(config)
-    marks = sorted({0, config.warmup_steps, config.steps // 2, config.steps - 1})
+    marks = sorted(
+        {0, max(config.warmup_steps - 1, 0), config.steps // 2, config.steps - 1}
+    )
     told = ", ".join(f"{float(rate(m)):g} at step {m + 1}" for m in marks)
     lines.append(f"learning rate: {told}")
     return "\n".join(lines)

@@ -40,6 +40,9 @@ from pdecode.train.signals import Interrupted
 # Steps that may be on their way while the loop goes on: what a step says of itself is
 # read this much later, so that nothing ever waits for the device.
 _LAG = 4
+# Settings that say where something lies, which may differ between machines: what lies
+# there is compared by its hash.
+_PLACES = ("data_dir", "start_from", "frozen")
 
 
 class Result(NamedTuple):
@@ -91,8 +94,13 @@ def train(
     workdir = pathlib.Path(workdir).absolute()
     is_first = jax.process_index() == 0
     log = log if is_first else (lambda line: None)
-    ours = {"settings": export.settings(config), "mesh": mesh}
-    processes.agree({**ours, "code": processes.code_version(), "jax": jax.__version__})
+    ours = export.settings(config)
+    for field in _PLACES:
+        ours.pop(field)
+    code = processes.code_version()
+    processes.agree(
+        {"settings": ours, "mesh": mesh, "code": code, "jax": jax.__version__}
+    )
     with contextlib.ExitStack() as stack:
 
         def claim():
@@ -298,6 +306,7 @@ def _finish(run: _Run, state, seconds: float, mesh, content: dict) -> Result:
     record = export.describe(
         config,
         params,
+        num_devices=mesh.size,
         steps=config.steps,
         seconds=seconds,
         **inputs.facts,

@@ -1,0 +1,31 @@
+"""The objectives: for each the fields of a run that train it as small as can be."""
+
+import dataclasses
+
+from pdecode.models import bytes as text
+from pdecode.models.config import Config
+
+MODEL = Config(
+    vocab_size=text.VOCAB_SIZE,
+    width=16,
+    num_layers=1,
+    num_heads=2,
+    num_kv_heads=1,
+    mlp_width=24,
+    tied=True,
+    max_positions=64,
+    mask_id=text.MASK_ID,
+    eos_ids=(text.EOS_ID,),
+)
+CANVAS = dataclasses.replace(MODEL, attention="bidirectional", predicts="masked")
+
+# Frozen models are named by their role; tests put a folder there.
+CASES = {
+    "autoregressive": {"model": MODEL},
+    "masked_diffusion": {"model": CANVAS},
+    "blockwise_heads": {
+        "model": MODEL,
+        "frozen": ("target",),
+        "options": {"num_heads": 2, "heads_width": 16},
+    },
+}
