@@ -4,6 +4,8 @@ A lossless method that drafts nothing keeps every other test green.
 """
 
 import functools
+import itertools
+import re
 from typing import NamedTuple
 
 import jax
@@ -11,12 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pdecode import prompts
+from pdecode import decode as decode_module
+from pdecode import methods, prompts
 from pdecode.contracts import Sampling
 from pdecode.decode import decode_state, finish, with_trace
-from pdecode.drafters import ngram, preferring, recycling
-from pdecode.families import speculative
-from pdecode.models import toy
+from pdecode.drafters import lookahead, ngram, preferring, recycling
+from pdecode.families import speculative, speculative_calls
+from pdecode.models import toy, transformer
 
 VOCAB, LENGTH, NEW = 4, 40, 24
 CAUSAL = toy.make_model(VOCAB, LENGTH)
@@ -233,3 +236,171 @@ def test_the_longer_copy_goes_before_the_tree():
         assert is_chain == (matched >= 3), turn
         num_copied += is_chain
     assert 0 < num_copied < sum(map(len, rows))
+
+
+def push(entries, gram, size):
+    """The pool of one token after `gram`: newest last, the oldest dropped."""
+    return ([each for each in entries if each != gram] + [gram])[-size:]
+
+
+def test_the_pool_keeps_the_newest_of_each_token():
+    draw = np.random.default_rng(0)
+    keys = draw.integers(-1, 3, (2, 60))
+    grams = draw.integers(0, 2, (2, 60, 2))
+    pool = jnp.full((2, 3, 3, 2), -1, jnp.int32)
+    found = np.asarray(jax.jit(lookahead.inserted)(pool, keys, grams))
+    for b in range(2):
+        expected = {token: [] for token in range(3)}
+        for key, gram in zip(keys[b], grams[b].tolist()):
+            if key >= 0:
+                expected[key] = push(expected[key], gram, 3)
+        for token, entries in expected.items():
+            assert found[b, token, 3 - len(entries) :].tolist() == entries
+
+
+def played(row, window, level, width, size, prompt):
+    """Lookahead decoding of one row in plain Python: asserts each of its drafts."""
+    step = np.asarray(LAW.moves[1, 1])
+    follows = {token: int(np.argmax(step[token])) for token in range(VOCAB)}
+    pool = {token: [] for token in range(VOCAB)}
+    for i in range(len(prompt) - level + 1):
+        pool[prompt[i]] = push(pool[prompt[i]], prompt[i + 1 : i + level], size)
+    for age, turn in enumerate(row):
+        root = turn.text[-1]
+        expected = [token for gram in pool[root] for token in gram]
+        missing = size * (level - 1) - len(expected)
+        drafted = turn.tokens[: size * (level - 1)]
+        assert drafted == [-1] * missing + expected, turn
+        window[0][0] = root
+        new = [follows[token] for token in window[-1]]
+        for j in range(width):
+            column = [*(line[j] for line in window), new[j]]
+            if age >= level - 2:
+                pool[column[0]] = push(pool[column[0]], column[1:], size)
+        window = [*(list(line) for line in window[1:]), new]
+
+
+@pytest.mark.parametrize("level, width, size", [(2, 1, 1), (2, 3, 2), (4, 3, 3)])
+def test_lookahead_drafts_what_its_window_wrote(level, width, size):
+    drafter = lookahead.lookahead(CAUSAL, level, width, size)
+    begun = []
+
+    def init(*given):
+        state = drafter.init(*given)
+        jax.debug.callback(lambda w: begun.append(np.array(w)), state.window)
+        return state
+
+    rows = turns_of(drafter._replace(init=init), temperature=0.0)
+    for b, row in enumerate(rows):
+        played(row, begun[0][b].tolist(), level, width, size, ROWS[b])
+    assert sum(turn.num_accepted for row in rows for turn in row) > 20
+
+
+JOINT = toy.joint(5, 2, 12)
+JOINT_MODEL = toy.make_model(2, 12)
+
+
+def law_after(text):
+    """P(1) behind `text`, by enumeration."""
+    strings, chances = np.asarray(JOINT.strings), np.exp(np.asarray(JOINT.log_probs))
+    chances = chances * (strings[:, : len(text)] == text).all(1)
+    return chances[strings[:, len(text)] == 1].sum() / chances.sum()
+
+
+@pytest.mark.parametrize("is_broken", [False, True])
+def test_a_probe_sees_its_own_text_and_nothing_else(is_broken):
+    """The packed call equals a plain call on each probe's text."""
+    level, width = 4, 3
+    drafter = lookahead.lookahead(JOINT_MODEL, level, width, 1)
+    plan = speculative._checked(
+        JOINT_MODEL, drafter, 6, Sampling(0.0), "match", ()
+    )  # fmt: skip
+    prompt = prompts.from_rows([[0, 1, 1], [1, 0]], max_new=6)
+
+    @jax.jit
+    def packed(key):
+        keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(2))
+        state, _ = speculative.init(plan, {"model": JOINT}, keys, prompt)
+        draft, _ = drafter.propose({}, keys, state.drafter, state.prefix)
+        if is_broken:
+            size = draft.among.shape[1]
+            below = jnp.tril(jnp.ones((size, size), bool))
+            draft = draft._replace(among=jnp.broadcast_to(below, draft.among.shape))
+        draft = speculative_calls.sanitized(draft, plan)
+        query, _ = speculative_calls.verify_query(draft, state.prefix, plan)
+        output, _ = JOINT_MODEL.apply(JOINT, query, state.cache)
+        return state.drafter.window, jnp.exp(output.hidden[..., 1])
+
+    differs = []
+    for seed in range(4):
+        window, chances = map(np.asarray, packed(jax.random.key(seed)))
+        for b, text in enumerate([[0, 1, 1], [1, 0]]):
+            places = itertools.product(range(3), range(3))
+            for lane, (row, column) in enumerate(list(places)[1:], 4):
+                path = [*text, *window[b, 0, 1 : column + 1]]
+                path += window[b, 1 : row + 1, column].tolist()
+                differs.append(abs(chances[b, lane] - law_after(path)))
+    assert (max(differs) > 1e-2) == is_broken
+    assert is_broken or max(differs) < 1e-5
+
+
+TINY_CONFIG = transformer.Config(
+    vocab_size=40, width=16, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=8,
+    mlp_width=16, max_positions=64,
+)  # fmt: skip
+TINY = transformer.make_model(TINY_CONFIG)
+TABLES = {
+    "token_recycling": ({"widths": (3, 2), "num_top": 5}, "4,40,5"),
+    "lookahead": (
+        {"level": 3, "window_size": 3, "guess_set_size": 3, "pool_from_prompt": False},
+        "4,40,3,2",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_no_copy_of_the_table_in_the_loop(name):
+    """A step then costs the same at every size of the table."""
+    sizes, shape = TABLES[name]
+    params = transformer.init(TINY_CONFIG, jax.random.key(0))
+    prompt = prompts.from_rows(ROWS, max_new=9)
+    traced, _ = decode_module.traced(
+        getattr(methods, name), TINY, params, prompt, jax.random.key(0),
+        max_new_tokens=9, **sizes,
+    )  # fmt: skip
+    text = traced.lower().compile().as_text()
+    assert f"s32[{shape}]" in text
+    found = copies_in_loops(text, shape)
+    assert not found, found
+
+
+def test_a_copy_of_the_table_is_caught():
+    """Negative control: a value read from the table leaves the loop by another way."""
+
+    def body(carry):
+        table, place, read = carry
+        read = jnp.take_along_axis(table, place[:, None, None], 1)[:, 0]
+        return table.at[:, 0].set(7), place + 1, read
+
+    @jax.jit
+    def loop(table):
+        place, read = jnp.zeros(4, jnp.int32), jnp.zeros((4, 5), jnp.int32)
+        return jax.lax.while_loop(
+            lambda c: (c[1] < 9).all(), body, (table, place, read)
+        )
+
+    text = loop.lower(jnp.zeros((4, 40, 5), jnp.int32)).compile().as_text()
+    assert copies_in_loops(text, "4,40,5")
+
+
+def copies_in_loops(text, shape):
+    """Copies, selects and transposes of a table, outside the entry computation."""
+    found, is_entry = [], False
+    for line in text.splitlines():
+        if line and not line.startswith(" "):
+            is_entry = line.startswith("ENTRY")
+        if not is_entry and re.search(
+            rf"= s32\[{shape}\]\S* (copy|select|transpose)\(", line
+        ):
+            found.append(line.strip()[:120])
+    return found

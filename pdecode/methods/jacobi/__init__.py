@@ -2,10 +2,12 @@
 
 from pdecode.knobs import Variant
 from pdecode.methods.jacobi.jacobi import jacobi
+from pdecode.methods.jacobi.lookahead import lookahead
 from pdecode.methods.jacobi.sjd import sjd
 
 __all__ = [
     "jacobi",
+    "lookahead",
     "sjd",
 ]
 
