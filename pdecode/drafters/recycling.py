@@ -89,14 +89,13 @@ def recycling(model: Model, tree: Template, num_top: int) -> Drafter:
         del params, keys
         batch = jnp.arange(table.shape[0])[:, None]
         root = jnp.take_along_axis(prefix.tokens, prefix.length[:, None] - 1, 1)
-        filled = []  # level by level, which is the order of the nodes
+        # Level by level, which is the order of the nodes; node n is column n + 1.
+        tokens = root
         for level in levels:
-            above = filled[-1] if filled else root
-            first = levels[len(filled) - 1][0] if filled else -1
-            parent = above[:, parents[level] - first]
+            parent = tokens[:, parents[level] + 1]
             token = table[batch, jnp.maximum(parent, 0), ranks[level][None]]
-            filled.append(jnp.where(parent >= 0, token, -1))
-        tokens = jnp.concatenate(filled, 1)
+            tokens = jnp.concatenate([tokens, jnp.where(parent >= 0, token, -1)], 1)
+        tokens = tokens[:, 1:]
         given = jnp.broadcast_to(jnp.asarray(parents, jnp.int32), tokens.shape)
         return Draft(tokens=tokens, parents=given), table
 
