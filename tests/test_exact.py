@@ -154,7 +154,7 @@ def test_two_tokens_a_step_are_biased():
 @pytest.mark.thorough
 def test_an_old_q_after_coupling_is_biased():
     """A kept guess must take over the law that kept it (released MC-SJD code: no)."""
-    right = iterates.iterate(CAUSAL, 3, SAMPLING, transport="maximal")
+    right = iterates.iterate(CAUSAL, 3, SAMPLING, transport=iterates.maximal())
 
     def observe(params, keys, state, round):
         after = right.observe(params, keys, state, round)

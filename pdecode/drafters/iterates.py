@@ -45,14 +45,28 @@ class Transport(NamedTuple):
     has_q: bool
 
 
-class Entry(NamedTuple):
-    """Fresh guesses: (keys, root [B], positions [B, W], prefix, allowed [V]) -> [B, W].
+class Opening(NamedTuple):
+    """What an entry may read: the new window, with guesses that were carried into it.
 
-    `prefix` holds the root; `allowed` are the ids that may be drawn.
+    A fresh guess may depend on what stands before it and on nothing else.
     """
 
-    apply: Callable[[Array, Array, Array, Prefix, Array], Array]
-    origin: int  # POINT or UNIFORM
+    prefix: Prefix  # its last token is the root
+    positions: Array  # int32 [B, W]
+    guesses: Array  # int32 [B, W]  where `carried`
+    carried: Array  # bool [B, W]  a run from the first slot
+    allowed: Array  # bool [V]  ids that may be drawn
+    last: Array | None  # [B, V]  p behind the last guess of the round; None: no round
+
+
+class Entry(NamedTuple):
+    """Fresh guesses int32 [B, W] for an Opening, given keys [B]; carried are ignored.
+
+    With origin HIDDEN they are drawn from `Opening.last`.
+    """
+
+    apply: Callable[[Array, Opening], Array]
+    origin: int  # POINT, UNIFORM or HIDDEN
 
 
 class Plan(NamedTuple):
@@ -109,10 +123,11 @@ def maximal() -> Transport:
 def repeated() -> Entry:
     """The root's token everywhere."""
 
-    def apply(keys, root: Array, positions: Array, prefix: Prefix, allowed) -> Array:
-        del keys, allowed
-        last = jnp.take_along_axis(prefix.tokens, root[:, None], 1)
-        return jnp.broadcast_to(last, positions.shape)
+    def apply(keys: Array, opening: Opening) -> Array:
+        del keys
+        root = opening.prefix.length[:, None] - 1
+        last = jnp.take_along_axis(opening.prefix.tokens, root, 1)
+        return jnp.broadcast_to(last, opening.positions.shape)
 
     return Entry(apply, POINT)
 
@@ -120,15 +135,67 @@ def repeated() -> Entry:
 def uniform() -> Entry:
     """A random id at every position."""
 
-    def apply(keys, root: Array, positions: Array, prefix, allowed: Array) -> Array:
-        del prefix
-        places = rng.noise(keys, rng.DRAFT, positions, round=root)
-        flat = jnp.broadcast_to(
-            allowed.astype(jnp.float32), (*positions.shape, allowed.shape[0])
-        )
-        return categorical(flat, places)
+    def apply(keys: Array, opening: Opening) -> Array:
+        flat = opening.allowed.astype(jnp.float32)
+        flat = jnp.broadcast_to(flat, (*opening.positions.shape, flat.shape[0]))
+        return categorical(flat, _fresh_places(keys, opening))
 
     return Entry(apply, UNIFORM)
+
+
+def of_text() -> Entry:
+    """A random token of the text so far at every position (CLLM)."""
+
+    def apply(keys: Array, opening: Opening) -> Array:
+        share = rng.uniform(_fresh_places(keys, opening))
+        place = (share * opening.prefix.length[:, None]).astype(jnp.int32)
+        return jnp.take_along_axis(opening.prefix.tokens, place, 1)
+
+    return Entry(apply, POINT)
+
+
+def neighbour() -> Entry:
+    """Draws from the law behind the last guess; before there is one, as `uniform`."""
+
+    def apply(keys: Array, opening: Opening) -> Array:
+        if opening.last is None:
+            return uniform().apply(keys, opening)
+        shape = (*opening.positions.shape, opening.last.shape[-1])
+        laws = jnp.broadcast_to(opening.last[:, None], shape)
+        return categorical(laws, _fresh_places(keys, opening))
+
+    return Entry(apply, HIDDEN)
+
+
+def copied(row_length: int, *, is_above: bool) -> Entry:
+    """The token to the left, or above, in an image of `row_length` tokens a row.
+
+    Rows are counted from the end of the prompt. In the first row what is above is the
+    token to the left, and in the first column what is left is the token above.
+    """
+
+    def apply(keys: Array, opening: Opening) -> Array:
+        del keys
+        prefix, positions = opening.prefix, opening.positions
+        place = positions - prefix.prompt_end[:, None]
+        is_up = (place >= row_length) & (is_above | (place % row_length == 0))
+        source = jnp.where(is_up, positions - row_length, positions - 1)
+        # Follow copies of copies to what is committed or carried; each jump doubles
+        # the distance. Slots of the window, below zero in the text before it.
+        slot = source - prefix.length[:, None]
+        window = positions.shape[1]
+        own = jnp.arange(window, dtype=jnp.int32)[None]
+        is_end = opening.carried | (slot < 0)
+        jump = jnp.where(is_end, own, slot)
+        for _ in range(max(window - 1, 1).bit_length()):
+            jump = jnp.take_along_axis(jump, jump, 1)
+        source = jnp.take_along_axis(source, jump, 1)
+        text = jnp.take_along_axis(prefix.tokens, jnp.maximum(source, 0), 1)
+        guessed = jnp.take_along_axis(opening.guesses, jump, 1)
+        is_guess = jnp.take_along_axis(opening.carried, jump, 1)
+        return jnp.where(is_guess, guessed, text)
+
+    return Entry(apply, POINT)
 
 
 def iterate(
@@ -144,7 +211,8 @@ def iterate(
 
     They default to `argmax()` and `uniform()`. With `block_length` guesses stop at the
     end of the block that the next position lies in, counted from the end of the prompt,
-    so the window shrinks until the block is done.
+    so the window shrinks until the block is done. Raises ValueError for an entry that
+    draws from the target's law under a transport without q.
     """
     plan = Plan(
         model,
@@ -154,6 +222,8 @@ def iterate(
         uniform() if entry is None else entry,
         block_length,
     )
+    if plan.entry.origin == HIDDEN and not plan.transport.has_q:
+        raise ValueError("this entry draws from p: take a transport that tells its q")
     return Drafter(
         num_nodes=window,
         max_depth=window,
@@ -164,12 +234,53 @@ def iterate(
     )
 
 
+def logged(drafter: Drafter) -> Drafter:
+    """An `iterate` whose state is (Guesses, their raw log-probabilities [B, W])."""
+    window = drafter.num_nodes
+
+    def init(params, keys, prompt, prefix, output):
+        guesses = drafter.init(params, keys, prompt, prefix, output)
+        return guesses, jnp.zeros(guesses.tokens.shape)
+
+    def propose(params, keys, state, prefix):
+        draft, guesses = drafter.propose(params, keys, state[0], prefix)
+        return draft, (guesses, state[1])
+
+    def observe(params, keys, state, round):
+        guesses = drafter.observe(params, keys, state[0], round)
+        log_probs = round.prediction.log_prob
+        lane = jnp.minimum(_nodes(round, window), window)
+        return guesses, jnp.take_along_axis(log_probs, lane, 1)
+
+    return drafter._replace(
+        init=init,
+        propose=propose,
+        observe=observe,
+        wants=tuple(dict.fromkeys((*drafter.wants, "log_prob"))),
+    )
+
+
+def predicted(state: tuple[Guesses, Array]) -> tuple[Array, Array, Array]:
+    """Guesses, log-probabilities and how many a call predicted, of a `logged` state."""
+    guesses, log_probs = state
+    count = (guesses.origin == HIDDEN).sum(1, dtype=jnp.int32)
+    return guesses.tokens, log_probs, count
+
+
 def _init(plan: Plan, params, keys, prompt, prefix: Prefix, output) -> Guesses:
     del prompt, output
     has_q = plan.transport.has_q
     width = plan.model.head(params["model"]).weight.shape[1] if has_q else 0
-    tokens, origin = _enter(plan, keys, prefix.length - 1, prefix)
-    return Guesses(tokens, origin, jnp.zeros((*tokens.shape, width)))
+    positions = _positions(plan, prefix)
+    none = jnp.zeros_like(positions)
+    opening = Opening(prefix, positions, none, none > 0, _allowed(plan), None)
+    # Without a round there is no law to have drawn from.
+    origin = UNIFORM if plan.entry.origin == HIDDEN else plan.entry.origin
+    return Guesses(
+        plan.entry.apply(keys, opening),
+        jnp.full_like(positions, origin),
+        jnp.zeros((*positions.shape, width)),
+    )
 
 
 def _propose(plan: Plan, params, keys, state: Guesses, prefix: Prefix):
@@ -190,36 +301,56 @@ def _observe(plan: Plan, params, keys, state: Guesses, round: Round) -> Guesses:
     del params
     root, window = round.prefix.length - 1, plan.window
     moved = plan.transport.apply(keys, round)  # [B, W + 1], one a lane
-    # Old node n stands one place behind lane n. After k accepted tokens and the next
-    # one, new slot j is old node k + 1 + j; node W is lane W's own prediction.
-    #   k = 1, W = 3   nodes 0 1 2 (3)   slots: node 2, node 3, fresh
-    node = round.num_accepted[:, None] + 1 + jnp.arange(window)[None]
+    node = _nodes(round, window)
     lane = jnp.minimum(node, window)
     is_real = jnp.concatenate(
         [round.draft.tokens >= 0, round.draft.tokens[:, -1:] >= 0], 1
     )
     carried = (node <= window) & jnp.take_along_axis(is_real, lane, 1)
     after = round.prefix._replace(
-        tokens=round.prefix.tokens.at[
-            jnp.arange(root.shape[0]), root + round.num_accepted + 1
-        ].set(round.next_token, mode="drop")
+        tokens=_appended(round), length=root + round.num_accepted + 2
     )
-    fresh, origin = _enter(plan, keys, root + round.num_accepted + 1, after)
+    guesses = jnp.take_along_axis(moved, lane, 1)
+    has_q = plan.transport.has_q
+    last = round.prediction.probs[:, -1] if has_q else None
+    opening = Opening(
+        after, _positions(plan, after), guesses, carried, _allowed(plan), last
+    )
     hidden = state.hidden
-    if plan.transport.has_q:
-        hidden = jnp.take_along_axis(round.output.hidden, lane[..., None], 1)
+    if has_q:
+        source = jnp.where(carried, lane, window)  # of fresh ones: the last lane
+        hidden = jnp.take_along_axis(round.output.hidden, source[..., None], 1)
     return Guesses(
-        tokens=jnp.where(carried, jnp.take_along_axis(moved, lane, 1), fresh),
-        origin=jnp.where(carried, HIDDEN, origin),
+        tokens=jnp.where(carried, guesses, plan.entry.apply(keys, opening)),
+        origin=jnp.where(carried, HIDDEN, plan.entry.origin),
         hidden=hidden.astype(state.hidden.dtype),
     )
 
 
-def _enter(plan: Plan, keys, root: Array, prefix: Prefix) -> tuple[Array, Array]:
-    """Fresh guesses behind `root` and their origin, int32 [B, W]."""
-    positions = root[:, None] + 1 + jnp.arange(plan.window)[None]
-    tokens = plan.entry.apply(keys, root, positions, prefix, _allowed(plan))
-    return tokens, jnp.full_like(positions, plan.entry.origin)
+def _nodes(round: Round, window: int) -> Array:
+    """Old nodes int32 [B, W] that become the guesses of the new window.
+
+    Old node n stands one place behind lane n. After k accepted tokens and the next one,
+    new slot j is old node k + 1 + j; node W is lane W's own prediction:
+    k = 1, W = 3   nodes 0 1 2 (3)   slots: node 2, node 3, fresh
+    """
+    return round.num_accepted[:, None] + 1 + jnp.arange(window)[None]
+
+
+def _appended(round: Round) -> Array:
+    """The prefix's tokens [B, L] with the accepted path and the next token."""
+    prefix, tokens = round.prefix, round.draft.tokens
+    nth = jnp.arange(prefix.tokens.shape[1])[None] - prefix.length[:, None]
+    node = jnp.clip(nth, 0, tokens.shape[1] - 1)
+    accepted = (nth >= 0) & (nth < round.num_accepted[:, None])
+    text = jnp.where(accepted, jnp.take_along_axis(tokens, node, 1), prefix.tokens)
+    is_next = nth == round.num_accepted[:, None]
+    return jnp.where(is_next, round.next_token[:, None], text)
+
+
+def _positions(plan: Plan, prefix: Prefix) -> Array:
+    """Positions int32 [B, W] of the window behind `prefix`."""
+    return prefix.length[:, None] + jnp.arange(plan.window, dtype=jnp.int32)[None]
 
 
 def _q(plan: Plan, params, state: Guesses) -> Array:
@@ -237,6 +368,12 @@ def _q(plan: Plan, params, state: Guesses) -> Array:
 def _allowed(plan: Plan) -> Array:
     every = jnp.ones(plan.model.vocab_size, bool)
     return every.at[jnp.array(plan.sampling.banned, int)].set(False)
+
+
+def _fresh_places(keys: Array, opening: Opening) -> Array:
+    """Keys [B, W] of draws for fresh guesses."""
+    root = opening.prefix.length - 1
+    return rng.noise(keys, rng.DRAFT, opening.positions, round=root)
 
 
 def _places(keys: Array, round: Round, index: Array | None = None) -> Array:

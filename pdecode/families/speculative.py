@@ -274,6 +274,7 @@ def compact(plan: Plan, cache, root: Array, verdict: Verdict, active: Array) -> 
 def account(plan: Plan, draft: Draft, emitted: Emitted, active: Array):
     """What the round did, as StepInfo."""
     asked = 1 + (draft.tokens >= 0).sum(1, dtype=jnp.int32)
+    proposed = draft.tokens[:, : plan.num_stored] >= 0  # a probe is no proposal
     per_call = jnp.where(active, plan.model.num_calls, 0)
     drafted = {}
     if draft.cost is not None:
@@ -285,7 +286,7 @@ def account(plan: Plan, draft: Draft, emitted: Emitted, active: Array):
         per_call,
         num_calls=per_call,
         num_committed=emitted.count,
-        num_proposed=jnp.where(active, asked - 1, 0),
+        num_proposed=jnp.where(active, proposed.sum(1, dtype=jnp.int32), 0),
         num_query_tokens=per_call * asked,
         num_query_tokens_computed=per_call * (1 + plan.drafter.num_nodes),
         num_dispatches=jnp.ones((), jnp.int32),

@@ -5,6 +5,13 @@ from cases import TWO, TWO_HEADS, case
 CASES = {
     "autoregressive": case("autoregressive", "plain"),
     "prompt_lookup": case("prompt_lookup", "plain", num_draft=4),
+    "prompt_lookup_whole": case(
+        "prompt_lookup", "plain", num_draft=2, continuation="whole"
+    ),
+    "token_recycling": case("token_recycling", "plain", widths=(2, 2, 1), num_top=2),
+    "sam_decoding": case(
+        "sam_decoding", "plain", num_draft=3, len_threshold=2, widths=(2, 2), num_top=2
+    ),
     "speculative": case("speculative_sampling", "law", num_draft=3, **TWO),
     "coupled": case(
         "speculative_sampling", "plain", num_draft=3, acceptance="coupled", **TWO

@@ -1,15 +1,34 @@
 """Fixed-point iteration."""
 
 from pdecode.knobs import Variant
+from pdecode.methods.jacobi.early_exit import early_exit
 from pdecode.methods.jacobi.jacobi import jacobi
+from pdecode.methods.jacobi.lookahead import lookahead
 from pdecode.methods.jacobi.sjd import sjd
 
 __all__ = [
+    "early_exit",
     "jacobi",
+    "lookahead",
     "sjd",
 ]
 
 VARIANTS = {
+    "cllm": Variant(
+        "jacobi",
+        {"block_length": 16, "window": 16, "start": "text"},
+        "decoding of a consistency model, blocks of 16, Kou et al., arXiv:2403.00835",
+    ),
+    "fastcot": Variant(
+        "early_exit",
+        {"window": 16, "max_iters": 48},
+        "a rationale of confirmed and approximate tokens, arXiv:2311.08263",
+    ),
+    "pd_vla": Variant(
+        "jacobi",
+        {"window": 22, "start": "text"},
+        "a window over a chunk of 3 actions of 7 numbers and EOS, arXiv:2503.02310",
+    ),
     "gs_jacobi": Variant(
         "jacobi",
         {"block_length": 16, "window": 16},
@@ -24,5 +43,10 @@ VARIANTS = {
         "sjd",
         {"transport": "gumbel"},
         "drafts coupled by shared Gumbel noise, arXiv:2510.24211",
+    ),
+    "frozen_gumbel_sjd": Variant(
+        "sjd",
+        {"transport": "gumbel_equal"},
+        "frozen noise and acceptance by equality, arXiv:2510.24211",
     ),
 }

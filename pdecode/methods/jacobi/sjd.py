@@ -1,10 +1,12 @@
 """Speculative Jacobi decoding (SJD) and its coupled drafts (MC-SJD).
 
 SJD: Teng et al., 2024, arXiv:2410.01699, transport "independent". MC-SJD / SCD: 2025,
-arXiv:2510.24211, transports "maximal" and "gumbel". Deviations: guesses that enter the
-window uniformly declare q uniform rather than a point mass, which is as exact and
-accepts more; q is set to the target's law for every carried guess (keeping an old q
-there, as one released version does, biases the output).
+arXiv:2510.24211, transports "maximal", "gumbel" and "gumbel_equal", which accepts by
+equality under the shared noise and keeps no q. Deviations: guesses that enter the
+window uniformly, or drawn from the law behind the last guess ("sample"), declare that
+law as q rather than a point mass, which is as exact and accepts more; q is set to the
+target's law for every carried guess (keeping an old q there, as one released version
+does, biases the output).
 """
 
 from typing import Literal
@@ -21,15 +23,20 @@ def sjd(
     *,
     max_new_tokens: Count,
     window: Count = 16,
-    transport: Literal["independent", "maximal", "gumbel"] = "maximal",
-    start: Literal["uniform", "repeat"] = "uniform",
+    transport: Literal["independent", "maximal", "gumbel", "gumbel_equal"] = "maximal",
+    start: Literal["uniform", "repeat", "horizontal", "vertical", "sample"] = "uniform",
+    row_length: Count | None = None,
     temperature: Temperature = 1.0,
     top_k: TopK | None = None,
     top_p: TopP | None = None,
 ) -> Decoder:
     """Jacobi iteration for sampling: guesses are kept by rejection sampling.
 
-    Guarantee: lossless in distribution, greedy-identical at temperature 0.
+    "horizontal" and "vertical" begin a guess as the token to its left or above it in an
+    image of `row_length` tokens a row.
+
+    Guarantee: lossless in distribution, greedy-identical at temperature 0;
+    "gumbel_equal" is token for token plain sampling with the same seed.
     Cost: 1 + window query tokens a call; the head is also read once to recompute q.
     """
     sampling = Sampling(temperature, top_k, top_p)
@@ -37,18 +44,27 @@ def sjd(
         "independent": iterates.independent,
         "maximal": iterates.maximal,
         "gumbel": iterates.gumbel,
+        "gumbel_equal": iterates.argmax,
     }
-    entry = {"uniform": iterates.uniform, "repeat": iterates.repeated}
+    entry = {
+        "uniform": iterates.uniform,
+        "repeat": iterates.repeated,
+        "sample": iterates.neighbour,
+    }
+    if start in entry:
+        began = entry[start]()
+    elif row_length is None:
+        raise ValueError(f"{start=} needs row_length, the tokens of an image's row")
+    else:
+        began = iterates.copied(row_length, is_above=start == "vertical")
+    drafter = iterates.iterate(
+        model, window, sampling, transport=moved[transport](), entry=began
+    )
+    is_equal = transport == "gumbel_equal"
     return speculative.draft_verify(
         model,
-        iterates.iterate(
-            model,
-            window,
-            sampling,
-            transport=moved[transport](),
-            entry=entry[start](),
-        ),
+        drafter,
         max_new_tokens=max_new_tokens,
         sampling=sampling,
-        acceptance=accept.by_node(accept.rejection()),
+        acceptance=accept.match if is_equal else accept.by_node(accept.rejection()),
     )

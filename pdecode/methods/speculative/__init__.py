@@ -5,16 +5,20 @@ from pdecode.methods.speculative.autoregressive import autoregressive
 from pdecode.methods.speculative.block_verification import block_verification
 from pdecode.methods.speculative.blockwise import blockwise
 from pdecode.methods.speculative.prompt_lookup import prompt_lookup
+from pdecode.methods.speculative.sam_decoding import sam_decoding
 from pdecode.methods.speculative.specinfer import specinfer
 from pdecode.methods.speculative.speculative_sampling import speculative_sampling
+from pdecode.methods.speculative.token_recycling import token_recycling
 
 __all__ = [
     "autoregressive",
     "block_verification",
     "blockwise",
     "prompt_lookup",
+    "sam_decoding",
     "specinfer",
     "speculative_sampling",
+    "token_recycling",
 ]
 
 VARIANTS = {
@@ -22,6 +26,11 @@ VARIANTS = {
         "speculative_sampling",
         {"acceptance": "coupled"},
         "drafter-invariant speculative sampling, Daliri et al., arXiv:2408.07978",
+    ),
+    "pld_original": Variant(
+        "prompt_lookup",
+        {"continuation": "whole"},
+        "prompt lookup that searches on until the whole draft follows, Saxena, 2023",
     ),
     "recursive_rejection": Variant(
         "specinfer",

@@ -1,0 +1,406 @@
+"""Drafters without a model: a slow Python search tells every draft they make.
+
+A lossless method that drafts nothing keeps every other test green.
+"""
+
+import functools
+import itertools
+import re
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pdecode import decode as decode_module
+from pdecode import methods, prompts
+from pdecode.contracts import Sampling
+from pdecode.decode import decode_state, finish, with_trace
+from pdecode.drafters import lookahead, ngram, preferring, recycling
+from pdecode.families import speculative, speculative_calls
+from pdecode.models import toy, transformer
+
+VOCAB, LENGTH, NEW = 4, 40, 24
+CAUSAL = toy.make_model(VOCAB, LENGTH)
+ROWS = [[0, 1, 2, 0, 1], [2, 3, 2, 3, 2, 1], [1], [3, 3, 0, 3, 3, 0, 1, 3]]
+WIDTH = 8
+
+
+def homogeneous(seed, sharpness=2.5):
+    """A Markov law with one transition matrix everywhere, so that texts repeat."""
+    scores = np.random.default_rng(seed).normal(size=(VOCAB, VOCAB)) * sharpness
+    step = np.exp(scores) / np.exp(scores).sum(1, keepdims=True)
+    moves = np.ones((LENGTH + 1, LENGTH + 1, VOCAB, VOCAB))
+    for first in range(LENGTH):
+        for last in range(first, LENGTH):
+            moves[first, last] = np.linalg.matrix_power(step, last - first + 1)
+    return toy.Chain(jnp.asarray(moves, jnp.float32))
+
+
+LAW = homogeneous(0)
+
+
+class Turn(NamedTuple):
+    """One round of one row."""
+
+    text: list[int]  # committed before it
+    tokens: list[int]  # of the draft
+    parents: list[int]
+    num_accepted: int
+    top: np.ndarray  # [1 + N, K] what the call predicted, if it was asked for
+
+
+def recorded(drafter):
+    """`drafter`, whose state also keeps its last round."""
+
+    def init(params, keys, prompt, prefix, output):
+        inner = drafter.init(params, keys, prompt, prefix, output)
+        blank = jnp.zeros((len(ROWS), drafter.num_nodes), jnp.int32)
+        num_top = max([0, *(int(w[4:]) for w in drafter.wants if w[:4] == "top:")])
+        top = jnp.zeros((len(ROWS), 1 + drafter.num_nodes, num_top), jnp.int32)
+        none = jnp.zeros(len(ROWS), jnp.int32)
+        return inner, (blank, blank, none, none, top)
+
+    def propose(params, keys, state, prefix):
+        draft, inner = drafter.propose(params, keys, state[0], prefix)
+        return draft, (inner, state[1])
+
+    def observe(params, keys, state, round):
+        inner = drafter.observe(params, keys, state[0], round)
+        top = round.prediction.top_ids
+        last = (
+            round.draft.tokens,
+            round.draft.parents,
+            round.prefix.length,
+            round.num_accepted,
+            state[1][4] if top is None else top,
+        )
+        return inner, last
+
+    return drafter._replace(init=init, propose=propose, observe=observe)
+
+
+def turns_of(drafter, seed=0, temperature=1.0, law=LAW, params=None):
+    """All turns of all rows, row by row."""
+    params = {"model": law} if params is None else params
+    decoder = with_trace(
+        speculative.draft_verify(
+            CAUSAL,
+            recorded(drafter),
+            max_new_tokens=NEW,
+            sampling=Sampling(temperature),
+        ),
+        lambda state, info: (*state.drafter[1], info.num_calls),
+        NEW,
+    )
+    prompt = prompts.from_rows(ROWS, max_new=NEW, pad_to=WIDTH)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def decode(decoder, params, key):
+        state, _ = decode_state(decoder, params, prompt, key)
+        return finish(decoder, state).tokens, state.saved
+
+    text, saved = jax.tree.map(
+        np.asarray, decode(decoder, params, jax.random.key(seed))
+    )
+    tokens, parents, lengths, accepted, top, calls = saved
+    return [
+        [
+            Turn(
+                text[b, : lengths[t, b]].tolist(),
+                tokens[t, b].tolist(),
+                parents[t, b].tolist(),
+                int(accepted[t, b]),
+                top[t, b],
+            )
+            for t in range(NEW)
+            if calls[t, b]
+        ]
+        for b in range(len(ROWS))
+    ]
+
+
+def assert_drafts(rows, search):
+    """Every draft is what `search(text)` gives, and some are accepted."""
+    for row in rows:
+        for turn in row:
+            expected = search(turn.text)
+            expected += [-1] * (len(turn.tokens) - len(expected))
+            assert turn.tokens == expected, (turn.text, turn.tokens, expected)
+    assert sum(turn.num_accepted for row in rows for turn in row) > 10
+
+
+def look_up(text, num_draft, max_ngram, is_whole):
+    """The leftmost earlier copy of the longest suffix, by trying all of them."""
+    for size in range(min(max_ngram, len(text) - 1), 0, -1):
+        for end in range(size, len(text)):
+            room = len(text) - end >= (num_draft if is_whole else 1)
+            if text[end - size : end] == text[-size:] and room:
+                return text[end : end + num_draft]
+    return []
+
+
+@pytest.mark.parametrize("is_whole", [False, True])
+def test_prompt_lookup_finds_what_a_search_finds(is_whole):
+    rows = turns_of(ngram.prompt_lookup(4, 3, is_whole=is_whole))
+    assert_drafts(rows, lambda text: look_up(text, 4, 3, is_whole))
+    with pytest.raises(AssertionError):  # the two continuations differ
+        assert_drafts(rows, lambda text: look_up(text, 4, 3, not is_whole))
+
+
+def test_suffix_match_finds_the_longest_copy():
+    rows = turns_of(ngram.suffix_match(5))
+    longest = NEW + WIDTH
+    assert_drafts(rows, lambda text: look_up(text, 5, longest, False))
+    with pytest.raises(AssertionError):  # suffixes of two tokens at most
+        assert_drafts(rows, lambda text: look_up(text, 5, 2, False))
+
+
+def fill(tree, table, root):
+    tokens = []
+    for parent, rank in zip(tree.parents, tree.ranks):
+        above = root if parent < 0 else tokens[parent]
+        tokens.append(table[above][rank] if above in table else -1)
+    return tokens
+
+
+def best_two(law, text):
+    """The target's best successors of every token: those that a prefill predicts."""
+    step = np.asarray(law.moves[1, 1])
+    return {token: np.argsort(-step[token])[:2].tolist() for token in set(text)}
+
+
+def test_token_recycling_keeps_the_last_prediction_of_every_token():
+    tree = recycling.template((2, 3, 1), 2)
+    rows = turns_of(recycling.recycling(CAUSAL, tree, 2))
+    num_filled = 0
+    for prompt, row in zip(ROWS, rows):
+        table = best_two(LAW, prompt[:-1])
+        for turn in row:
+            assert turn.tokens == fill(tree, table, turn.text[-1])
+            assert turn.parents == list(tree.parents)
+            for token, top in zip([turn.text[-1], *turn.tokens], turn.top.tolist()):
+                if token >= 0:
+                    table[token] = top
+            num_filled += sum(token >= 0 for token in turn.tokens)
+    assert num_filled > 100
+    assert sum(turn.num_accepted for row in rows for turn in row) > 30
+
+
+def test_the_last_of_equal_tokens_is_written():
+    table = jnp.zeros((1, 5, 1), jnp.int32)
+    tokens = jnp.array([[3, 1, 3, -1, 1]])
+    found = recycling.written(table, tokens, jnp.arange(1, 6)[None, :, None])
+    assert found[0, :, 0].tolist() == [0, 5, 0, 3, 0]
+
+
+def test_a_table_that_knows_the_chain_accepts_the_template_s_depth():
+    """Greedy on a deterministic bigram law: the first ranks are always right."""
+    tree = recycling.template((2, 3, 1), 2)
+    for row in turns_of(recycling.recycling(CAUSAL, tree, 2), temperature=0.0):
+        assert {turn.num_accepted for turn in row[4:-1]} == {3}
+
+
+def test_template_has_its_widths_and_says_what_it_lacks():
+    widths = (8, 21, 25, 15, 8, 3)
+    tree = recycling.template(widths, 8)
+    assert tuple(tree.depths.count(d) for d in range(1, 7)) == widths
+    assert all(parent < node for node, parent in enumerate(tree.parents))
+    assert len(set(zip(tree.parents, tree.ranks))) == 80
+    with pytest.raises(ValueError, match="level 1 has 3 nodes"):
+        recycling.template((3,), 2)
+    with pytest.raises(ValueError, match="num_top=9 exceeds"):
+        recycling.recycling(CAUSAL, recycling.template((2,), 2), 9)
+
+
+def test_the_longer_copy_goes_before_the_tree():
+    tree = recycling.template((2, 3, 1), 2)
+    drafter = preferring.preferring(
+        ngram.suffix_match(4),
+        recycling.recycling(CAUSAL, tree, 2),
+        lambda copied: copied.matched >= 3,
+    )
+    num_copied = 0
+    rows = turns_of(drafter)
+    for turn in (turn for row in rows for turn in row):
+        sizes = range(1, len(turn.text))
+        matched = max(
+            (n for n in sizes if look_up(turn.text, 1, n, False) and any(
+                turn.text[end - n : end] == turn.text[-n:]
+                for end in range(n, len(turn.text))
+            )),
+            default=0,
+        )  # fmt: skip
+        is_chain = turn.parents[:4] == [-1, 0, 1, 2]
+        assert is_chain == (matched >= 3), turn
+        num_copied += is_chain
+    assert 0 < num_copied < sum(map(len, rows))
+
+
+def push(entries, gram, size):
+    """The pool of one token after `gram`: newest last, the oldest dropped."""
+    return ([each for each in entries if each != gram] + [gram])[-size:]
+
+
+def test_the_pool_keeps_the_newest_of_each_token():
+    draw = np.random.default_rng(0)
+    keys = draw.integers(-1, 3, (2, 60))
+    grams = draw.integers(0, 2, (2, 60, 2))
+    pool = jnp.full((2, 3, 3, 2), -1, jnp.int32)
+    found = np.asarray(jax.jit(lookahead.inserted)(pool, keys, grams))
+    for b in range(2):
+        expected = {token: [] for token in range(3)}
+        for key, gram in zip(keys[b], grams[b].tolist()):
+            if key >= 0:
+                expected[key] = push(expected[key], gram, 3)
+        for token, entries in expected.items():
+            assert found[b, token, 3 - len(entries) :].tolist() == entries
+
+
+def played(row, window, level, width, size, prompt):
+    """Lookahead decoding of one row in plain Python: asserts each of its drafts."""
+    step = np.asarray(LAW.moves[1, 1])
+    follows = {token: int(np.argmax(step[token])) for token in range(VOCAB)}
+    pool = {token: [] for token in range(VOCAB)}
+    for i in range(len(prompt) - level + 1):
+        pool[prompt[i]] = push(pool[prompt[i]], prompt[i + 1 : i + level], size)
+    for age, turn in enumerate(row):
+        root = turn.text[-1]
+        expected = [token for gram in pool[root] for token in gram]
+        missing = size * (level - 1) - len(expected)
+        drafted = turn.tokens[: size * (level - 1)]
+        assert drafted == [-1] * missing + expected, turn
+        window[0][0] = root
+        new = [follows[token] for token in window[-1]]
+        for j in range(width):
+            column = [*(line[j] for line in window), new[j]]
+            if age >= level - 2:
+                pool[column[0]] = push(pool[column[0]], column[1:], size)
+        window = [*(list(line) for line in window[1:]), new]
+
+
+@pytest.mark.parametrize("level, width, size", [(2, 1, 1), (2, 3, 2), (4, 3, 3)])
+def test_lookahead_drafts_what_its_window_wrote(level, width, size):
+    drafter = lookahead.lookahead(CAUSAL, level, width, size)
+    begun = []
+
+    def init(*given):
+        state = drafter.init(*given)
+        jax.debug.callback(lambda w: begun.append(np.array(w)), state.window)
+        return state
+
+    rows = turns_of(drafter._replace(init=init), temperature=0.0)
+    for b, row in enumerate(rows):
+        played(row, begun[0][b].tolist(), level, width, size, ROWS[b])
+    assert sum(turn.num_accepted for row in rows for turn in row) > 20
+
+
+JOINT = toy.joint(5, 2, 12)
+JOINT_MODEL = toy.make_model(2, 12)
+
+
+def law_after(text):
+    """P(1) behind `text`, by enumeration."""
+    strings, chances = np.asarray(JOINT.strings), np.exp(np.asarray(JOINT.log_probs))
+    chances = chances * (strings[:, : len(text)] == text).all(1)
+    return chances[strings[:, len(text)] == 1].sum() / chances.sum()
+
+
+@pytest.mark.parametrize("is_broken", [False, True])
+def test_a_probe_sees_its_own_text_and_nothing_else(is_broken):
+    """The packed call equals a plain call on each probe's text."""
+    level, width = 4, 3
+    drafter = lookahead.lookahead(JOINT_MODEL, level, width, 1)
+    plan = speculative._checked(
+        JOINT_MODEL, drafter, 6, Sampling(0.0), "match", ()
+    )  # fmt: skip
+    prompt = prompts.from_rows([[0, 1, 1], [1, 0]], max_new=6)
+
+    @jax.jit
+    def packed(key):
+        keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(2))
+        state, _ = speculative.init(plan, {"model": JOINT}, keys, prompt)
+        draft, _ = drafter.propose({}, keys, state.drafter, state.prefix)
+        if is_broken:
+            size = draft.among.shape[1]
+            below = jnp.tril(jnp.ones((size, size), bool))
+            draft = draft._replace(among=jnp.broadcast_to(below, draft.among.shape))
+        draft = speculative_calls.sanitized(draft, plan)
+        query, _ = speculative_calls.verify_query(draft, state.prefix, plan)
+        output, _ = JOINT_MODEL.apply(JOINT, query, state.cache)
+        return state.drafter.window, jnp.exp(output.hidden[..., 1])
+
+    differs = []
+    for seed in range(4):
+        window, chances = map(np.asarray, packed(jax.random.key(seed)))
+        for b, text in enumerate([[0, 1, 1], [1, 0]]):
+            places = itertools.product(range(3), range(3))
+            for lane, (row, column) in enumerate(list(places)[1:], 4):
+                path = [*text, *window[b, 0, 1 : column + 1]]
+                path += window[b, 1 : row + 1, column].tolist()
+                differs.append(abs(chances[b, lane] - law_after(path)))
+    assert (max(differs) > 1e-2) == is_broken
+    assert is_broken or max(differs) < 1e-5
+
+
+TINY_CONFIG = transformer.Config(
+    vocab_size=40, width=16, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=8,
+    mlp_width=16, max_positions=64,
+)  # fmt: skip
+TINY = transformer.make_model(TINY_CONFIG)
+TABLES = {
+    "token_recycling": ({"widths": (3, 2), "num_top": 5}, "4,40,5"),
+    "lookahead": (
+        {"level": 3, "window_size": 3, "guess_set_size": 3, "pool_from_prompt": False},
+        "4,40,3,2",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_no_copy_of_the_table_in_the_loop(name):
+    """A step then costs the same at every size of the table."""
+    sizes, shape = TABLES[name]
+    params = transformer.init(TINY_CONFIG, jax.random.key(0))
+    prompt = prompts.from_rows(ROWS, max_new=9)
+    traced, _ = decode_module.traced(
+        getattr(methods, name), TINY, params, prompt, jax.random.key(0),
+        max_new_tokens=9, **sizes,
+    )  # fmt: skip
+    text = traced.lower().compile().as_text()
+    assert f"s32[{shape}]" in text
+    found = copies_in_loops(text, shape)
+    assert not found, found
+
+
+def test_a_copy_of_the_table_is_caught():
+    """Negative control: a value read from the table leaves the loop by another way."""
+
+    def body(carry):
+        table, place, read = carry
+        read = jnp.take_along_axis(table, place[:, None, None], 1)[:, 0]
+        return table.at[:, 0].set(7), place + 1, read
+
+    @jax.jit
+    def loop(table):
+        place, read = jnp.zeros(4, jnp.int32), jnp.zeros((4, 5), jnp.int32)
+        return jax.lax.while_loop(
+            lambda c: (c[1] < 9).all(), body, (table, place, read)
+        )
+
+    text = loop.lower(jnp.zeros((4, 40, 5), jnp.int32)).compile().as_text()
+    assert copies_in_loops(text, "4,40,5")
+
+
+def copies_in_loops(text, shape):
+    """Copies, selects and transposes of a table, outside the entry computation."""
+    found, is_entry = [], False
+    for line in text.splitlines():
+        if line and not line.startswith(" "):
+            is_entry = line.startswith("ENTRY")
+        if not is_entry and re.search(
+            rf"= s32\[{shape}\]\S* (copy|select|transpose)\(", line
+        ):
+            found.append(line.strip()[:120])
+    return found
