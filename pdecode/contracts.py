@@ -20,7 +20,7 @@ Memory = Any
 NOT_ASKED: Any = None
 
 # Why a row ended (`Generation.stopped_by`).
-STOPPED_BY = ("length", "eos", "max_steps", "not_finite")
+STOPPED_BY = ("length", "eos", "max_steps", "not_finite", "truncated")
 
 # What a decoder promises (`Decoder.guarantee`), composed of what its parts are:
 # "lossless": the law of the target's own sampling, its tokens at temperature 0;
@@ -281,7 +281,11 @@ class Rule(NamedTuple):
 
 
 class Read(NamedTuple):
-    """A one-row function of what a call predicted: when to stop, what to fill in."""
+    """A one-row function of what a call predicted: when to stop, where to end.
+
+    It sees the lanes of this call only. A `stop` and a `fill` see the row before the
+    commit, a `truncate` the row after it: what `row.open` says was open before.
+    """
 
     apply: Callable[[Row, Prediction], Array]
     wants: tuple[str, ...] = ()
@@ -342,7 +346,9 @@ class Lens(NamedTuple):
 
     `apply(params, view, logits [V], memory) -> (logits [V], memory)` works on one
     position, with the memory that it left there (`init()` at first); banned ids have
-    logits of -1e30. Families that keep no memory a position refuse a lens that has one.
+    logits of -1e30. Memory is kept where the position was open in the call, so that of
+    a block begins with the block. It is one entry a position: nothing of size V belongs
+    in it. Families that keep no memory a position refuse a lens that has one.
     """
 
     apply: Callable[[Params, View, Array, Memory], tuple[Array, Memory]]
@@ -443,6 +449,18 @@ class DraftHeads(NamedTuple):
     num_heads: int
     apply: Callable[[Params, Array], Array]
     name: str = "heads"
+
+
+class Filter(NamedTuple):
+    """A small network that says which positions of a block are ready.
+
+    apply(params, confidence [block_length]) -> logits [block_length]; it sees the
+    probability of the predicted token at every position, filled ones too.
+    """
+
+    block_length: int
+    apply: Callable[[Params, Array], Array]
+    name: str = "filter"
 
 
 class NodeRule(NamedTuple):

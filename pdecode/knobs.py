@@ -21,7 +21,7 @@ from typing import Annotated, Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from pdecode.contracts import DraftHeads, Model
+from pdecode.contracts import DraftHeads, Filter, Model
 
 MOST = 2**24  # of a Size, which is a length of arrays
 
@@ -62,6 +62,10 @@ MaskedModel = Annotated[Model, Needs("masked")]
 UniformModel = Annotated[Model, Needs("uniform")]
 
 
+# Networks that are no `Model`.
+_SMALL = {DraftHeads: "heads", Filter: "filter"}
+
+
 class Variant(NamedTuple):
     """A name for a method with settings. It has no code of its own."""
 
@@ -92,9 +96,10 @@ def parameters(method: Callable) -> dict[str, Parameter]:
 
 
 def needs(method: Callable) -> dict[str, str]:
-    """What each model of `method` must predict, by role; "heads" for draft heads.
+    """What each model of `method` must predict, by role.
 
-    A role without `Needs` is not listed.
+    Draft heads are "heads" and a filter is a "filter". A role without `Needs` is not
+    listed.
     """
     hints = typing.get_type_hints(method, include_extras=True)
     found = {}
@@ -102,8 +107,8 @@ def needs(method: Callable) -> dict[str, str]:
         for extra in getattr(hints.get(name), "__metadata__", ()):
             if isinstance(extra, Needs):
                 found[name] = extra.predicts
-        if hints.get(name) is DraftHeads:
-            found[name] = "heads"
+        if hints.get(name) in _SMALL:
+            found[name] = _SMALL[hints[name]]
     return found
 
 

@@ -16,6 +16,7 @@ from jax import Array
 
 from pdecode import rng
 from pdecode.contracts import (
+    STOPPED_BY,
     Blocks,
     Cache,
     CanvasShape,
@@ -56,6 +57,7 @@ class CanvasState(NamedTuple):
     step: Array  # int32 [B]  steps taken in the block
     turn: Array  # int32 [B]  steps taken in all
     failed: Array  # bool [B]  a statistic was no number: the row stands still
+    is_cut: Array  # bool [B]  its end was moved forward
     cache: Cache
     memory: tuple  # of the commit, remask and edit rules, then of the lenses
     holes: tuple | None  # (): the prompt has holes. Without leaves, so it is static
@@ -108,7 +110,8 @@ def masked_diffusion(
     After the commit, `remask` may reopen and `edit` overwrite lanes that were filled
     before this step. `stop(row, prediction)` fills all open lanes at once, with
     `fill(row, prediction)` int32 [W] in place of the drawn tokens;
-    `truncate(row, prediction)` moves the row's end forward. `progress="force"` commits
+    `truncate(row, prediction)` int32 [], after the commit, moves the row's end forward:
+    what was open behind it is dropped and seen no more. `progress="force"` commits
     at least one position a step; `"schedule"` leaves the pace to the rule, and the step
     `max_steps - 1` fills whatever is open; with a remask rule it then also runs to the
     end. Raises ValueError for a model without a mask token and for parts that do not
@@ -163,6 +166,7 @@ def init(plan: Plan, params, keys, prompt: Prompt):
         step=zero,
         turn=zero,
         failed=zero == 1,
+        is_cut=zero == 1,
         # One slot more: a canvas-sized call must not alias the whole cache.
         cache=plan.model.init_cache(prompt, length + 1),
         memory=_memory(plan, batch, length),
@@ -252,8 +256,13 @@ def cut(plan: Plan, now: decisions.Moment, state: CanvasState) -> CanvasState:
     wanted = jax.vmap(plan.truncate.apply)(row, now.prediction)
     end = jnp.where(now.able, jnp.clip(wanted, state.prompt_end, state.end), state.end)
     inside = jnp.arange(state.tokens.shape[1])[None] < end[:, None]
-    reach = jnp.where(end < state.end, end, state.reach)
-    return state._replace(end=end, reach=reach, masked=state.masked & inside)
+    is_cut = end < state.end
+    return state._replace(
+        end=end,
+        reach=jnp.where(is_cut, end, state.reach),
+        masked=state.masked & inside,
+        is_cut=state.is_cut | is_cut,
+    )
 
 
 def advance(
@@ -278,9 +287,12 @@ def done(plan: Plan, state: CanvasState) -> Array:
 
 def output(plan: Plan, state: CanvasState) -> Generation:
     """The result so far."""
-    return rows.generation(
+    made = rows.generation(
         _progress(state), state.log_probs, state.failed, plan.model.eos_ids
     )
+    at_length = made.stopped_by == STOPPED_BY.index("length")
+    cut = jnp.where(at_length & state.is_cut, STOPPED_BY.index("truncated"), 0)
+    return made._replace(stopped_by=made.stopped_by + cut)
 
 
 def undrawn(model: Model) -> tuple[int, ...]:

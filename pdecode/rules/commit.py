@@ -17,7 +17,7 @@ from jax import Array
 from pdecode import rng
 from pdecode.contracts import Blocks, Prediction, Row, Rule
 from pdecode.rules import schedules
-from pdecode.sampling import ban
+from pdecode.sampling import among, ban
 
 
 class Order(NamedTuple):
@@ -65,6 +65,17 @@ def confidence_without(ids: tuple[int, ...]) -> Order:
     return Order(score, ("logits",), False)
 
 
+def damped(ids: tuple[int, ...], factor: Callable[[Row], Array]) -> Order:
+    """Confidence of the drawn token, times `factor(row)` where it is one of `ids`."""
+
+    def score(key, row: Row, prediction: Prediction) -> Array:
+        del key
+        late = among(prediction.token, ids)
+        return prediction.log_prob + jnp.where(late, jnp.log(factor(row)), 0)
+
+    return Order(score, (), False)
+
+
 def stateless(
     apply: Callable[[Array, Row, Prediction], Array], wants: tuple[str, ...] = ()
 ) -> Rule:
@@ -79,7 +90,7 @@ def stateless(
     )
 
 
-def best(score: Array, open_: Array, count: Array) -> Array:
+def best(score: Array, open_: Array, count: Array | int) -> Array:
     """bool [W]: the `count` open lanes of highest score, ties to the lowest lane."""
     rank = ranks(score, open_)
     return open_ & (rank < count)
@@ -134,10 +145,14 @@ def threshold(level: Array | float) -> Rule:
 
     def apply(key, row: Row, prediction):
         del key
-        sure = row.open & (jnp.exp(prediction.log_prob) >= level)
-        return sure | best(prediction.log_prob, row.open, jnp.int32(1))
+        return sure(jnp.exp(prediction.log_prob), row.open, level)
 
     return stateless(apply)
+
+
+def sure(score: Array, open_: Array, level: Array | float) -> Array:
+    """bool [W]: the open lanes with score >= `level`, and always the best one."""
+    return open_ & (score >= level) | best(score, open_, jnp.int32(1))
 
 
 def factor(bound: Array | float) -> Rule:

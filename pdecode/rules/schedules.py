@@ -1,8 +1,10 @@
 """Schedules of the masked family, as functions of progress or time in [0, 1]."""
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -75,6 +77,26 @@ def quota(num_open: Array, step: Array, steps: int) -> Array:
     """How many of `num_open` to commit at `step` of `steps`: equal shares, the
     remainder in the first steps."""
     return num_open // steps + (step < num_open % steps)
+
+
+def shifted(progress: Array, shift: Array | float) -> Array:
+    """LaViDa's share decided after `progress` of the steps: below 1, a late start."""
+    return shift * progress / (1 + (shift - 1) * progress)
+
+
+def shares(decided: Callable[[Array], Array], num_open: Array, steps: int) -> Array:
+    """int32 [steps + 1]: how many of `num_open` each step commits, then nothing.
+
+    `decided(progress)` rises from 0 to 1. Counts are rounded; with no more steps than
+    positions each step has at least one, and the sum is `num_open`.
+    """
+    place = np.arange(steps + 1, dtype=np.float32)
+    wanted = jnp.round(num_open * decided(jnp.asarray(place / steps)))
+    # A step that takes one is level here: what lies below an earlier step is raised.
+    spare = jnp.clip(wanted - place, 0, jnp.maximum(num_open - steps, 0))
+    total = jnp.minimum(jax.lax.cummax(spare) + place, num_open)
+    total = total.at[-1].set(num_open)
+    return jnp.diff(total, append=total[-1:]).astype(jnp.int32)
 
 
 def steps_per_block(max_new_tokens: int, steps: int, block_length: int) -> int:

@@ -1,6 +1,17 @@
 """Cases of methods/masked."""
 
-from cases import ON_MASKS, case
+import jax
+
+from cases import MASKED, ON_MASKS, TARGET, case
+from pdecode.models import filters
+
+# Where a law has the mask in it, the toy's mask leaves its tokens no more than 0.12.
+
+# Untrained: some positions pass, others do not.
+FILTERED = {
+    "model": (MASKED, filters.make_filter(4)),
+    "params": {"model": TARGET, "filter": filters.init(4, jax.random.key(1))},
+}
 
 CASES = {
     "llada": case("llada", "lossy", steps=6, block_length=5, **ON_MASKS),
@@ -34,5 +45,71 @@ CASES = {
     "remdm": case("remdm", "lossy", steps=12, max_calls=12, **ON_MASKS),
     "remdm_conf": case(
         "remdm", "lossy", steps=12, variant="conf", max_calls=12, **ON_MASKS
+    ),
+    "learn2pd": case("learn2pd", "lossy", knobs={"accept_thres": 0.5}, **FILTERED),
+    "credit_decoding": case(
+        "credit_decoding",
+        "lossy",
+        block_length=4,
+        num_credits=2,
+        knobs={"threshold": 0.6, "alpha": 0.7, "beta": 0.8, "gamma": 0.2},
+        **ON_MASKS,
+    ),
+    "prophet": case(
+        "prophet",
+        "lossy",
+        answer_start=1,
+        answer_length=3,
+        knobs={"high": 7.5, "middle": 2.0, "low": 1.0},
+        **ON_MASKS,
+    ),
+    "dparallel": case(
+        "dparallel",
+        "lossy",
+        block_length=4,
+        knobs={"entropy_threshold": 0.5},
+        **ON_MASKS,
+    ),
+    "local_leap": case(
+        "local_leap",
+        "lossy",
+        block_length=5,
+        radius=2,
+        knobs={"threshold": 0.11, "relaxed_threshold": 0.09},
+        **ON_MASKS,
+    ),
+    "dimple": case("dimple", "lossy", steps=6, alg="topk_margin", **ON_MASKS),
+    "eoser": case("eoser", "lossy", steps=6, block_length=5, **ON_MASKS),
+    "ascending_steps": case(
+        "ascending_steps", "lossy", num_blocks=2, knobs={"g_min": 0.01}, **ON_MASKS
+    ),
+    "lavida": case(
+        "lavida", "lossy", steps=6, block_length=5, knobs={"shift": 0.4}, **ON_MASKS
+    ),
+    "klass": case(
+        "klass",
+        "lossy",
+        block_length=4,
+        num_kept=3,
+        knobs={"threshold": 0.5, "kl_threshold": 0.3},
+        **ON_MASKS,
+    ),
+    "certainty_density": case(
+        "certainty_density", "lossy", steps=5, sigma=1, **ON_MASKS
+    ),
+    "hierarchical": case(
+        "hierarchical",
+        "lossy",
+        block_length=5,
+        knobs={"threshold": 0.11, "low_threshold": 0.08},
+        **ON_MASKS,
+    ),
+    "adablock": case(
+        "adablock",
+        "lossy",
+        delimiter_ids=(2,),
+        block_length=4,
+        knobs={"threshold": 0.1, "delimiter_threshold": 0.07},
+        **ON_MASKS,
     ),
 }

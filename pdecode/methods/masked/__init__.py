@@ -1,21 +1,47 @@
 """Masked diffusion: a canvas of open positions, filled in any order."""
 
 from pdecode.knobs import Variant
+from pdecode.methods.masked.adablock import adablock
+from pdecode.methods.masked.ascending_steps import ascending_steps
+from pdecode.methods.masked.certainty_density import certainty_density
+from pdecode.methods.masked.credit_decoding import credit_decoding
+from pdecode.methods.masked.dimple import dimple
+from pdecode.methods.masked.dparallel import dparallel
 from pdecode.methods.masked.dream import dream
 from pdecode.methods.masked.eb_sampler import eb_sampler
+from pdecode.methods.masked.eoser import eoser
 from pdecode.methods.masked.fast_dllm import fast_dllm
+from pdecode.methods.masked.hierarchical import hierarchical
+from pdecode.methods.masked.klass import klass
+from pdecode.methods.masked.lavida import lavida
+from pdecode.methods.masked.learn2pd import learn2pd
 from pdecode.methods.masked.llada import llada
+from pdecode.methods.masked.local_leap import local_leap
 from pdecode.methods.masked.maskgit import maskgit
 from pdecode.methods.masked.mdlm import mdlm
+from pdecode.methods.masked.prophet import prophet
 from pdecode.methods.masked.remdm import remdm
 
 __all__ = [
+    "adablock",
+    "ascending_steps",
+    "certainty_density",
+    "credit_decoding",
+    "dimple",
+    "dparallel",
     "dream",
     "eb_sampler",
+    "eoser",
     "fast_dllm",
+    "hierarchical",
+    "klass",
+    "lavida",
+    "learn2pd",
     "llada",
+    "local_leap",
     "maskgit",
     "mdlm",
+    "prophet",
     "remdm",
 ]
 
@@ -54,5 +80,26 @@ VARIANTS = {
         "remdm",
         {"variant": "conf"},
         "reopens tokens that were unlikely when committed, arXiv:2503.00307",
+    ),
+    "first_hitting": Variant(
+        "llada",
+        {"order": "random", "temperature": 1.0},
+        "exact any-order sampling, a call a token; no model here reads the hitting "
+        "times, so none are drawn, Zheng et al., arXiv:2409.02908",
+    ),
+    "md4": Variant(
+        "mdlm",
+        {"schedule": "cosine"},
+        "ancestral sampling on a cosine grid, Shi et al., arXiv:2406.04329",
+    ),
+    "soft_threshold": Variant(
+        "hierarchical",
+        {"decoder": "threshold"},
+        "a threshold that never asks more than the best confidence, arXiv:2510.08666",
+    ),
+    "hierarchical_fast": Variant(
+        "hierarchical",
+        {"decoder": "hierarchical_fast"},
+        "one position a step where nothing is likely, arXiv:2510.08666",
     ),
 }
