@@ -5,7 +5,7 @@ A window is a function (blocks, shape) -> Window; `shape` is static.
 
 import jax.numpy as jnp
 
-from pdecode.contracts import Blocks, CanvasShape, Lanes, Row, Window
+from pdecode.contracts import Blocks, CanvasShape, Lanes, Refresh, Row, Window
 
 
 def canvas(blocks: Blocks, shape: CanvasShape) -> Window:
@@ -52,6 +52,27 @@ def from_block_on(blocks: Blocks, shape: CanvasShape) -> Window:
     return Window(width, apply, is_run=True)
 
 
-def at_block_start(row: Row):
-    """Refresh rule: the whole canvas on the first step of every block."""
-    return row.step == 0
+def shadowed(blocks: Blocks, shape: CanvasShape) -> Window:
+    """The whole canvas, and a probe at every position of the active block.
+
+    Text does not see the probes. A probe sees everything but the text at its own
+    position (in one layer; in deeper ones the other lanes carry some of it).
+    """
+    block = active_block(blocks, shape)
+    length = shape.length
+
+    def apply(row: Row) -> Lanes:
+        place = jnp.arange(length, dtype=jnp.int32)
+        twin = block.apply(row)
+        positions = jnp.concatenate([place, twin.positions])
+        is_probe = jnp.arange(length + block.width) >= length
+        is_twin = positions[:, None] == positions[None]
+        among = jnp.where(is_probe[:, None], ~is_twin | is_probe[None], ~is_probe[None])
+        valid = jnp.concatenate([jnp.ones(length, bool), twin.valid])
+        return Lanes(positions, valid, is_probe, among)
+
+    return Window(length + block.width, apply)
+
+
+# The whole canvas on the first step of every block.
+at_block_start = Refresh(lambda row: row.step == 0)

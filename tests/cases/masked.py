@@ -35,4 +35,11 @@ CASES = {
     "remdm_conf": case(
         "remdm", "lossy", steps=12, variant="conf", max_calls=12, **ON_MASKS
     ),
+    "wino": case(
+        "wino",
+        "lossy",
+        block_length=5,
+        knobs={"threshold": 0.05, "threshold_back": 0.08},
+        **ON_MASKS,
+    ),
 }

@@ -8,6 +8,7 @@ from pdecode.methods.masked.llada import llada
 from pdecode.methods.masked.maskgit import maskgit
 from pdecode.methods.masked.mdlm import mdlm
 from pdecode.methods.masked.remdm import remdm
+from pdecode.methods.masked.wino import wino
 
 __all__ = [
     "dream",
@@ -17,6 +18,7 @@ __all__ = [
     "maskgit",
     "mdlm",
     "remdm",
+    "wino",
 ]
 
 VARIANTS = {
