@@ -42,4 +42,11 @@ CASES = {
         knobs={"threshold": 0.05, "threshold_back": 0.08},
         **ON_MASKS,
     ),
+    "d2f": case(
+        "d2f",
+        "lossy",
+        block_length=3,
+        knobs={"threshold": 0.06, "block_add_threshold": 0.3},
+        **ON_MASKS,
+    ),
 }

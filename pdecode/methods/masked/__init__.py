@@ -1,6 +1,7 @@
 """Masked diffusion: a canvas of open positions, filled in any order."""
 
 from pdecode.knobs import Variant
+from pdecode.methods.masked.d2f import d2f
 from pdecode.methods.masked.dream import dream
 from pdecode.methods.masked.eb_sampler import eb_sampler
 from pdecode.methods.masked.fast_dllm import fast_dllm
@@ -11,6 +12,7 @@ from pdecode.methods.masked.remdm import remdm
 from pdecode.methods.masked.wino import wino
 
 __all__ = [
+    "d2f",
     "dream",
     "eb_sampler",
     "fast_dllm",
@@ -51,6 +53,17 @@ VARIANTS = {
         "dream",
         {"alg": "entropy"},
         "lowest entropy first, Ye et al., arXiv:2508.15487",
+    ),
+    "d3llm": Variant(
+        "d2f",
+        {
+            "rule": "entropy",
+            "threshold": 0.5,
+            "block_add_threshold": 0.5,
+            "decoded_token_threshold": 0.5,
+            "forced": "first",
+        },
+        "low entropy in several blocks, only the first one forced, arXiv:2601.07568",
     ),
     "remdm_conf": Variant(
         "remdm",
