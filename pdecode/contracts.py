@@ -254,6 +254,9 @@ class Row(NamedTuple):
     positions: Array  # int32 [W]  of the lanes
     block_of: Array  # int32 [W]  index of each lane's block
     open: Array  # bool [W]  masked, in an active block, valid; never a probe
+    probe: Array = NOT_ASKED  # bool [W]
+    log_probs: Array = NOT_ASKED  # float32 [L]  raw, of each token when committed
+    fresh: Array = NOT_ASKED  # bool [L]  filled or changed by the step before
 
 
 class CommitFn(Protocol):
@@ -278,6 +281,9 @@ class Rule(NamedTuple):
     wants: tuple[str, ...] = ()  # leaves of Prediction that `apply` reads
     role: str | None = None  # whose params `apply` gets; None: it gets None
     is_exact: bool = False  # one position a step, in an order blind to the draws
+    # Of a remask rule: what it reopens never uses up what was committed, so that a row
+    # gains a position a step and needs no last turn.
+    is_bounded: bool = False
 
 
 class Read(NamedTuple):
@@ -301,8 +307,10 @@ class Blocks(NamedTuple):
     index: Callable[[Array, Row], Array]  # positions int32 [K] -> block int32 [K]
     active: Callable[[Row], Array]  # -> bool [L]
     first: Callable[[Row], Array]  # -> int32 []  where a call of the block begins
-    length: int | None  # positions of a block; None: the canvas is one
+    length: int | None  # positions of the longest block; None: the canvas is one
     is_absolute: bool = False  # counted from position 0, the last block whole
+    # Of is_absolute: the canvas is filled to a multiple of it; None: of `length`.
+    whole: int | None = None
 
 
 class CanvasShape(NamedTuple):
@@ -318,7 +326,8 @@ class Lanes(NamedTuple):
 
     positions: Array  # int32 [W]
     valid: Array  # bool [W]
-    # Probes are read, but never stored, seen or filled; they hold the mask.
+    # A probe holds the mask at its position: it is read, never stored or filled. A
+    # remask or edit rule that chooses it changes its position.
     probe: Array | None = None  # bool [W]
     among: Array | None = None  # bool [W, W]  lane q sees lane k; None: all but probes
 
@@ -330,6 +339,19 @@ class Window(NamedTuple):
     apply: Callable[[Row], Lanes]
     # The positions rise by one; a run as wide as the canvas begins at 0.
     is_run: bool = False
+
+
+class Refresh(NamedTuple):
+    """When a call evaluates more than its window, and what it evaluates then.
+
+    Where any row asks, the batch makes the wide call: rows that ask store the lanes of
+    `window`, the others those of their own window, which the wide one must hold.
+    """
+
+    when: Callable[[Row], Array]  # -> bool []
+    # (blocks, shape) -> Window, a run; None: the canvas.
+    window: Callable[[Blocks, CanvasShape], Window] | None = None
+    has_prefill: bool = False  # the prompt is stored first: its blocks are final
 
 
 class View(NamedTuple):

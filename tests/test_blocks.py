@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from pdecode import methods, prompts, run
-from pdecode.contracts import Query, Sampling, Visibility
+from pdecode.contracts import Query, Row, Sampling, Visibility
 from pdecode.families import masked
 from pdecode.models import toy, transformer
 from pdecode.rules import blocks, commit, windows
@@ -280,7 +280,7 @@ def test_every_grid_covers_the_canvas_in_order():
     for grid, hole, end in itertools.product(
         (blocks.canvas(), blocks.generation(3), blocks.absolute(4)), (0, 2, 5), (5, 7)
     ):
-        row = masked.Row(*[None] * len(masked.Row._fields))._replace(
+        row = Row(*[None] * len(Row._fields))._replace(
             prompt_end=jnp.int32(end), start=jnp.int32(min(hole, end))
         )
         place = jnp.arange(16)

@@ -16,6 +16,7 @@ from pdecode.contracts import (
     Drafter,
     Prompt,
     Query,
+    Refresh,
     Sampling,
     SlotRun,
     Visibility,
@@ -304,9 +305,7 @@ def test_caches_with_block_starts_of_their_own(temperature):
 def test_a_window_without_refresh_is_caught():
     """Negative control: K/V of an earlier block that were never recomputed."""
 
-    def never(row):
-        return row.turn < 0
-
+    never = Refresh(lambda row: row.turn < 0)
     kept, stale = (
         generations(decoded_in_blocks(masked.windows.active_block, refresh)[0])
         for refresh in (masked.windows.at_block_start, never)

@@ -26,7 +26,7 @@ from pdecode.contracts import (
     Model,
     Prompt,
     Read,
-    Row,
+    Refresh,
     Rule,
     Sampling,
     Window,
@@ -58,6 +58,7 @@ class CanvasState(NamedTuple):
     turn: Array  # int32 [B]  steps taken in all
     failed: Array  # bool [B]  a statistic was no number: the row stands still
     is_cut: Array  # bool [B]  its end was moved forward
+    fresh: Array  # bool [B, L]  filled or changed by the last step
     cache: Cache
     memory: tuple  # of the commit, remask and edit rules, then of the lenses
     holes: tuple | None  # (): the prompt has holes. Without leaves, so it is static
@@ -72,7 +73,7 @@ class Plan(NamedTuple):
     lenses: tuple[Lens, ...]
     blocks: Blocks
     window: Callable[[Blocks, CanvasShape], Window]
-    refresh: Callable[[Row], Array] | None
+    refresh: Refresh | None
     stop: Read | None
     fill: Read | None
     truncate: Read | None
@@ -95,7 +96,7 @@ def masked_diffusion(
     edit: Rule | None = None,
     lenses: Sequence[Lens] = (),
     window: Callable[[Blocks, CanvasShape], Window] = windows.canvas,
-    refresh: Callable[[Row], Array] | None = None,
+    refresh: Refresh | None = None,
     stop: Read | None = None,
     fill: Read | None = None,
     truncate: Read | None = None,
@@ -105,8 +106,8 @@ def masked_diffusion(
     """A Decoder that fills the canvas by `commit`, block by block.
 
     `blocks` (None: one, or the model's own) are filled in order. `window` chooses what
-    a call evaluates. `refresh(row)` asks for the whole canvas on this step; where any
-    row asks, the batch makes one wide call. `lenses` change the law, left to right.
+    a call evaluates, `refresh` when it evaluates more. `lenses` change the law, left to
+    right.
     After the commit, `remask` may reopen and `edit` overwrite lanes that were filled
     before this step. `stop(row, prediction)` fills all open lanes at once, with
     `fill(row, prediction)` int32 [W] in place of the drawn tokens;
@@ -122,7 +123,8 @@ def masked_diffusion(
         fill, truncate, sampling, max_new_tokens, progress, max_steps,
     )  # fmt: skip
     # A block's last position may lie behind the row's end.
-    overhang = plan.blocks.length - 1 if plan.blocks.is_absolute else 0  # type: ignore
+    grid = plan.blocks
+    overhang = (grid.whole or grid.length) - 1 if grid.is_absolute else 0  # type: ignore
     limit = max_new_tokens + overhang if max_steps is None else max_steps
     is_exact = commit.is_exact and plan.is_forced and plan.window is windows.canvas
     others = (remask, edit, stop, fill, truncate, plan.lenses or None)
@@ -138,10 +140,10 @@ def masked_diffusion(
 
 
 def init(plan: Plan, params, keys, prompt: Prompt):
-    """The canvas before the first step; nothing is evaluated yet."""
-    del params, keys
+    """The canvas before the first step, and the prompt in the cache if asked for."""
+    del keys
     grid = plan.blocks
-    room = (grid.length or 1) - 1 if grid.is_absolute else 0
+    room = (grid.whole or grid.length or 1) - 1 if grid.is_absolute else 0
     laid = rows.layout(prompt, plan.max_new_tokens, plan.model, room)
     batch, length = laid.tokens.shape
     place = jnp.arange(length)[None]
@@ -167,6 +169,7 @@ def init(plan: Plan, params, keys, prompt: Prompt):
         turn=zero,
         failed=zero == 1,
         is_cut=zero == 1,
+        fresh=jnp.zeros_like(masked),
         # One slot more: a canvas-sized call must not alias the whole cache.
         cache=plan.model.init_cache(prompt, length + 1),
         memory=_memory(plan, batch, length),
@@ -174,7 +177,10 @@ def init(plan: Plan, params, keys, prompt: Prompt):
     )
     block = _block(plan, state)
     state = state._replace(block=block, num_initial=_num_open(plan, state, block))
-    return state, rows.info(zero)
+    if not calls.is_prefilled(plan, prompt.masked is not None):
+        return state, rows.info(zero)
+    cache = calls.prefill(plan, params, prompt, state.cache)
+    return state._replace(cache=cache), rows.prefill_info(plan.model, prompt)
 
 
 def step(plan: Plan, params, keys, state: CanvasState):
@@ -196,6 +202,7 @@ def step(plan: Plan, params, keys, state: CanvasState):
         masked=canvas.masked,
         log_probs=canvas.log_probs,
         failed=failed,
+        fresh=canvas.tokens != state.tokens,
         cache=cache,
         memory=(*canvas.memory[:3], lens_memory),
         turn=state.turn + active,
@@ -317,7 +324,7 @@ def _checked(
         raise ValueError(f"{progress=} must be 'force' or 'schedule'")
     if progress == "schedule" and max_steps is None:
         raise ValueError("progress='schedule' needs max_steps: it ends the decode")
-    if rules[1] is not None and max_steps is None:
+    if rules[1] is not None and max_steps is None and not rules[1].is_bounded:
         raise ValueError("a remask rule needs max_steps: it may undo every commit")
     if fill is not None and stop is None and max_steps is None:
         raise ValueError("fill has nothing to fill: set stop or max_steps")

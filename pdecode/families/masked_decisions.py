@@ -69,11 +69,8 @@ def reopen(plan: Any, now: Moment, canvas: Canvas) -> Canvas:
     chosen &= _may_change(now, canvas)
     if plan.last_turn is not None:
         chosen &= (now.state.turn != plan.last_turn)[:, None]
-    canvas = _write(canvas, now.lanes, chosen, plan.mask_id, True)
-    return canvas._replace(
-        memory=_kept(canvas.memory, REMASK, memory),
-        num_revoked=canvas.num_revoked + chosen.sum(1, dtype=jnp.int32),
-    )
+    after = _write(canvas, now.lanes, chosen, plan.mask_id, True)
+    return _counted(canvas, after, after.masked & ~canvas.masked, REMASK, memory)
 
 
 def overwrite(plan: Any, now: Moment, canvas: Canvas) -> Canvas:
@@ -87,11 +84,8 @@ def overwrite(plan: Any, now: Moment, canvas: Canvas) -> Canvas:
     was_filled = ~jnp.take_along_axis(state.masked, lanes.positions, 1)
     differs = jnp.take_along_axis(state.tokens, lanes.positions, 1) != prediction.token
     chosen &= _may_change(now, canvas) & was_filled & differs
-    canvas = _write(canvas, lanes, chosen, prediction.token, False, prediction.log_prob)
-    return canvas._replace(
-        memory=_kept(canvas.memory, EDIT, memory),
-        num_revoked=canvas.num_revoked + chosen.sum(1, dtype=jnp.int32),
-    )
+    after = _write(canvas, lanes, chosen, prediction.token, False, prediction.log_prob)
+    return _counted(canvas, after, after.tokens != canvas.tokens, EDIT, memory)
 
 
 def _ends(plan: Any, now: Moment, row) -> Array:
@@ -116,14 +110,26 @@ def _decide(plan: Any, nth: int, purpose: int, now: Moment, row):
 def _after(now: Moment, canvas: Canvas):
     """Rows as they are after the commit."""
     row = row_of(now.state, now.lanes)
-    return row._replace(tokens=canvas.tokens, masked=canvas.masked)
+    return row._replace(
+        tokens=canvas.tokens, masked=canvas.masked, log_probs=canvas.log_probs
+    )
 
 
 def _may_change(now: Moment, canvas: Canvas) -> Array:
     """bool [B, W]: filled lanes that were open when decoding began."""
     filled = now.state.generated & ~canvas.masked
     filled = jnp.take_along_axis(filled, now.lanes.positions, 1)
-    return filled & now.lanes.stored & now.able[:, None]
+    return filled & now.lanes.asked & now.able[:, None]
+
+
+def _counted(
+    before: Canvas, after: Canvas, changed: Array, nth: int, memory: Any
+) -> Canvas:
+    """`after` with what was `changed` (bool [B, L]) told as revoked."""
+    return after._replace(
+        memory=_kept(before.memory, nth, memory),
+        num_revoked=before.num_revoked + changed.sum(1, dtype=jnp.int32),
+    )
 
 
 def _write(

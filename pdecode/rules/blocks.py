@@ -51,6 +51,43 @@ def absolute(length: int) -> Blocks:
     )
 
 
+def parts(length: int, whole: int) -> Blocks:
+    """`absolute` blocks of `length` inside a model's blocks of `whole` positions.
+
+    ValueError if the one does not divide the other.
+    """
+    if whole % length:
+        raise ValueError(f"parts of {length} do not divide a block of {whole}")
+    return absolute(length)._replace(whole=whole)
+
+
+def pipelined(blocks: Blocks, add: Array | float, most: int) -> Blocks:
+    """`blocks`, the next opened as soon as the last open one is filled to `add`.
+
+    At most `most` are open at once. At `add` = 1 they follow one another.
+    """
+
+    def active(row: Row) -> Array:
+        place = jnp.arange(row.masked.shape[0], dtype=jnp.int32)
+        index = blocks.index(place, row)
+        enough = (fraction(blocks, row) >= add) | (place < row.block)
+        # By number of the block: all before it are filled enough.
+        is_open = jnp.cumprod(jnp.pad(enough, (1, 0), constant_values=True)[:-1]) > 0
+        is_open &= place < row.block + most
+        return is_open[index] & (index >= row.block)
+
+    return blocks._replace(active=active)
+
+
+def fraction(blocks: Blocks, row: Row) -> Array:
+    """float32 [L]: what part of block 0, 1, .. is filled, of what was open in it."""
+    place = jnp.arange(row.masked.shape[0], dtype=jnp.int32)
+    index = blocks.index(place, row)
+    total = jnp.zeros(place.shape, jnp.float32).at[index].add(row.generated)
+    left = jnp.zeros(place.shape, jnp.float32).at[index].add(row.masked)
+    return jnp.where(total > 0, 1 - left / jnp.maximum(total, 1), 1.0)
+
+
 def of(model: Model, length: int | None) -> Blocks:
     """The grid for `model`: blocks of `length`, or one (None).
 

@@ -102,6 +102,17 @@ def ranks(score: Array, open_: Array) -> Array:
     return jnp.argsort(falling).astype(jnp.int32)
 
 
+def best_of_each(score: Array, open_: Array, group: Array) -> Array:
+    """bool [W]: the best open lane of every group (int32 [W], below W), the first."""
+    score = jnp.where(open_, score, -jnp.inf)
+    top = jnp.full(score.shape, -jnp.inf, score.dtype).at[group].max(score)
+    lane = jnp.arange(len(score), dtype=jnp.int32)
+    is_top = open_ & (score == top[group])
+    first = jnp.full(score.shape, len(score), jnp.int32)
+    first = first.at[group].min(jnp.where(is_top, lane, len(score)))
+    return is_top & (first[group] == lane)
+
+
 def quota(by: Order, steps: int, size: int | None = None) -> Rule:
     """Equal shares of each block over `steps` steps, best first (LLaDA).
 

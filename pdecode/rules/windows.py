@@ -3,9 +3,12 @@
 A window is a function (blocks, shape) -> Window; `shape` is static.
 """
 
-import jax.numpy as jnp
+from collections.abc import Callable
 
-from pdecode.contracts import Blocks, CanvasShape, Lanes, Row, Window
+import jax.numpy as jnp
+from jax import Array
+
+from pdecode.contracts import Blocks, CanvasShape, Lanes, Model, Refresh, Row, Window
 
 
 def canvas(blocks: Blocks, shape: CanvasShape) -> Window:
@@ -26,10 +29,9 @@ def active_block(blocks: Blocks, shape: CanvasShape) -> Window:
     With holes in the prompt the first block may reach across it: the call is then as
     wide as the canvas, though no more is asked of it.
     """
-    if blocks.length is None:
-        raise ValueError("a window of one block needs blocks: set block_length")
+    length = _length(blocks)
     spans_prompt = shape.has_holes and not blocks.is_absolute
-    width = shape.length if spans_prompt else min(blocks.length, shape.length)
+    width = shape.length if spans_prompt else min(length, shape.length)
 
     def apply(row: Row) -> Lanes:
         first = 0 if spans_prompt else blocks.first(row)
@@ -52,6 +54,117 @@ def from_block_on(blocks: Blocks, shape: CanvasShape) -> Window:
     return Window(width, apply, is_run=True)
 
 
-def at_block_start(row: Row):
-    """Refresh rule: the whole canvas on the first step of every block."""
-    return row.step == 0
+def shadowed(blocks: Blocks, shape: CanvasShape) -> Window:
+    """The whole canvas, and a probe at every position of the active block.
+
+    Text does not see the probes. A probe sees everything but the text at its own
+    position (in one layer; in deeper ones the other lanes carry some of it).
+    """
+    block = active_block(blocks, shape)
+    length = shape.length
+
+    def apply(row: Row) -> Lanes:
+        place = jnp.arange(length, dtype=jnp.int32)
+        twin = block.apply(row)
+        positions = jnp.concatenate([place, twin.positions])
+        is_probe = jnp.arange(length + block.width) >= length
+        is_twin = positions[:, None] == positions[None]
+        among = jnp.where(is_probe[:, None], ~is_twin | is_probe[None], ~is_probe[None])
+        valid = jnp.concatenate([jnp.ones(length, bool), twin.valid])
+        return Lanes(positions, valid, is_probe, among)
+
+    return Window(length + block.width, apply)
+
+
+def open_blocks(most: int) -> Callable[[Blocks, CanvasShape], Window]:
+    """The blocks that may be filled, of which there are at most `most`."""
+
+    def window(blocks: Blocks, shape: CanvasShape) -> Window:
+        if shape.has_holes:
+            return canvas(blocks, shape)
+        width = min(most * _length(blocks), shape.length)
+
+        def apply(row: Row) -> Lanes:
+            first = blocks.first(row)
+            positions = first + jnp.arange(width, dtype=jnp.int32)
+            return Lanes(positions, blocks.active(row).at[positions].get(mode="fill"))
+
+        return Window(width, apply, is_run=True)
+
+    return window
+
+
+def unit(blocks: Blocks, shape: CanvasShape) -> Window:
+    """The block of a block-causal model that the active block is part of."""
+    if shape.has_holes:
+        return canvas(blocks, shape)
+    size = blocks.whole or _length(blocks)
+    width = min(size, shape.length)
+
+    def apply(row: Row) -> Lanes:
+        first = blocks.first(row) // size * size
+        positions = first + jnp.arange(width, dtype=jnp.int32)
+        return Lanes(positions, positions < first + size)
+
+    return Window(width, apply, is_run=True)
+
+
+# The whole canvas on the first step of every block.
+at_block_start = Refresh(lambda row: row.step == 0)
+
+
+def every(steps: Array | int) -> Refresh:
+    """The whole canvas on every `steps`-th step of a row, the first one included."""
+    return Refresh(lambda row: row.turn % steps == 0)
+
+
+def finished(blocks: Blocks, most: int = 1, *, is_inner: bool = False) -> Refresh:
+    """What an exact cache of a block-causal model needs, `most` blocks being open.
+
+    The prompt is stored before the first step. When the first open block moves on, the
+    blocks that were open before it are stored once more, with their last tokens, in the
+    call that begins the new ones. `is_inner`: a decode block is a part of the model's,
+    which is stored anew whenever a part begins. A prompt with holes is stored whole
+    each time.
+    """
+    size = blocks.whole or _length(blocks)
+
+    def when(row: Row):
+        at_start = blocks.first(row) % size == 0
+        return (row.step == 0) & (at_start | is_inner)
+
+    def window(blocks: Blocks, shape: CanvasShape) -> Window:
+        if shape.has_holes:
+            return canvas(blocks, shape)
+        width = min(2 * most * size, shape.length)
+
+        def apply(row: Row) -> Lanes:
+            here = blocks.first(row) // size * size
+            first = jnp.maximum(here - most * size, 0)
+            positions = first + jnp.arange(width, dtype=jnp.int32)
+            is_behind = (positions < here) & (blocks.first(row) == here)
+            is_now = (positions >= here) & (positions < here + most * size)
+            return Lanes(positions, is_behind | is_now)
+
+        return Window(width, apply, is_run=True)
+
+    return Refresh(when, window, has_prefill=True)
+
+
+def cached(model: Model, blocks: Blocks, kind: str):
+    """(window, refresh) of a cache kept for a block: "none", "prefix" or "dual".
+
+    A block-causal model sees nothing behind the block: both kinds are its exact cache.
+    """
+    if kind == "none":
+        return canvas, None
+    if model.attention == "block_causal":
+        return unit, finished(blocks)
+    window = {"prefix": from_block_on, "dual": active_block}[kind]
+    return window, at_block_start
+
+
+def _length(blocks: Blocks) -> int:
+    if blocks.length is None:
+        raise ValueError("a window of blocks needs blocks: set block_length")
+    return blocks.length

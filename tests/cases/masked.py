@@ -112,4 +112,18 @@ CASES = {
         knobs={"threshold": 0.1, "delimiter_threshold": 0.07},
         **ON_MASKS,
     ),
+    "wino": case(
+        "wino",
+        "lossy",
+        block_length=5,
+        knobs={"threshold": 0.05, "threshold_back": 0.08},
+        **ON_MASKS,
+    ),
+    "d2f": case(
+        "d2f",
+        "lossy",
+        block_length=3,
+        knobs={"threshold": 0.06, "block_add_threshold": 0.3},
+        **ON_MASKS,
+    ),
 }

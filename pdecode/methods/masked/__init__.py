@@ -5,6 +5,7 @@ from pdecode.methods.masked.adablock import adablock
 from pdecode.methods.masked.ascending_steps import ascending_steps
 from pdecode.methods.masked.certainty_density import certainty_density
 from pdecode.methods.masked.credit_decoding import credit_decoding
+from pdecode.methods.masked.d2f import d2f
 from pdecode.methods.masked.dimple import dimple
 from pdecode.methods.masked.dparallel import dparallel
 from pdecode.methods.masked.dream import dream
@@ -21,12 +22,14 @@ from pdecode.methods.masked.maskgit import maskgit
 from pdecode.methods.masked.mdlm import mdlm
 from pdecode.methods.masked.prophet import prophet
 from pdecode.methods.masked.remdm import remdm
+from pdecode.methods.masked.wino import wino
 
 __all__ = [
     "adablock",
     "ascending_steps",
     "certainty_density",
     "credit_decoding",
+    "d2f",
     "dimple",
     "dparallel",
     "dream",
@@ -43,6 +46,7 @@ __all__ = [
     "mdlm",
     "prophet",
     "remdm",
+    "wino",
 ]
 
 VARIANTS = {
@@ -75,6 +79,17 @@ VARIANTS = {
         "dream",
         {"alg": "entropy"},
         "lowest entropy first, Ye et al., arXiv:2508.15487",
+    ),
+    "d3llm": Variant(
+        "d2f",
+        {
+            "rule": "entropy",
+            "threshold": 0.5,
+            "block_add_threshold": 0.5,
+            "decoded_token_threshold": 0.5,
+            "forced": "first",
+        },
+        "low entropy in several blocks, only the first one forced, arXiv:2601.07568",
     ),
     "remdm_conf": Variant(
         "remdm",

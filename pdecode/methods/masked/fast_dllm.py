@@ -2,8 +2,10 @@
 
 Wu et al., 2025, arXiv:2505.22618 (sections 3.2 and 3.3). "prefix" keeps the keys and
 values of what lies before the block, "dual" of everything outside it; both are
-recomputed on the first step of each block. With neither `threshold` nor `factor` the
-quota of LLaDA applies. The factor rule is the paper's: stop at the first failure.
+recomputed on the first step of each block. A block-causal model has one exact cache,
+for which only the block that was finished is computed again. With neither `threshold`
+nor `factor` the quota of LLaDA applies. The factor rule is the paper's: stop at the
+first failure.
 """
 
 from typing import Annotated, Literal
@@ -45,11 +47,7 @@ def fast_dllm(
     else:
         by = commit.order("low_confidence")
         rule = commit.shared(by, max_new_tokens, steps, grid)
-    window = {
-        "none": windows.canvas,
-        "prefix": windows.from_block_on,
-        "dual": windows.active_block,
-    }[cache]
+    window, refresh = windows.cached(model, grid, cache)
     return masked.masked_diffusion(
         model,
         rule,
@@ -57,5 +55,5 @@ def fast_dllm(
         sampling=Sampling(temperature, undrawn=masked.undrawn(model)),
         blocks=grid,
         window=window,
-        refresh=None if cache == "none" else windows.at_block_start,
+        refresh=refresh,
     )

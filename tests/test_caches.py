@@ -1,0 +1,176 @@
+"""Several blocks at once, and what is computed again of a canvas."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_revising import SCALE, tiny
+
+from pdecode import decode, methods, prompts, run
+from pdecode.contracts import Row, Sampling
+from pdecode.families import masked
+from pdecode.models import toy
+from pdecode.rules import blocks, commit, windows
+
+VOCAB = 4
+LAW = toy.chain(5, VOCAB, 20)
+TOY = toy.make_model(VOCAB, 20, predicts="masked")
+ROWS = prompts.from_rows([[0, 1], [2], [1, 3, 0, 2], [1]], max_new=[12, 12, 12, 7])
+
+BLOCK_CAUSAL = tiny(attention="block_causal", block_len=4, seed=1)
+BIDIRECTIONAL = tiny()
+# Prompts on and off the grid of 4.
+LENGTHS = (8, 5, 6, 7, 1, 4, 3, 2)
+_DRAW = np.random.default_rng(0)
+TEXTS = [_DRAW.integers(0, 11, n).tolist() for n in LENGTHS]
+EVERY_LENGTH = prompts.from_rows(TEXTS, max_new=[12, 8, 12, 9, 12, 5, 12, 12])
+
+
+def decoded(decoder, params, prompt=EVERY_LENGTH, key=0):
+    program = jax.jit(functools.partial(decode.decode, decoder))
+    return jax.tree.map(np.asarray, program(params, prompt, jax.random.key(key)))
+
+
+def on_toy(method, **settings):
+    knobs = {"temperature": 1.0, **settings.pop("knobs")}
+    result = run(
+        method, TOY, LAW, ROWS, jax.random.key(1), knobs=knobs, max_new_tokens=12,
+        block_length=3, **settings,
+    )  # fmt: skip
+    return jax.tree.map(np.asarray, result)
+
+
+def assert_same(one, other):
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+def generated(out):
+    return [
+        row[start : start + length].tolist()
+        for row, start, length in zip(out.tokens, out.start, out.lengths)
+    ]
+
+
+# Several blocks at once.
+
+
+@pytest.mark.parametrize("add", [1.0, 0.3])
+def test_a_pipeline_that_waits_is_a_row_of_blocks(add):
+    """Bit for bit at thresholds of 1; an earlier start is another decode."""
+    plain = on_toy(methods.fast_dllm, knobs={"threshold": 0.5 * SCALE})
+    knobs = {
+        "threshold": 0.5 * SCALE,
+        "block_add_threshold": add,
+        "decoded_token_threshold": 1.0,
+    }
+    piped = on_toy(methods.d2f, knobs=knobs)
+    if add == 1:
+        assert_same(plain, piped)
+        return
+    assert (piped[1].num_calls < plain[1].num_calls).any()
+    assert (piped[1].num_proposed > plain[1].num_proposed).any()
+
+
+def test_a_pipeline_needs_at_most_a_call_a_token():
+    """With nothing ever sure, each forced block commits one."""
+    never = {"threshold": 1.0, "block_add_threshold": 0.3}
+    first = on_toy(methods.d2f, forced="first", knobs=never)[1]
+    assert first.num_calls.tolist() == [12, 12, 12, 7]
+    both = {**never, "decoded_token_threshold": 0.3}
+    active = on_toy(methods.d2f, knobs=both)[1]
+    assert (active.num_calls < first.num_calls).all()
+
+
+def test_open_blocks_equal_a_loop():
+    grid = blocks.generation(3)
+    draw = np.random.default_rng(1)
+    active = jax.jit(
+        lambda row, add: blocks.pipelined(grid, add, 3).active(row),
+    )
+    for _ in range(20):
+        masked_ = draw.random(14) < draw.random()
+        masked_[:2] = False
+        masked_[13] = True
+        generated_ = np.arange(14) >= 2
+        add = float(draw.choice([0.0, 0.3, 0.34, 0.6, 1.0]))
+        block = (int(np.flatnonzero(masked_)[0]) - 2) // 3
+        row = Row(*[None] * len(Row._fields))._replace(
+            prompt_end=jnp.int32(2), block=jnp.int32(block),
+            masked=jnp.asarray(masked_), generated=jnp.asarray(generated_),
+        )  # fmt: skip
+        expected, now = set(), block
+        while now < 4 and now < block + 3:
+            here = range(2 + 3 * now, 5 + 3 * now)
+            expected |= set(here)
+            if 1 - masked_[list(here)].mean() < np.float32(add):
+                break
+            now += 1
+        found = np.flatnonzero(np.asarray(active(row, add)) & generated_)
+        assert set(found) == expected
+
+
+# Block-causal models: an exact cache.
+
+
+def on_blocks(method, **settings):
+    model, params = BLOCK_CAUSAL
+    knobs = settings.pop("knobs")
+    result = run(
+        method, model, params, EVERY_LENGTH, jax.random.key(0), knobs=knobs,
+        max_new_tokens=12, **settings,
+    )  # fmt: skip
+    return jax.tree.map(np.asarray, result)
+
+
+def test_the_cache_of_a_pipeline_is_exact_for_every_prompt_length():
+    knobs = {"threshold": 0.3, "block_add_threshold": 0.4}
+    whole, stats = on_blocks(methods.d2f, knobs=knobs)
+    kept, its = on_blocks(methods.d2f, knobs=knobs, cache="block", max_blocks=4)
+    assert generated(whole) == generated(kept)
+    np.testing.assert_array_equal(stats.num_calls, its.num_calls)
+    assert (its.num_query_tokens < stats.num_query_tokens).all()
+    # Blocks were open beside one another.
+    alone = on_blocks(methods.fast_dllm, knobs={"threshold": 0.3})[1]
+    assert (stats.num_calls < alone.num_calls).any()
+
+
+@pytest.mark.parametrize("behind", [True, False])
+def test_a_finished_block_must_be_stored_once_more(behind):
+    """Negative control: without it, keys of masks stay in the cache."""
+    model, params = BLOCK_CAUSAL
+    grid = blocks.of(model, None)
+    refresh = windows.finished(grid)
+    if not behind:
+        refresh = refresh._replace(window=windows.unit)
+    made = [
+        masked.masked_diffusion(
+            model, commit.threshold(0.3), max_new_tokens=12, sampling=Sampling(0.0),
+            blocks=grid, window=window, refresh=again,
+        )
+        for window, again in (
+            (windows.canvas, None),
+            (windows.unit, refresh),
+        )
+    ]  # fmt: skip
+    (whole, _), (kept, stats) = (decoded(each, params) for each in made)
+    assert (generated(whole) == generated(kept)) == behind
+    if behind:
+        # A block of 4 a call, its predecessor once more where it begins, no canvas.
+        assert (stats.num_query_tokens <= 4 * stats.num_calls + 4 * 4).all()
+        assert stats.num_prefill_tokens.tolist() == list(LENGTHS)
+
+
+def test_the_exact_cache_serves_prompts_with_holes():
+    model, params = BLOCK_CAUSAL
+    holes = [[i in (1, 2, 5) for i in range(n)] for n in LENGTHS]
+    made = prompts.from_rows(TEXTS, max_new=6, holes=holes)
+    results = []
+    for cache in ("none", "dual"):
+        out, _ = run(
+            methods.fast_dllm, model, params, made, jax.random.key(0),
+            knobs={"threshold": 0.3}, max_new_tokens=6, cache=cache,
+        )  # fmt: skip
+        results.append([out.tokens[b, : n + 6].tolist() for b, n in enumerate(LENGTHS)])
+    assert results[0] == results[1]
