@@ -459,6 +459,9 @@ class Drafter(NamedTuple):
     num_probes: int = 0  # last nodes, parent -1, never stored, never accepted
     wants: tuple[str, ...] = ()  # leaves of Prediction that `observe` reads
     num_prefill_calls: int = 0  # of its own model by `init`, over the prompt's text
+    # Siblings are independent draws from one law. Else q[n] is the law of node n given
+    # its elder siblings, and without q the tokens count as given.
+    is_iid: bool = False
 
 
 class DraftHeads(NamedTuple):
@@ -490,12 +493,15 @@ class NodeRule(NamedTuple):
 
     apply(p [V], q [C, V], children [C]) -> (accept [C], residual [V]): accept[c] is the
     probability of child c given that the earlier ones were refused, residual the law
-    of the next token when all are. Children below zero are absent.
+    of the next token when all are. Children below zero are absent. With a `role`,
+    `apply` gets that role's params as its last argument.
     """
 
-    apply: Callable[[Array, Array, Array], tuple[Array, Array]]
+    apply: Callable[..., tuple[Array, Array]]
     max_children: int
     is_lossless: bool = False  # the law of what is emitted is p, whatever q is
+    needs: tuple[str, ...] = ()  # of the drafter, see `BlockRule`
+    role: str | None = None
 
 
 class BlockRule(NamedTuple):
@@ -503,9 +509,14 @@ class BlockRule(NamedTuple):
 
     apply(draft, prediction) -> (stop [1 + N], residual [1 + N, V]), both of one row:
     the probability that the accepted path ends at each lane, and the law of the next
-    token there.
+    token there. With a `role`, `apply` gets that role's params and the target's hidden
+    states [1 + N, E] besides.
     """
 
-    apply: Callable[[Draft, Prediction], tuple[Array, Array]]
+    apply: Callable[..., tuple[Array, Array]]
     wants: tuple[str, ...] = ("probs",)
     is_lossless: bool = False
+    # What must hold of the drafter: "chain" (one path), "iid" (siblings, if there are
+    # any, are independent draws from one law).
+    needs: tuple[str, ...] = ()
+    role: str | None = None

@@ -54,9 +54,13 @@ def sample(
 
 def categorical(probs: Array, keys: Array) -> Array:
     """One draw int32 [...] from probs [..., V] for keys [...]; zeros never win."""
+    return choose(probs, rng.gumbel(keys, probs.shape[-1]))
+
+
+def choose(probs: Array, gumbel: Array) -> Array:
+    """`categorical` with its noise [..., V]; for noise drawn in one go."""
     log_probs = jnp.where(probs > 0, jnp.log(jnp.where(probs > 0, probs, 1)), BANNED)
-    drawn = log_probs + rng.gumbel(keys, probs.shape[-1]).astype(probs.dtype)
-    return largest(drawn)[1]
+    return largest(log_probs + gumbel.astype(probs.dtype))[1]
 
 
 def ban(raw: Array, banned: tuple[int, ...]) -> Array:

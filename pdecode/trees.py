@@ -4,8 +4,11 @@ Lane 0 of a verifying call is the root and node n is lane n + 1; `parents` here 
 lanes minus one, so the root's children have parent -1. Parents come before children.
 """
 
+import heapq
+from collections.abc import Sequence
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -54,6 +57,130 @@ def expand(branching: tuple[int, ...]) -> Topology:
 def chain(length: int) -> Topology:
     """A single path of `length` nodes."""
     return expand((1,) * length)
+
+
+def choices(paths: Sequence[Sequence[int]]) -> Topology:
+    """The tree of `paths`: (1, 0) is the first child of the root's second child.
+
+    Nodes come by depth, then in lexicographic order. ValueError if a path lacks its
+    parent or an elder sibling, or stands twice.
+    """
+    ordered = sorted({tuple(path) for path in paths}, key=lambda p: (len(p), p))
+    if len(ordered) != len(paths):
+        raise ValueError(f"{len(paths)} paths, of which {len(ordered)} are different")
+    place: dict[tuple[int, ...], int] = {(): -1}
+    for path in ordered:
+        elder = (*path[:-1], path[-1] - 1) if path and path[-1] > 0 else path[:-1]
+        if not path or min(path) < 0 or not {path[:-1], elder} <= place.keys():
+            raise ValueError(f"path {path} needs its parent and elder siblings")
+        place[path] = len(place) - 1
+    parents = tuple(place[path[:-1]] for path in ordered)
+    return Topology(parents, tuple(len(path) for path in ordered))
+
+
+def greedy(accuracies: Sequence[Sequence[float]], num_nodes: int) -> Topology:
+    """`num_nodes` nodes, each time the one most likely to be accepted.
+
+    accuracies[d][i] is how often the i-th guess for depth d + 1 is right; a node counts
+    the product along its path, as if depths were independent (Medusa, Cai et al., 2024,
+    arXiv:2401.10774). ValueError if the tree cannot have that many.
+    """
+    found: list[tuple[int, ...]] = []
+    # (less the product along the path, path, product above it)
+    frontier: list[tuple[float, tuple[int, ...], float]]
+    frontier = [(-accuracies[0][0], (0,), 1.0)]
+    while frontier and len(found) < num_nodes:
+        negative, path, above = heapq.heappop(frontier)
+        found.append(path)
+        depth, nth = len(path), path[-1] + 1
+        if nth < len(accuracies[depth - 1]):
+            chance = above * accuracies[depth - 1][nth]
+            heapq.heappush(frontier, (-chance, (*path[:-1], nth), above))
+        if depth < len(accuracies):
+            chance = -negative * accuracies[depth][0]
+            heapq.heappush(frontier, (-chance, (*path, 0), -negative))
+    if len(found) < num_nodes:
+        raise ValueError(f"{num_nodes=}, but these accuracies allow {len(found)}")
+    return choices(found)
+
+
+def best(rates: Sequence[float], num_nodes: int, max_depth: int) -> Topology:
+    """The tree of `num_nodes` and at most `max_depth` levels that accepts most.
+
+    rates[i] is the probability that a node's child i is the one accepted, whatever the
+    node (Sequoia, Chen et al., 2024, arXiv:2402.12374, its dynamic program). No order
+    among the rates is assumed. ValueError if no such tree exists.
+    """
+    if num_nodes < 1 or max_depth < 1 or not len(rates):
+        raise ValueError(f"{num_nodes=}, {max_depth=}, {len(rates)} rates: at least 1")
+    # most[depth][size]: of a forest of children with `size` nodes below one node.
+    # Its first child takes s nodes, its younger siblings the rest.
+    most = [np.where(np.arange(num_nodes + 1) == 0, 0.0, -np.inf)]
+    taken = []
+    for _ in range(max_depth):
+        below = np.concatenate([[-np.inf], 1 + most[-1][:-1]])
+        forest, picks = most[0], []
+        for rate in reversed(rates):
+            own = np.where(np.isfinite(below), rate * np.maximum(below, 0), -np.inf)
+            sums = [own[: n + 1] + forest[n::-1] for n in range(num_nodes + 1)]
+            picks.append(np.array([int(np.argmax(each)) for each in sums]))
+            forest = np.array([0.0, *(each.max() for each in sums[1:])])
+        most.append(forest)
+        taken.append(picks[::-1])
+    if not np.isfinite(most[-1][num_nodes]):
+        raise ValueError(f"no tree of {num_nodes=} has {max_depth=} and {len(rates)=}")
+
+    def paths(size, depth, above):
+        for nth in range(len(rates)):
+            if size == 0:
+                return
+            own = int(taken[depth - 1][nth][size])
+            yield (*above, nth)
+            yield from paths(own - 1, depth - 1, (*above, nth))
+            size -= own
+
+    return choices(list(paths(num_nodes, max_depth, ())))
+
+
+def expected(topology: Topology, rates: Sequence[float]) -> float:
+    """Mean accepted length of `topology` where child i is accepted with rates[i]."""
+    chance = []
+    for node, parent in enumerate(topology.parents):
+        nth = topology.parents[:node].count(parent)
+        above = chance[parent] if parent >= 0 else 1.0
+        chance.append(above * (rates[nth] if nth < len(rates) else 0.0))
+    return float(sum(chance))
+
+
+def sized(
+    rates: Sequence[float],
+    call_cost: dict[int, float],
+    draft_cost: float,
+    *,
+    max_depth: int,
+) -> tuple[Topology, float]:
+    """The tree with the most tokens a second, and those, from measured costs.
+
+    `call_cost` is the time of a target call by its number of lanes (between them a
+    straight line; 1 must be there), `draft_cost` that of a drafter's call, one a level.
+    Trees have up to max(call_cost) - 1 nodes. An empty tree is plain decoding.
+    """
+    if 1 not in call_cost:
+        raise ValueError("call_cost needs the time of a call of 1 lane")
+    lanes = sorted(call_cost)
+    found = (Topology((), ()), 1 / call_cost[1])
+    for num_nodes in range(1, lanes[-1]):
+        call = float(np.interp(num_nodes + 1, lanes, [call_cost[n] for n in lanes]))
+        for depth in range(1, min(max_depth, num_nodes) + 1):
+            try:
+                topology = best(rates, num_nodes, depth)
+            except ValueError:  # too few levels for so many nodes
+                continue
+            tokens = 1 + expected(topology, rates)
+            speed = tokens / (call + topology.max_depth * draft_cost)
+            if speed > found[1]:
+                found = topology, speed
+    return found
 
 
 def ancestors(parents: Array) -> Array:
@@ -114,3 +241,87 @@ def children(parents: Array, lane: Array, max_children: int) -> Array:
     is_child = parents == lane - 1
     order = jnp.argsort(~is_child, stable=True)[:max_children].astype(jnp.int32)
     return jnp.where(is_child[order], order, -1)
+
+
+class Growth(NamedTuple):
+    """Candidates of a tree that grows level by level, a beam of K nodes a level.
+
+    Candidate (d, r, c) is child c of beam node r of the level above and has the flat id
+    d * K * K + r * K + c; the root's children are those of row 0.
+    """
+
+    tokens: Array  # int32 [B, D, K, K]
+    scores: Array  # float32 [B, D, K, K]  log-probability of the path; -inf: none
+    beam: Array  # int32 [B, D, K]  flat ids of the level's beam, by score
+
+    @property
+    def width(self) -> int:
+        return self.beam.shape[2]
+
+
+def seed(batch: int, max_depth: int, width: int) -> Growth:
+    """No candidate yet."""
+    shape = (batch, max_depth, width)
+    return Growth(
+        jnp.zeros((*shape, width), jnp.int32),
+        jnp.full((*shape, width), -jnp.inf, jnp.float32),
+        jnp.zeros(shape, jnp.int32),
+    )
+
+
+def grow(
+    growth: Growth, level: Array | int, top_ids: Array, log_probs: Array, more: Array
+) -> Growth:
+    """`growth` with a level below the beam of the level above, and that level's beam.
+
+    `top_ids` and `log_probs` [B, K, K] are the best children of each beam node, falling
+    in log-probability; rows where `more` (bool [B]) is false get no candidate.
+    """
+    width = growth.width
+    batch = growth.tokens.shape[0]
+    is_root = (jnp.arange(width) == 0)[None]
+    above = jnp.take_along_axis(
+        growth.scores.reshape(batch, -1), growth.beam[:, level - 1], 1
+    )
+    above = jnp.where(level == 0, jnp.where(is_root, 0.0, -jnp.inf), above)
+    # Banned ids have a logit of -1e30: no candidates.
+    own = jnp.where(log_probs > -1e20, log_probs, -jnp.inf).astype(jnp.float32)
+    scores = jnp.where(more[:, None, None], above[..., None] + own, -jnp.inf)
+    # Stable: of equal scores the elder comes first.
+    _, kept = jax.lax.top_k(scores.reshape(batch, -1), width)
+    return Growth(
+        growth.tokens.at[:, level].set(top_ids),
+        growth.scores.at[:, level].set(scores),
+        growth.beam.at[:, level].set(level * width**2 + kept.astype(jnp.int32)),
+    )
+
+
+def beam(growth: Growth) -> tuple[Array, Array]:
+    """Tokens and parents int32 [B, D * K] of the beams as nodes of one tree."""
+    batch, width = growth.beam.shape[0], growth.width
+    flat = growth.beam.reshape(batch, -1)
+    tokens = jnp.take_along_axis(growth.tokens.reshape(batch, -1), flat, 1)
+    level, row = flat // width**2, flat % width**2 // width
+    return tokens, jnp.where(level == 0, -1, (level - 1) * width + row)
+
+
+def rerank(growth: Growth, num_nodes: int) -> tuple[Array, Array]:
+    """Tokens and parents int32 [B, N] of the N best candidates of all levels.
+
+    Scores never rise along a path and equal ones keep the elder first, so every node's
+    parent is among them. Where there are fewer candidates, the rest have token -1.
+    """
+    batch, _, width = growth.beam.shape
+    scores = growth.scores.reshape(batch, -1)
+    best_scores, chosen = jax.lax.top_k(scores, num_nodes)
+    beyond = scores.shape[1]
+    ids = jnp.sort(jnp.where(best_scores > -jnp.inf, chosen, beyond), 1)
+    is_real = ids < beyond
+    ids = jnp.minimum(ids, beyond - 1).astype(jnp.int32)
+    tokens = jnp.take_along_axis(growth.tokens.reshape(batch, -1), ids, 1)
+    level, row = ids // width**2, ids % width**2 // width
+    above = jnp.maximum(level - 1, 0) * width + row
+    parent_id = jnp.take_along_axis(growth.beam.reshape(batch, -1), above, 1)
+    parents = jnp.argmax(ids[:, None] == parent_id[..., None], -1).astype(jnp.int32)
+    parents = jnp.where(is_real & (level > 0), parents, -1)
+    return jnp.where(is_real, tokens, -1), parents

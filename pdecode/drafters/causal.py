@@ -1,8 +1,10 @@
 """A smaller causal model as the drafter, with its own cache, over any static tree."""
 
 import functools
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -13,20 +15,22 @@ from pdecode.contracts import (
     Draft,
     DraftCost,
     Drafter,
+    Lens,
     Model,
     Prediction,
     Prefix,
     Query,
     Sampling,
     SlotRun,
+    View,
     Visibility,
 )
 from pdecode.drafters import ignore
 from pdecode.kernels.head import api as vocab_head
 from pdecode.rules import accept
-from pdecode.sampling import categorical, without_mask
+from pdecode.sampling import choose, without_mask
 
-DRAWS = ("with_replacement", "without_replacement", "coupled")
+DRAWS = ("with_replacement", "without_replacement", "greedy", "coupled")
 
 
 class CausalState(NamedTuple):
@@ -44,6 +48,28 @@ class Level(NamedTuple):
     parent: np.ndarray  # int [n]  place of each node's parent in the level above
     nth: np.ndarray  # int [n]  which child of its parent
     above: np.ndarray  # int [m]  nodes of smaller depth
+    paths: np.ndarray  # int [p, depth - 1]  places in `above` of the parents' paths
+
+
+class Plan(NamedTuple):
+    """What a draft model's drafter is made of, checked once."""
+
+    model: Model
+    topology: trees.Topology
+    sampling: Sampling
+    draws: str
+    lenses: tuple[Lens, ...]
+    min_confidence: Any
+    levels: list[Level]
+
+    @property
+    def is_chain(self) -> bool:
+        return self.topology.max_depth == self.topology.num_nodes
+
+    @property
+    def num_pending(self) -> int:
+        """Committed tokens that a round's first call may have to store."""
+        return 2 if self.is_chain else self.topology.max_depth + 1
 
 
 def draft_model(
@@ -52,77 +78,93 @@ def draft_model(
     sampling: Sampling,
     *,
     draws: str = "with_replacement",
+    lenses: Sequence[Lens] = (),
+    min_confidence: Any = None,
 ) -> Drafter:
     """Drafts `topology` with `model`, whose params are those of the role "drafter".
 
     `draws` says how the children of a node are chosen, each with its truthful q:
     "with_replacement" i.i.d. from the drafter's law, "without_replacement" in turn from
-    what its elder siblings leave, "coupled" under the target's own noise and without q,
-    for chains and `accept.match`.
+    what its elder siblings leave, "greedy" the eldest from what the drafter's best
+    leave and then these as given (Hu et al., 2025, arXiv:2502.18779), "coupled" under
+    the target's own noise and without q, for chains and `accept.match`.
+
+    `lenses` change the drafter's law as they do the target's, each node in its own
+    context. With `min_confidence` a node is drafted only where the drafter's largest
+    probability reaches it, looked at before anything is drawn.
 
     A chain's nodes are stored as they are drafted: those accepted stand where they
     belong, so a round costs one lane a draft and one or two for what was committed. A
     node of a tree sees its ancestors only as lanes of its own call, so each level's
     call repeats the nodes above it, unstored.
     """
-    _check(topology, draws)
-    sampling = without_mask(model, sampling)
-    is_chain = topology.max_depth == topology.num_nodes
-    levels = _levels(topology)
-    # Committed tokens that a round's first call may have to store.
-    num_pending = 2 if is_chain else topology.max_depth + 1
-    order = np.argsort(np.concatenate([level.nodes for level in levels]))
-    reach = _reach(topology)
-    parents = jnp.asarray(topology.parents, jnp.int32)
-
-    def init(params, keys, prompt, prefix: Prefix, output):
-        del keys, output
-        room = num_pending + topology.max_depth
-        cache = model.init_cache(prompt, prefix.tokens.shape[1] + room)
-        _, cache = prompts.prefill(model, params["drafter"], prompt, cache, drop=1)
-        return CausalState(cache, prompt.lengths - 1)
-
-    def propose(params, keys, state: CausalState, prefix: Prefix):
-        own, root = params["drafter"], prefix.length - 1
-        hidden, cache, num_missing = store(model, own, state, prefix, num_pending)
-        tokens, laws, num_lanes = [], [], 0
-        for level in levels:
-            if level.depth > 1:
-                above = jnp.concatenate(tokens, 1)
-                query = (
-                    chain_query(above[:, -1:], root + level.depth - 1)
-                    if is_chain
-                    else tree_query(above, root, level, topology, reach)
-                )
-                output, cache = model.apply(own, query, cache)
-                hidden = output.hidden[:, -tokens[-1].shape[1] :]
-                num_lanes += query.tokens.shape[1]
-            found = predict(model, own, keys, root, level, hidden, sampling, draws)
-            drawn, law = draw(draws, keys, root, level, found)
-            tokens.append(drawn)
-            laws.append(law)
-        draft = Draft(
-            tokens=jnp.concatenate(tokens, 1)[:, order],
-            parents=jnp.broadcast_to(parents, (*root.shape, len(order))),
-            q=None if draws == "coupled" else jnp.concatenate(laws, 1)[:, order],
-            cost=DraftCost(
-                num_calls=jnp.full_like(root, len(levels)),
-                num_tokens=num_missing + num_lanes,
-                num_tokens_computed=jnp.full_like(root, num_pending + num_lanes),
-            ),
-        )
-        # The last node of a chain is drafted, but not evaluated.
-        num_kept = topology.max_depth - 1 if is_chain else 0
-        return draft, CausalState(cache, prefix.length + num_kept)
-
+    _check(topology, draws, lenses)
+    plan = Plan(
+        model, topology, without_mask(model, sampling), draws, tuple(lenses),
+        min_confidence, _levels(topology),
+    )  # fmt: skip
     return Drafter(
         topology.num_nodes,
         topology.max_depth,
-        init,
-        propose,
+        functools.partial(init, plan),
+        functools.partial(propose, plan),
         ignore,
         num_prefill_calls=1,
+        is_iid=draws == "with_replacement",
     )
+
+
+def init(plan: Plan, params, keys, prompt, prefix: Prefix, output) -> CausalState:
+    """The prompt but its last token in the drafter's cache."""
+    del keys, output
+    room = plan.num_pending + plan.topology.max_depth
+    cache = plan.model.init_cache(prompt, prefix.tokens.shape[1] + room)
+    _, cache = prompts.prefill(plan.model, params["drafter"], prompt, cache, drop=1)
+    return CausalState(cache, prompt.lengths - 1)
+
+
+def propose(plan: Plan, params, keys, state: CausalState, prefix: Prefix):
+    """Stores what was committed, then drafts level by level."""
+    model, topology = plan.model, plan.topology
+    own, root = params["drafter"], prefix.length - 1
+    hidden, cache, num_missing = store(model, own, state, prefix, plan.num_pending)
+    noise = None
+    if plan.draws != "coupled":
+        noise = draft_noise(keys, root, topology, model.vocab_size)
+    tokens, laws, num_lanes = [jnp.zeros((root.shape[0], 0), jnp.int32)], [], 0
+    for level in plan.levels:
+        above = jnp.concatenate(tokens, 1)
+        if level.depth > 1:
+            query = (
+                chain_query(above[:, -1:], root + level.depth - 1)
+                if plan.is_chain
+                else tree_query(above, root, level, topology)
+            )
+            output, cache = model.apply(own, query, cache)
+            hidden = output.hidden[:, -tokens[-1].shape[1] :]
+            num_lanes += query.tokens.shape[1]
+        found = predict(plan, params, keys, prefix, level, above, hidden)
+        drawn, law = draw(plan.draws, noise, level, found)
+        if plan.min_confidence is not None:
+            is_sure = jnp.exp(found.max_log_prob) >= plan.min_confidence
+            drawn = jnp.where(is_sure[:, level.parent], drawn, -1)
+        tokens.append(drawn)
+        laws.append(law)
+    order = np.argsort(np.concatenate([level.nodes for level in plan.levels]))
+    parents = jnp.asarray(topology.parents, jnp.int32)
+    draft = Draft(
+        tokens=jnp.concatenate(tokens, 1)[:, order],
+        parents=jnp.broadcast_to(parents, (*root.shape, len(order))),
+        q=None if noise is None else jnp.concatenate(laws, 1)[:, order],
+        cost=DraftCost(
+            num_calls=jnp.full_like(root, len(plan.levels)),
+            num_tokens=num_missing + num_lanes,
+            num_tokens_computed=jnp.full_like(root, plan.num_pending + num_lanes),
+        ),
+    )
+    # The last node of a chain is drafted, but not evaluated.
+    num_kept = topology.max_depth - 1 if plan.is_chain else 0
+    return draft, CausalState(cache, prefix.length + num_kept)
 
 
 def store(model: Model, params, state: CausalState, prefix: Prefix, width: int):
@@ -159,12 +201,12 @@ def chain_query(token: Array, position: Array) -> Query:
 
 
 def tree_query(
-    above: Array, root: Array, level: Level, topology: trees.Topology, reach
+    above: Array, root: Array, level: Level, topology: trees.Topology
 ) -> Query:
     """All nodes above `level` (tokens [B, m]) as unstored lanes behind the prefix."""
     batch, size = above.shape
     depths = np.array(topology.depths)[level.above]
-    among = reach[np.ix_(level.above, level.above)]
+    among = _reach(topology)[np.ix_(level.above, level.above)]
     return Query(
         tokens=jnp.maximum(above, 0),
         positions=root[:, None] + jnp.asarray(depths, jnp.int32)[None],
@@ -177,31 +219,67 @@ def tree_query(
     )
 
 
-def predict(model, params, keys, root, level: Level, hidden, sampling, draws):
+def predict(plan: Plan, params, keys, prefix, level: Level, above, hidden):
     """The laws of the level above, or its tokens under the target's noise."""
-    places = functools.partial(
-        rng.noise, keys, rng.TARGET, (root + level.depth)[:, None]
+    position = (prefix.length - 1 + level.depth)[:, None]
+    places = functools.partial(rng.noise, keys, rng.TARGET, position)
+    wants = ("token",) if plan.draws == "coupled" else ("probs",)
+    if plan.min_confidence is not None:
+        wants = (*wants, "max_log_prob")
+    head = plan.model.head(params["drafter"])
+    if not plan.lenses:
+        return vocab_head.statistics(head, hidden, wants, plan.sampling, places)
+    views = views_behind(prefix, above[:, level.paths])
+    return vocab_head.seen_through(
+        plan.lenses, params, views, head, hidden, wants, plan.sampling, places
     )
-    wants = ("token",) if draws == "coupled" else ("probs",)
-    return vocab_head.statistics(model.head(params), hidden, wants, sampling, places)
+
+
+def views_behind(prefix: Prefix, paths: Array) -> View:
+    """What a lens sees behind the prefix and K tokens more, paths [B, Q, K]."""
+    # length 3, path x y: tokens a b c x y, and position 5 is predicted
+    size = paths.shape[-1]
+    nth = jnp.arange(prefix.tokens.shape[1])[None] - prefix.length[:, None]
+    is_nth = nth[..., None] == jnp.arange(size)[None, None]  # [B, L, K]
+    behind = jnp.where(is_nth[:, None], jnp.maximum(paths, 0)[:, :, None], 0).sum(-1)
+    inside = (nth < 0)[:, None]
+    tokens = jnp.where(inside, prefix.tokens[:, None], behind)
+    shape = paths.shape[:2]
+    return View(
+        tokens=tokens.astype(jnp.int32),
+        known=jnp.broadcast_to((nth < size)[:, None], tokens.shape),
+        position=jnp.broadcast_to((prefix.length + size)[:, None], shape),
+        prompt_end=jnp.broadcast_to(prefix.prompt_end[:, None], shape),
+    )
+
+
+def draft_noise(
+    keys: Array, root: Array, topology: trees.Topology, vocab_size: int
+) -> Array:
+    """Gumbel noise [B, N, V] of every node, drawn at once: to compile it is dear."""
+    shape = (root.shape[0], topology.num_nodes)
+    depths = jnp.asarray(topology.depths, jnp.int32)[None]
+    index = jnp.broadcast_to(jnp.arange(shape[1], dtype=jnp.int32), shape)
+    places = rng.noise(keys, rng.DRAFT, root[:, None] + depths, round=root, index=index)
+    return rng.gumbel(places, vocab_size)
 
 
 def draw(
-    draws: str, keys: Array, root: Array, level: Level, found: Prediction
+    draws: str, noise: Array | None, level: Level, found: Prediction
 ) -> tuple[Array, Array | None]:
     """Tokens [B, n] of a level's nodes and the laws [B, n, V] they were drawn from.
 
     A token that its law makes impossible is -1: no proposal.
     """
-    if draws == "coupled":
+    if noise is None:
         return found.token, None
-    batch, size = root.shape[0], len(level.nodes)
-    position = jnp.broadcast_to((root + level.depth)[:, None], (batch, size))
-    index = jnp.broadcast_to(jnp.asarray(level.nodes, jnp.int32), (batch, size))
-    places = rng.noise(keys, rng.DRAFT, position, round=root, index=index)
+    noise = noise[:, level.nodes]
+    batch, size = noise.shape[:2]
     if draws == "with_replacement":
         law = found.probs[:, level.parent]
-        return _possible(categorical(law, places), law), law
+        return _possible(choose(law, noise), law), law
+    if draws == "greedy":
+        return _greedy(noise, level, found.probs)
     # Elder siblings first; what they took is out of the law of the younger.
     rest = found.probs
     tokens = jnp.full((batch, size), -1, jnp.int32)
@@ -209,7 +287,7 @@ def draw(
     for nth in range(int(level.nth.max()) + 1):
         here = np.flatnonzero(level.nth == nth)
         law = rest[:, level.parent[here]]
-        token = categorical(law, places[:, here])
+        token = choose(law, noise[:, here])
         tokens = tokens.at[:, here].set(_possible(token, law))
         laws = laws.at[:, here].set(law)
         taken = jnp.arange(law.shape[-1])[None, None] == token[..., None]
@@ -219,13 +297,35 @@ def draw(
     return tokens, laws
 
 
-def _check(topology: trees.Topology, draws: str) -> None:
+def _greedy(noise: Array, level: Level, probs: Array) -> tuple[Array, Array]:
+    """The eldest drawn from what the n - 1 best leave, then these; and their laws."""
+    counts = np.bincount(level.parent, minlength=probs.shape[1])
+    _, best = jax.lax.top_k(probs, max(int(counts.max()) - 1, 1))  # [B, m, n - 1]
+    # One more column, so that the eldest, which is none of them, has an entry too.
+    best = jnp.pad(best, ((0, 0), (0, 0), (1, 0)))
+    given = best[:, level.parent, level.nth].astype(jnp.int32)
+    is_best = jnp.zeros(probs.shape, bool)
+    for nth in range(1, best.shape[-1]):
+        ids = jnp.arange(probs.shape[-1])[None, None] == best[..., nth : nth + 1]
+        is_best |= ids & jnp.asarray(nth < counts)[None, :, None]
+    left = jnp.where(is_best, 0, probs)
+    left = accept.normalised(left, jnp.zeros_like(left))[:, level.parent]
+    is_eldest = jnp.asarray(level.nth == 0)[None]
+    hot = jax.nn.one_hot(given, probs.shape[-1], dtype=probs.dtype)
+    law = jnp.where(is_eldest[..., None], left, hot)
+    tokens = jnp.where(is_eldest, choose(left, noise), given)
+    return _possible(tokens, law), law
+
+
+def _check(topology: trees.Topology, draws: str, lenses: Sequence[Lens]) -> None:
     if draws not in DRAWS:
         raise ValueError(f"{draws=} must be one of {DRAWS}")
     if draws == "coupled" and topology.max_children > 1:
         raise ValueError("coupled siblings would be equal: draft a chain instead")
     if topology.num_nodes < 1:
         raise ValueError("an empty tree drafts nothing: use drafters.nothing()")
+    if any(lens.init() != () for lens in lenses):
+        raise ValueError("a draft model keeps no memory of positions for a lens")
 
 
 def _possible(token: Array, law: Array) -> Array:
@@ -243,9 +343,21 @@ def _levels(topology: trees.Topology) -> list[Level]:
         above = np.flatnonzero(depths < depth)
         # Level by level, as they are drawn: the last level has the last lanes.
         above = above[np.argsort(depths[above], kind="stable")]
-        found.append(Level(depth, nodes, parent, np.array(nth), above))
+        place = {int(node): i for i, node in enumerate(above)}
+        paths = [_path(place, parents, int(node)) for node in before]
+        paths = np.array(paths, int).reshape(len(before), depth - 1)
+        found.append(Level(depth, nodes, parent, np.array(nth), above, paths))
         before = nodes
     return found
+
+
+def _path(place: dict[int, int], parents: np.ndarray, node: int) -> list[int]:
+    """Places of the nodes from the root's child to `node`; [] for the root."""
+    path = []
+    while node >= 0:
+        path.append(place[int(node)])
+        node = int(parents[node])
+    return path[::-1]
 
 
 def _reach(topology: trees.Topology) -> np.ndarray:

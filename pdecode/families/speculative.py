@@ -34,7 +34,7 @@ from pdecode.contracts import (
 from pdecode.families import rows
 from pdecode.families import speculative_calls as calls
 from pdecode.kernels.head import api as vocab_head
-from pdecode.sampling import categorical, without_mask
+from pdecode.sampling import without_mask
 
 
 class PrefixState(NamedTuple):
@@ -158,7 +158,7 @@ def step(plan: Plan, params, keys, state: PrefixState):
     query, reach = calls.verify_query(draft, prefix, plan)
     output, cache = plan.model.apply(params["model"], query, state.cache)
     prediction = predict(plan, params, keys, prefix, query, reach, output)
-    verdict = judge(plan, keys, draft, prediction, reach, prefix.length - 1)
+    verdict = judge(plan, params, keys, draft, prediction, output.hidden, reach, prefix)
     emitted = emit(plan, state, draft, verdict, prediction, active)
     round = Round(
         draft, output, prediction, verdict.path, verdict.num_accepted,
@@ -192,18 +192,23 @@ def predict(plan: Plan, params, keys, prefix, query, reach, output):
 
 
 def judge(
-    plan: Plan, keys, draft: Draft, prediction: Prediction, reach: Array, root: Array
-) -> Verdict:
+    plan: Plan, params, keys, draft: Draft, prediction: Prediction, hidden, reach,
+    prefix: Prefix,
+) -> Verdict:  # fmt: skip
     """Accepts a path: by equality, or drawn from the rule's own law."""
+    root = prefix.length - 1
     num_lanes = 1 + plan.num_stored
     nodes = calls.without_probes(draft, plan.num_stored)
     depth = trees.depths(reach)
     if plan.acceptance is None:
-        leaf, next_token = _match(nodes, prediction.token, reach, depth)
+        leaf, next_token = calls.matched(nodes, prediction.token, reach, depth)
         is_sound = jnp.ones(leaf.shape, bool)
     else:
         judged = jax.tree.map(lambda leaf: leaf[:, :num_lanes], prediction)
-        leaf, next_token, is_sound = _draw(plan.acceptance, nodes, judged, keys, root)
+        given = calls.given_to(plan.acceptance, params, hidden[:, :num_lanes])
+        leaf, next_token, is_sound = calls.drawn(
+            plan.acceptance, nodes, judged, given, keys, root
+        )
     max_depth = plan.drafter.max_depth
     if plan.is_chain:
         lanes = jnp.arange(1, max_depth + 1, dtype=jnp.int32)[None]
@@ -317,32 +322,6 @@ def output(plan: Plan, state: PrefixState) -> Generation:
     )
 
 
-def _match(draft: Draft, wanted: Array, reach: Array, depth: Array):
-    """Leaf and next token [B]: follow nodes that are what the target wants there."""
-    parent = jnp.maximum(draft.parents + 1, 0)
-    hit = draft.tokens == jnp.take_along_axis(wanted, parent, 1)
-    num_lanes = 1 + hit.shape[1]
-    leaf = trees.deepest(hit, reach[:, :num_lanes, :num_lanes], depth[:, :num_lanes])
-    return leaf, jnp.take_along_axis(wanted, leaf[:, None], 1)[:, 0]
-
-
-def _draw(rule: BlockRule, draft: Draft, prediction: Prediction, keys, root: Array):
-    """Leaf and next token [B] drawn from the rule's law, and if it is a law [B]."""
-    stop, residual = jax.vmap(rule.apply)(draft, prediction)
-    position = root[:, None]
-    leaf_place = rng.noise(keys, rng.ACCEPT, position, round=root)
-    leaf = categorical(stop, leaf_place[:, 0])
-    law = jnp.take_along_axis(residual, leaf[:, None, None], 1)[:, 0]
-    token_place = rng.noise(
-        keys, rng.RESIDUAL, position, round=root, index=leaf[:, None]
-    )
-    is_law = jnp.isfinite(stop).all(1) & jnp.isfinite(law).all(1)
-    if draft.q is not None:
-        # A rule takes such a node for absent; the row says that its drafter is broken.
-        is_law &= jnp.isfinite(draft.q).all((1, 2))
-    return leaf, categorical(law, token_place[:, 0]), is_law
-
-
 def _log_prob_of(plan: Plan, prediction: Prediction, tokens, lanes) -> Array:
     """Raw log-probability float32 [B, D + 1] of `tokens` judged at `lanes`."""
     if plan.acceptance is None:
@@ -374,9 +353,11 @@ def _checked(model, drafter, max_new_tokens, sampling, acceptance, lenses) -> Pl
         )
     if isinstance(acceptance, str) and acceptance != "match":
         raise ValueError(f"{acceptance=} must be 'match' or a BlockRule")
+    rule = None if isinstance(acceptance, str) else acceptance
+    if rule is not None:
+        calls.check_fit(rule, drafter)
     if any(lens.init() != () for lens in lenses):
         raise ValueError("draft-and-verify keeps no memory of positions for a lens")
-    rule = None if isinstance(acceptance, str) else acceptance
     wants = ("token", "log_prob") if rule is None else ("logits", *rule.wants)
     wants = tuple(dict.fromkeys((*wants, *drafter.wants)))
     vocab_head.check_wants(wants)

@@ -1,12 +1,24 @@
-"""The verifying call of draft-and-verify: lanes, what they see, what a lens sees."""
+"""The verifying call of draft-and-verify: its lanes, what is seen, what is drawn."""
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 
-from pdecode import trees
-from pdecode.contracts import Draft, Prefix, Query, SlotRun, View, Visibility
+from pdecode import rng, trees
+from pdecode.contracts import (
+    BlockRule,
+    Draft,
+    Drafter,
+    Prediction,
+    Prefix,
+    Query,
+    SlotRun,
+    View,
+    Visibility,
+)
+from pdecode.sampling import categorical
 
 
 def sanitized(draft: Draft, plan: Any) -> Draft:
@@ -105,3 +117,60 @@ def views_of(prefix: Prefix, query: Query, reach: Array) -> View:
         position=query.positions + 1,
         prompt_end=jnp.broadcast_to(prefix.prompt_end[:, None], (batch, num_lanes)),
     )
+
+
+def check_fit(rule: BlockRule, drafter: Drafter) -> None:
+    """Raises ValueError if the drafter is not what the rule's proof needs."""
+    num_stored = drafter.num_nodes - drafter.num_probes
+    is_chain = drafter.max_depth == num_stored
+    if "chain" in rule.needs and not is_chain:
+        raise ValueError(
+            f"this rule judges one chain, but the drafter makes a tree of {num_stored} "
+            f"nodes and {drafter.max_depth} levels: draft a chain, or take a rule for "
+            "trees (accept.by_node, accept.traversal_verification)"
+        )
+    if "iid" in rule.needs and not (drafter.is_iid or is_chain):
+        raise ValueError(
+            "this rule is for siblings drawn independently from one law, and the "
+            "drafter's are not: draw with replacement, or take accept.rejection"
+        )
+
+
+def given_to(rule: BlockRule, params: dict, hidden: Array) -> tuple:
+    """What a rule with a role gets besides: its params and hidden states [B, Q, E]."""
+    if rule.role is None:
+        return ()
+    if rule.role not in params:
+        raise ValueError(
+            f"the acceptance rule reads params of the role {rule.role!r}, but there "
+            f"are only {sorted(params)}"
+        )
+    return params[rule.role], hidden
+
+
+def matched(draft: Draft, wanted: Array, reach: Array, depth: Array):
+    """Leaf and next token [B]: follow nodes that are what the target wants there."""
+    parent = jnp.maximum(draft.parents + 1, 0)
+    hit = draft.tokens == jnp.take_along_axis(wanted, parent, 1)
+    num_lanes = 1 + hit.shape[1]
+    leaf = trees.deepest(hit, reach[:, :num_lanes, :num_lanes], depth[:, :num_lanes])
+    return leaf, jnp.take_along_axis(wanted, leaf[:, None], 1)[:, 0]
+
+
+def drawn(rule: BlockRule, draft: Draft, prediction: Prediction, given, keys, root):
+    """Leaf and next token [B] drawn from the rule's law, and if it is a law [B]."""
+    # Of what is given besides, hidden states are a row's own and params are not.
+    axes = (0, 0, *(None, 0)[: len(given)])
+    stop, residual = jax.vmap(rule.apply, in_axes=axes)(draft, prediction, *given)
+    position = root[:, None]
+    leaf_place = rng.noise(keys, rng.ACCEPT, position, round=root)
+    leaf = categorical(stop, leaf_place[:, 0])
+    law = jnp.take_along_axis(residual, leaf[:, None, None], 1)[:, 0]
+    token_place = rng.noise(
+        keys, rng.RESIDUAL, position, round=root, index=leaf[:, None]
+    )
+    is_law = jnp.isfinite(stop).all(1) & jnp.isfinite(law).all(1)
+    if draft.q is not None:
+        # A rule takes such a node for absent; the row says that its drafter is broken.
+        is_law &= jnp.isfinite(draft.q).all((1, 2))
+    return leaf, categorical(law, token_place[:, 0]), is_law

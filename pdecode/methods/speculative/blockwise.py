@@ -9,7 +9,7 @@ from pdecode.contracts import Decoder, DraftHeads, Sampling
 from pdecode.drafters import heads as head_drafters
 from pdecode.families import speculative
 from pdecode.knobs import Count, NextModel, Temperature
-from pdecode.rules import accept
+from pdecode.rules import accept, relaxed
 
 
 def blockwise(
@@ -33,5 +33,5 @@ def blockwise(
         head_drafters.greedy_chain(model, heads, num_draft),
         max_new_tokens=max_new_tokens,
         sampling=sampling,
-        acceptance=accept.match if match_top == 1 else accept.top_match(match_top),
+        acceptance=accept.match if match_top == 1 else relaxed.top_match(match_top),
     )

@@ -1,0 +1,157 @@
+"""A causal model's token tree that grows with its confidence, level by level.
+
+The tree is a function of the drafter's laws alone, nothing is drawn, so it has no q and
+any rule may judge it as given (`accept.match` token for token).
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from pdecode import prompts, trees
+from pdecode.contracts import (
+    Draft,
+    DraftCost,
+    Drafter,
+    Model,
+    Prefix,
+    Query,
+    Sampling,
+    Visibility,
+)
+from pdecode.drafters import causal, ignore
+from pdecode.kernels.head import api as vocab_head
+from pdecode.sampling import without_mask
+
+
+class Growing(NamedTuple):
+    """Carry of the loop over levels."""
+
+    growth: trees.Growth
+    level: Array  # int32 []
+    more: Array  # bool [B]  the row grows on
+    mass: Array  # float32 [B]  expected accepted length of the best nodes so far
+    num_levels: Array  # int32 [B]
+
+
+def grown_tree(
+    model: Model,
+    num_nodes: int,
+    *,
+    width: int,
+    max_depth: int,
+    min_gain: Any = None,
+) -> Drafter:
+    """Drafts the `num_nodes` likeliest nodes found by a beam of `width` a level.
+
+    Each beam node offers its `width` best tokens; the best `width` of these are the
+    next beam, and the best `num_nodes` of all levels the draft (EAGLE-2, Li et al.,
+    2024, arXiv:2406.16858). With `min_gain` a row stops at the level that adds less
+    than so many expected tokens (OPT-Tree, Wang et al., 2024, arXiv:2406.17276). Params
+    are those of the role "drafter". A level's call repeats the beams above it,
+    unstored; all levels are one program.
+    """
+    _check(model, num_nodes, width, max_depth)
+    sampling = without_mask(model, Sampling())
+    wants = (f"top:{width}",)
+
+    def init(params, keys, prompt, prefix: Prefix, output):
+        del keys, output
+        cache = model.init_cache(prompt, prefix.tokens.shape[1] + 2 * max_depth + 1)
+        _, cache = prompts.prefill(model, params["drafter"], prompt, cache, drop=1)
+        return causal.CausalState(cache, prompt.lengths - 1)
+
+    def propose(params, keys, state: causal.CausalState, prefix: Prefix):
+        del keys
+        own, root = params["drafter"], prefix.length - 1
+        hidden, cache, num_missing = causal.store(
+            model, own, state, prefix, max_depth + 1
+        )
+
+        def offers(hidden):
+            found = vocab_head.statistics(model.head(own), hidden, wants, sampling)
+            return found.top_ids, found.top_log_probs
+
+        def deepen(growing: Growing) -> Growing:
+            output, _ = model.apply(own, beam_query(growing.growth, root), cache)
+            first = (growing.level - 1) * width
+            here = jax.lax.dynamic_slice_in_dim(output.hidden, first, width, 1)
+            return add_level(growing, *offers(here), num_nodes, min_gain)
+
+        growing = Growing(
+            growth=trees.seed(root.shape[0], max_depth, width),
+            level=jnp.zeros((), jnp.int32),
+            more=jnp.ones(root.shape, bool),
+            mass=jnp.zeros(root.shape, jnp.float32),
+            num_levels=jnp.zeros_like(root),
+        )
+        # The root's children, in the first of `width` equal rows.
+        ids, log_probs = (jnp.repeat(each, width, 1) for each in offers(hidden))
+        growing = add_level(growing, ids, log_probs, num_nodes, min_gain)
+        growing = jax.lax.while_loop(
+            lambda g: (g.level < max_depth) & g.more.any(), deepen, growing
+        )
+        tokens, parents = trees.rerank(growing.growth, num_nodes)
+        num_levels, lanes = growing.num_levels, (max_depth - 1) * width
+        cost = DraftCost(
+            num_calls=num_levels,
+            num_tokens=num_missing + width * num_levels * (num_levels - 1) // 2,
+            num_tokens_computed=max_depth + 1 + (num_levels - 1) * lanes,
+        )
+        after = causal.CausalState(cache, prefix.length)
+        return Draft(tokens, parents, cost=cost), after
+
+    return Drafter(num_nodes, max_depth, init, propose, ignore, num_prefill_calls=1)
+
+
+def add_level(
+    growing: Growing, top_ids: Array, log_probs: Array, num_nodes: int, min_gain: Any
+) -> Growing:
+    """One level more, and whether the next is worth a call."""
+    growth = trees.grow(growing.growth, growing.level, top_ids, log_probs, growing.more)
+    num_levels = growing.num_levels + growing.more
+    if min_gain is None:
+        return Growing(
+            growth, growing.level + 1, growing.more, growing.mass, num_levels
+        )
+    flat = growth.scores.reshape(growth.scores.shape[0], -1)
+    mass = jnp.exp(jax.lax.top_k(flat, num_nodes)[0]).sum(1)
+    more = growing.more & (mass - growing.mass > min_gain)
+    return Growing(growth, growing.level + 1, more, mass, num_levels)
+
+
+def beam_query(growth: trees.Growth, root: Array) -> Query:
+    """The beams of all levels but the last as unstored lanes behind the prefix.
+
+    Levels that are not grown yet are padding: nobody reads their output.
+    """
+    tokens, parents = trees.beam(growth)
+    size = (growth.beam.shape[1] - 1) * growth.width
+    reach = trees.ancestors(parents[:, :size])
+    shape = (root.shape[0], size)
+    return Query(
+        tokens=tokens[:, :size],
+        positions=root[:, None] + trees.depths(reach)[:, 1:],
+        slots=None,
+        visible=Visibility(
+            start=jnp.zeros(shape, jnp.int32),
+            stop=jnp.broadcast_to(root[:, None] + 1, shape),
+            among=reach[:, 1:, 1:],
+        ),
+    )
+
+
+def _check(model: Model, num_nodes: int, width: int, max_depth: int) -> None:
+    most = width + (max_depth - 1) * width**2
+    if not 1 <= width <= model.vocab_size:
+        raise ValueError(f"{width=} must lie in [1, {model.vocab_size}], the ids")
+    if max_depth < 2:
+        raise ValueError(f"{max_depth=} must be at least 2: a tree of one level is "
+                         "trees.expand((width,))")  # fmt: skip
+    if not max_depth < num_nodes <= most:
+        raise ValueError(
+            f"{num_nodes=} must lie in ({max_depth}, {most}]: more than max_depth, and "
+            f"no more than {max_depth} levels of {width=} offer"
+        )
