@@ -28,66 +28,6 @@ def no_cache_on_disk(monkeypatch):
 # Measuring.
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "autoregressive",
-        "jacobi",
-        "remdm",
-        pytest.param("llada", marks=pytest.mark.thorough),
-    ],
-)
-def test_two_programs_decode_what_one_does(name):
-    case = table.CASES[name]
-    settings = {**case.sizes, **case.knobs, "temperature": 0.7, "max_new_tokens": 10}
-    prompt = table.prompt()
-    programs = programs_module.compiled(
-        getattr(methods, case.method), case.model, case.params, prompt, **settings
-    )
-    decoded = programs_module.timed(programs, case.params, prompt, jax.random.key(0))
-    wanted, stats = table.base(name, 0.7)
-    jax.tree.map(np.testing.assert_array_equal, decoded.generation, wanted)
-    jax.tree.map(np.testing.assert_array_equal, decoded.stats, stats)
-    assert decoded.decode_s > 0 and programs.compile_s > 0
-    again = programs_module.compiled(
-        getattr(methods, case.method), case.model, case.params, prompt,
-        **{**settings, "temperature": 0.3},
-    )  # fmt: skip
-    assert again.compile_s == 0 and again.loop is programs.loop
-
-    # Every generated token is dated, by a step that the loop took, prompts never.
-    place = np.arange(decoded.commit_step.shape[1])[None]
-    start, length = wanted.start[:, None], wanted.lengths[:, None]
-    inside = (place >= start) & (place < start + length)
-    assert (decoded.commit_step[inside] >= 0).all()
-    assert (decoded.commit_step < stats.num_steps).all()
-    assert (decoded.commit_step[place < start] == -1).all()
-    if name == "autoregressive":
-        steps = np.broadcast_to(place - start, inside.shape)
-        np.testing.assert_array_equal(decoded.commit_step[inside], steps[inside])
-
-
-def test_undated_loop_is_the_same_decode():
-    case, prompt = table.CASES["prompt_lookup"], table.prompt()
-    settings = {**case.sizes, "temperature": 0.0, "max_new_tokens": 10}
-    method = getattr(methods, case.method)
-    programs = programs_module.compiled(
-        method, case.model, case.params, prompt, is_dated=False, **settings
-    )
-    decoded = programs_module.timed(programs, case.params, prompt, jax.random.key(0))
-    wanted, _ = table.base("prompt_lookup", 0.0)
-    jax.tree.map(np.testing.assert_array_equal, decoded.generation, wanted)
-    step = programs_module.host_step(method, case.model, settings)
-    keys, state, counts = programs.start(
-        case.params, prompt, jax.random.key(0), programs.knobs
-    )
-    is_done = False
-    while not is_done:
-        state, counts, is_done = step(case.params, keys, state, counts, programs.knobs)
-    stats = decode.stats_of(counts)
-    jax.tree.map(np.testing.assert_array_equal, stats, decoded.stats)
-
-
 # Judging.
 
 

@@ -18,10 +18,10 @@ OPTIONS = (
 # The command line, then how many of its programs came from the cache on disk.
 PROGRAM = """
 import sys
-from pdecode import cli
-from pdecode.evals import measure
+from pdecode import programs
+from pdecode.cli import main as cli
 assert cli.main(sys.argv[1:]) == 0
-print([made.num_cached for made in measure._kept.values()])
+print([made.num_cached for made in programs._kept.values()])
 """
 
 
