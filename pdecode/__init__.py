@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from pdecode.decode import with_trace as with_trace
     from pdecode.generation import generate as generate
     from pdecode.generation import load as load
-    from pdecode.generation import texts as texts
     from pdecode.methods.variants import resolve as resolve
     from pdecode.prompts import from_rows as from_rows
+    from pdecode.results import texts as texts
 
 # Where each public name lives; a module of the package is reached by its own name, and
 # those that methods are composed of also by their last name.
@@ -43,7 +43,7 @@ _HOMES = {
     "resolve": "methods.variants",
     "run": "decode",
     "stream": "decode",
-    "texts": "generation",
+    "texts": "results",
     "with_trace": "decode",
 }
 _MODULES = {

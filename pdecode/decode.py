@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from pdecode import knobs as knob_rules
-from pdecode import rng
+from pdecode import rng, shown
 from pdecode.contracts import (
     STOPPED_BY,
     Decoder,
@@ -47,6 +47,9 @@ class Stats(NamedTuple):
     num_proposed: Array  # int32 [B]
     num_revoked: Array  # int32 [B]
     committed_per_call: Array  # int32 [B, 65]  steps by tokens committed
+
+    def __repr__(self) -> str:
+        return shown.short(self)
 
 
 # Counters of rows, which the loop carries as one array: one addition a step.
@@ -147,6 +150,8 @@ def step_limit(decoder: Decoder, prompt: Prompt, max_steps: int | None = None) -
 
 def start(decoder: Decoder, params: Params, prompt: Prompt, key: Array) -> Carry:
     """The prefill: what the loop begins with."""
+    if not jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key):
+        key = jax.random.wrap_key_data(key)  # of jax.random.PRNGKey
     keys = rng.row_keys(key, prompt.row_ids)
     state, prefill = decoder.init(by_role(params), keys, prompt)
     return Carry(keys, state, new_counts(prefill))

@@ -1,4 +1,4 @@
-"""One loop: what `generate`, `compare`, `--watch` and `stream` run is what `run` does."""
+"""One loop: what `generate`, `compare`, `--watch` and `stream` run is `run`'s."""
 
 import jax
 import numpy as np
@@ -10,7 +10,14 @@ from pdecode import programs as programs_module
 from pdecode.contracts import Model
 
 # One of each family and kind of drafter; the others are the same code again.
-FEW = ("autoregressive", "prompt_lookup", "speculative", "jacobi", "dual_cache", "remdm")
+FEW = (
+    "autoregressive",
+    "prompt_lookup",
+    "speculative",
+    "jacobi",
+    "dual_cache",
+    "remdm",
+)
 FEW += ("random_order", "blockwise")
 EACH = [
     name if name in FEW else pytest.param(name, marks=pytest.mark.thorough)
@@ -80,9 +87,7 @@ def test_knobs_share_programs_and_one_token_a_call_is_dated_in_order():
     programs, case = compiled("autoregressive", temperature=0.7)
     again, _ = compiled("autoregressive", temperature=0.3)
     assert again.compile_s == 0 and again.loop is programs.loop
-    made = programs_module.timed(
-        again, case.params, table.prompt(), jax.random.key(0)
-    )
+    made = programs_module.timed(again, case.params, table.prompt(), jax.random.key(0))
     steps = np.arange(made.commit_step.shape[1]) - made.generation.start[:, None]
     inside = (steps >= 0) & (steps < made.generation.lengths[:, None])
     np.testing.assert_array_equal(made.commit_step[inside], steps[inside])
