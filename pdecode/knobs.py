@@ -96,7 +96,7 @@ def parameters(method: Callable) -> dict[str, Parameter]:
     for name, parameter in inspect.signature(method).parameters.items():
         if parameter.kind is not inspect.Parameter.KEYWORD_ONLY:
             continue
-        hint = hints.get(name, type(parameter.default))
+        hint = hints.get(name) or _guessed(parameter)
         found[name] = _read(name, hint, parameter.default)
     return found
 
@@ -234,6 +234,18 @@ def _read(name: str, hint: Any, default: Any) -> Parameter:
     base, kind = typing.get_args(hint)[:2]
     base = typing.get_origin(base) or base
     return Parameter(name, kind, base, is_optional, default)
+
+
+def _guessed(parameter: inspect.Parameter) -> Any:
+    """What a keyword without an annotation is, by its default."""
+    if parameter.default not in (inspect.Parameter.empty, None):
+        return type(parameter.default)
+    if parameter.name == "max_new_tokens":
+        return int
+    raise TypeError(
+        f"argument {parameter.name} has neither annotation nor default: write int, "
+        "float, bool, a Literal, or Annotated with a Knob or Size"
+    )
 
 
 def _is_abstract(value: Any) -> bool:

@@ -406,13 +406,6 @@ def test_every_method_explains_itself(capsys, name):
     assert all(knob in out for knob in settings)
 
 
-def test_losslessness_depends_on_settings():
-    assert describe.is_lossless(methods.blockwise, {})
-    assert not describe.is_lossless(methods.blockwise, {"match_top": 2})
-    assert describe.is_lossless(methods.sjd, {"window": 3})
-    assert not describe.is_lossless(methods.llada, {})
-
-
 def test_info_is_json(capsys):
     code, out, _ = run(capsys, "info", GOLDEN, "--mesh", "tensor=2", "--json")
     assert code == 0 and json.loads(out)["architecture"] == "llada"

@@ -20,7 +20,6 @@ from pdecode.evals import compare, curve, lineup, quality, tasks
 from pdecode.evals import rows as evals_rows
 from pdecode.hardware import roofline
 from pdecode.methods import variants
-from pdecode.models import toy
 from pdecode.models.bytes import tokenizer
 
 
@@ -36,7 +35,7 @@ def no_cache_on_disk(monkeypatch):
 
 
 def test_judge_scores_each_token_given_what_precedes_it():
-    model = toy.make_model(table.VOCAB, table.LENGTH, eos_ids=(table.EOS,))
+    model = table.CAUSAL
     rows, made = [[0, 1], [2, 0, 1]], [[1, 2, 0], [2]]
     judged = quality.judge(quality.Judge(model, table.TARGET, 3, 8), rows, made)
     assert [len(each.log_probs) for each in judged] == [3, 1]
@@ -51,7 +50,7 @@ def test_judge_scores_each_token_given_what_precedes_it():
     start, length = int(wanted.start[0]), int(wanted.lengths[0])
     row = wanted.tokens[0, start : start + length].tolist()
     found = quality.judge(
-        quality.Judge(model, table.TARGET, 2, table.LENGTH), [table.ROWS[0]], [row]
+        quality.Judge(model, table.TARGET, 2, 16), [table.ROWS[0]], [row]
     )
     np.testing.assert_allclose(
         found[0].log_probs, wanted.log_probs[0, start : start + length], atol=1e-5

@@ -89,7 +89,7 @@ def entries(
     for name in overrides:
         if name not in chosen:
             raise ValueError(
-                f"{name!r} has settings, but does not run; {names.listed(name, chosen)}"
+                f"{name!r} does not run, but has settings; {names.listed(name, chosen)}"
             )
     given = None
     if choice.model is not None:
