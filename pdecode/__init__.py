@@ -1,6 +1,13 @@
 """Parallel decoding in JAX: methods behind one interface, counted honestly.
 
-Names are imported when they are first used, so that `import pdecode` is quick.
+    pdecode.generate("def fib(n):", method="llada")     a prompt to text
+    pdecode.compare(["prompt_lookup", my_method])       methods raced and counted
+    pdecode.run(method, model, params, prompt, key)     the program behind both
+    pdecode.load("target"), pdecode.from_rows(rows)     what it takes
+
+Everything here is imported when it is first used, so that `import pdecode` is quick.
+Modules are names too: `pdecode.methods`, and those that methods are composed of,
+`pdecode.commit` or `pdecode.windows`.
 """
 
 import importlib
@@ -20,11 +27,12 @@ if TYPE_CHECKING:
     from pdecode.decode import run as run
     from pdecode.decode import stream as stream
     from pdecode.decode import with_trace as with_trace
+    from pdecode.evals.compare import compare as compare
     from pdecode.generation import generate as generate
     from pdecode.generation import load as load
-    from pdecode.generation import texts as texts
     from pdecode.methods.variants import resolve as resolve
     from pdecode.prompts import from_rows as from_rows
+    from pdecode.results import texts as texts
 
 # Where each public name lives; a module of the package is reached by its own name, and
 # those that methods are composed of also by their last name.
@@ -37,13 +45,14 @@ _HOMES = {
     "Rule": "contracts",
     "Sampling": "contracts",
     "Stats": "decode",
+    "compare": "evals.compare",
     "from_rows": "prompts",
     "generate": "generation",
     "load": "generation",
     "resolve": "methods.variants",
     "run": "decode",
     "stream": "decode",
-    "texts": "generation",
+    "texts": "results",
     "with_trace": "decode",
 }
 _MODULES = {
@@ -59,6 +68,10 @@ _MODULES = {
     "speculative": "families",
     "windows": "rules",
 }
+# Public, at the top of the package.
+_ROOMS = ("contracts", "decode", "knobs", "methods", "prompts", "rng", "trees")
+
+__all__ = [*_HOMES, *_MODULES, *_ROOMS]
 
 
 def __getattr__(name: str) -> Any:
@@ -77,12 +90,14 @@ def __getattr__(name: str) -> Any:
         except ModuleNotFoundError as error:
             if error.name != home:
                 raise
+            from pdecode import names
+
             raise AttributeError(
-                f"module 'pdecode' has no attribute {name!r}"
+                f"module 'pdecode' has no attribute {name!r}{names.near(name, __all__)}"
             ) from None
     globals()[name] = found
     return found
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOMES, *_MODULES])
+    return sorted(["__version__", *__all__])

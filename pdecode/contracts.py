@@ -10,6 +10,8 @@ from typing import Any, NamedTuple, Protocol
 
 from jax import Array
 
+from pdecode import shown
+
 Params = (
     Any  # of one model; a decoder gets them by role: {"model": ..., "drafter": ...}
 )
@@ -154,6 +156,9 @@ class Generation(NamedTuple):
     log_probs: Array  # float32 [B, L]  raw log-probability of each token when committed
     stopped_by: Array  # int32 [B]  index into STOPPED_BY
     committed: Array  # bool [B, L]  generated and decided, holes of the prompt included
+
+    def __repr__(self) -> str:
+        return shown.short(self)
 
 
 class StepInfo(NamedTuple):

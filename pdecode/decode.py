@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from pdecode import knobs as knob_rules
-from pdecode import rng
+from pdecode import rng, shown
 from pdecode.contracts import (
     STOPPED_BY,
     Decoder,
@@ -47,6 +47,9 @@ class Stats(NamedTuple):
     num_proposed: Array  # int32 [B]
     num_revoked: Array  # int32 [B]
     committed_per_call: Array  # int32 [B, 65]  steps by tokens committed
+
+    def __repr__(self) -> str:
+        return shown.short(self)
 
 
 # Counters of rows, which the loop carries as one array: one addition a step.
@@ -85,6 +88,15 @@ class Recorded(NamedTuple):
 
     inner: Any
     saved: Any  # leaves [max_steps, ...]; turns not taken hold zeros
+    step: Array  # int32 []
+
+
+class Dated(NamedTuple):
+    """State of `dated`: the decoder's own, and when positions were committed."""
+
+    inner: Any
+    committed: Array  # bool [B, L]  after the last step
+    when: Array  # int32 [B, L]  step of the last commit; -1: none
     step: Array  # int32 []
 
 
@@ -138,12 +150,14 @@ def step_limit(decoder: Decoder, prompt: Prompt, max_steps: int | None = None) -
 
 def start(decoder: Decoder, params: Params, prompt: Prompt, key: Array) -> Carry:
     """The prefill: what the loop begins with."""
+    if not jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key):
+        key = jax.random.wrap_key_data(key)  # of jax.random.PRNGKey
     keys = rng.row_keys(key, prompt.row_ids)
     state, prefill = decoder.init(by_role(params), keys, prompt)
     return Carry(keys, state, new_counts(prefill))
 
 
-def loop(decoder: Decoder, params: Params, carry: Carry, limit: int) -> Carry:
+def loop(decoder: Decoder, params: Params, carry: Carry, limit: Array | int) -> Carry:
     """Turns until every row is done, or `limit` of them were taken in all."""
     params = by_role(params)
 
@@ -238,17 +252,36 @@ def with_trace(
     return decoder._replace(init=init, step=step, done=done, output=output)
 
 
-def commit_steps(saved: Array, committed: Array) -> Array:
-    """int32 [B, L]: the step that committed each position, counted from 0; else -1.
+def dated(decoder: Decoder) -> Decoder:
+    """`decoder` that also notes at which step each position was committed.
 
-    `saved` bool [T, B, L] is `Generation.committed` after each step, as `with_trace`
-    keeps it, and `committed` that of the result. A position that was reopened is dated
-    by its last commit.
+    Its state is a `Dated`. A position that was reopened is dated by its last commit.
     """
-    before = jnp.pad(saved, ((1, 0), (0, 0), (0, 0)))[:-1]
-    steps = jnp.arange(saved.shape[0], dtype=jnp.int32)[:, None, None]
-    last = jnp.where(saved & ~before, steps, -1).max(0)
-    return jnp.where(committed, last, -1)
+
+    def init(params, keys, prompt):
+        inner, info = decoder.init(params, keys, prompt)
+        committed = decoder.output(inner).committed
+        when = jnp.full(committed.shape, -1, jnp.int32)
+        return Dated(inner, committed, when, jnp.zeros((), jnp.int32)), info
+
+    def step(params, keys, state):
+        inner, info = decoder.step(params, keys, state.inner)
+        committed = decoder.output(inner).committed
+        when = jnp.where(committed & ~state.committed, state.step, state.when)
+        return Dated(inner, committed, when, state.step + 1), info
+
+    def done(state):
+        return decoder.done(state.inner)
+
+    def output(state):
+        return decoder.output(state.inner)
+
+    return decoder._replace(init=init, step=step, done=done, output=output)
+
+
+def commit_steps(state: Dated) -> Array:
+    """int32 [B, L]: the step that committed each position, counted from 0; else -1."""
+    return jnp.where(state.committed, state.when, -1)
 
 
 def run(

@@ -10,31 +10,19 @@ The composed form, which this is made of:
     print(pdecode.texts(generation, tokenizer))
 """
 
-import functools
 import operator
-import os
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from pdecode import knobs, prompts, rng, sharding
+from pdecode import assembly, knobs, prompts, recipes, rng, sharding
 from pdecode import programs as programs_module
-from pdecode.contracts import STOPPED_BY, DraftHeads, Generation, Model, Params, Prompt
-from pdecode.decode import Stats
-from pdecode.families.rows import is_eos
-from pdecode.methods import variants
-from pdecode.models import transformer
-
-# By what a model predicts: what it is in words, and the method it gets by default.
-KINDS = {
-    "next": ("a causal model", "autoregressive"),
-    "masked": ("a model trained with a mask token", "llada"),
-    "uniform": ("a model trained with uniform noise", "diffusion_gemma"),
-}
+from pdecode.assembly import load
+from pdecode.contracts import Model, Params, Prompt
+from pdecode.results import Result, result_of
 
 
 class Job(NamedTuple):
@@ -49,35 +37,26 @@ class Job(NamedTuple):
     eos_ids: tuple[int, ...]  # of the model, also where the decode ignores them
     method_name: str
     model_name: str
+    drafter_name: str | None  # or the heads
+    row_ids: list[int]
     mesh: Mesh | None = None  # where all of it lies; None: on one device
 
-
-class Result(NamedTuple):
-    """Plain Python data; `str(result)` is the text. One entry a row in every list."""
-
-    tokens: list[list[int]]  # the generation before EOS, or all with keep_eos_tail
-    lengths: list[int]  # generated tokens before the first EOS
-    text: list[str]
-    stopped_by: list[str]  # one of contracts.STOPPED_BY
-    stats: dict[str, Any]  # lists by row, and "steps" and "dispatches" of the batch
-    timing: dict[str, float]  # seconds: compile_s, prefill_s, decode_s
-    method: str
-    model: str
-    settings: dict[str, Any]
-
-    def __str__(self) -> str:
-        return "\n\n".join(self.text)
+    @property
+    def used(self) -> dict[str, Any]:
+        """`settings`, and the defaults of those that were not given."""
+        return knobs.used(self.method, self.settings)
 
 
 def generate(
     prompt: str | Sequence,
     *,
-    method: str | None = None,
+    method: str | Callable | None = None,
     model: str | None = None,
     drafter: str | None = None,
     max_new_tokens: int = 64,
     temperature: float | None = None,
     seed: int = 0,
+    row_ids: Sequence[int] | None = None,
     keep_eos_tail: bool = False,
     dtype: str | None = None,
     mesh: Mesh | None = None,
@@ -86,12 +65,16 @@ def generate(
     """Continues `prompt`: a text, texts, one row of ids or rows of ids.
 
     `method` names a method or a configuration (default: autoregressive, llada or
-    diffusion_gemma, by the model), `model` and `drafter` an embedded model or a
+    diffusion_gemma, by the model), or is one: a function, or where its code is
+    ("file.py:name", "module:name"). `model` and `drafter` are an embedded model or a
     checkpoint folder (default: the embedded one that fits the method; a method that
     takes heads gets them as its drafter). Further settings are the method's knobs and
-    sizes. `keep_eos_tail` decodes and returns what lies behind EOS too. With `mesh`
+    sizes. A row's noise is named by its prompt and by its number among equal ones, so
+    that it decodes the same in any company; `row_ids` names it otherwise.
+    `keep_eos_tail` decodes and returns what lies behind EOS too. With `mesh`
     (`sharding.make_mesh`) weights, caches and rows are split over it; its devices may
-    be those of several processes that make the same call. Raises ValueError or
+    be those of several processes that make the same call. A row whose model says what
+    is no number ends there, with stopped_by "not_finite". Raises ValueError or
     TypeError.
     """
     job = prepare(
@@ -101,23 +84,43 @@ def generate(
         drafter=drafter,
         max_new_tokens=max_new_tokens,
         temperature=temperature,
+        row_ids=row_ids,
         keep_eos_tail=keep_eos_tail,
         dtype=dtype,
         mesh=mesh,
         **settings,
     )
+    return decoded(job, seed=seed, keep_eos_tail=keep_eos_tail)
+
+
+def decoded(job: Job, *, seed: int = 0, keep_eos_tail: bool = False) -> Result:
+    """Compiles `job`, unless that was done before, and decodes it."""
     programs, key = compiled(job), rng.key(seed)
-    if mesh is not None:
-        key = sharding.replicate(key, mesh)
-    decoded = programs_module.timed(programs, job.params, job.prompt, key)
+    if job.mesh is not None:
+        key = sharding.replicate(key, job.mesh)
+    made = programs_module.timed(programs, job.params, job.prompt, key)
     timing = {
         "compile_s": round(programs.compile_s, 6),
-        "prefill_s": round(decoded.prefill_s, 6),
-        "decode_s": round(decoded.decode_s, 6),
+        "prefill_s": round(made.prefill_s, 6),
+        "decode_s": round(made.decode_s, 6),
     }
     return result_of(
-        job, decoded.generation, decoded.stats, timing, keep_eos_tail=keep_eos_tail
+        job, made.generation, made.stats, timing, keep_eos_tail=keep_eos_tail
     )
+
+
+def slices(job: Job, size: int | None) -> Iterator[Job]:
+    """`job` in parts of `size` rows at most, each as wide as the whole."""
+    count = len(job.row_ids)
+    if size is None or size >= count:
+        yield job
+        return
+    for begin in range(0, count, size):
+        here = slice(begin, begin + size)
+        prompt = jax.tree.map(lambda leaf, here=here: leaf[here], job.prompt)
+        if job.mesh is not None:
+            prompt = sharding.shard_rows(prompt, job.mesh)
+        yield job._replace(prompt=prompt, row_ids=job.row_ids[here])
 
 
 def compiled(job: Job) -> programs_module.Programs:
@@ -133,11 +136,12 @@ def compiled(job: Job) -> programs_module.Programs:
 def prepare(
     prompt: str | Sequence,
     *,
-    method: str | None = None,
+    method: str | Callable | None = None,
     model: str | None = None,
     drafter: str | None = None,
     max_new_tokens: int = 64,
     temperature: float | None = None,
+    row_ids: Sequence[int] | None = None,
     keep_eos_tail: bool = False,
     dtype: str | None = None,
     mesh: Mesh | None = None,
@@ -147,29 +151,25 @@ def prepare(
     max_new_tokens = _count(max_new_tokens)
     if method is None:
         given = None if model is None else load(model, dtype, mesh)[0]
-        method = KINDS[given.predicts if isinstance(given, Model) else "next"][1]
-    recipe, values = variants.resolve(method)
-    values |= settings
+        kind = given.predicts if isinstance(given, Model) else "next"
+        method = assembly.KINDS[kind][1]
+    recipe = recipes.find(method)
+    values = {**recipe.settings, **settings, "max_new_tokens": max_new_tokens}
     if temperature is not None:
         values["temperature"] = temperature
-    values["max_new_tokens"] = max_new_tokens
-
-    model_name = model or default_model(recipe)
-    target, params, tokenizer = load(model_name, dtype, mesh)
-    _check_target(recipe, method, model_name, target)
-    others = _others(
-        recipe, method, model_name, drafter, (target, params, tokenizer), dtype, mesh
-    )
-    models = [target, *(each for each, _ in others)]
-    trees = [params, *(tree for _, tree in others)]
-    rows = prompts.encode(prompt, tokenizer)
+    chosen = assembly.assemble(recipe, values, model, drafter, dtype, mesh)
+    target = chosen.models[0]
+    rows = prompts.encode(prompt, chosen.tokenizer)
     width = max(map(len, rows))
+    row_ids = prompts.row_ids(rows) if row_ids is None else _checked_ids(row_ids)
     made = prompts.from_rows(
         rows,
         max_new=max_new_tokens,
+        row_ids=row_ids,
         pad_to=min(prompts.bucket(width), max(width, _room(target, max_new_tokens))),
         model=target,
     )
+    models = list(chosen.models)
     if keep_eos_tail:
         models[0] = target._replace(eos_ids=())
     if mesh is not None:
@@ -179,116 +179,19 @@ def prepare(
         ]
         made = sharding.shard_rows(made, mesh)
     return Job(
-        method=recipe,
+        method=recipe.method,
         models=tuple(models),
-        params=dict(zip(knobs.roles(recipe), trees, strict=True)),
-        tokenizer=tokenizer,
+        params=chosen.params,
+        tokenizer=chosen.tokenizer,
         prompt=made,
         settings=values,
         eos_ids=target.eos_ids,
-        method_name=method,
-        model_name=model_name,
+        method_name=recipe.name,
+        model_name=chosen.names[0],
+        drafter_name=chosen.names[1] if len(chosen.names) > 1 else None,
+        row_ids=row_ids,
         mesh=mesh,
     )
-
-
-def default_model(method: Callable) -> str:
-    """Name of the embedded model that `method` decodes with."""
-    return (
-        "target" if knobs.needs(method).get("model", "next") == "next" else "diffusion"
-    )
-
-
-@functools.lru_cache(maxsize=8)
-def load(
-    name: str, dtype: str | None = None, mesh: Mesh | None = None
-) -> tuple[Any, Params, Any]:
-    """(model, params, tokenizer) of an embedded model, by name, or of a folder.
-
-    For "heads" the first is a record of heads. `dtype` None keeps the dtype it has.
-    With `mesh` the parameters are split over it. Raises ValueError.
-    """
-    from pdecode import checkpoints
-    from pdecode.models import embedded
-
-    if name in embedded.NAMES or embedded.is_run(name):
-        model, params, tokenizer = embedded.load(name, dtype=dtype)
-        if mesh is not None:
-            is_whole = isinstance(model, Model)
-            split = sharding.shard_params if is_whole else sharding.replicate
-            params = split(params, mesh)
-        return model, params, tokenizer
-    if not os.path.isdir(name):
-        raise ValueError(
-            f"unknown model {name!r}: no such folder, and the embedded models are "
-            f"{', '.join(embedded.NAMES)}"
-        )
-    model, params, tokenizer = checkpoints.load(name, dtype=dtype, mesh=mesh)
-    if mesh is not None:
-        sharding.warn_of_whole(params, mesh)
-    return model, params, tokenizer
-
-
-def texts(generation: Generation, tokenizer: Any) -> list[str]:
-    """The generated text of every row, before its EOS."""
-    tokens, starts, lengths = map(np.asarray, generation[:3])
-    return [
-        tokenizer.decode(row[start : start + length].tolist())
-        for row, start, length in zip(tokens, starts, lengths)
-    ]
-
-
-def result_of(
-    job: Job,
-    generation: Generation,
-    stats: Stats,
-    timing: dict[str, float],
-    *,
-    keep_eos_tail: bool = False,
-) -> Result:
-    """Plain data out of arrays."""
-    generation, stats = jax.tree.map(np.asarray, (generation, stats))
-    rows, lengths, reasons = [], [], []
-    for b, start in enumerate(generation.start):
-        length = int(generation.lengths[b])
-        reason = STOPPED_BY[generation.stopped_by[b]]
-        row = generation.tokens[b, start : start + length]
-        if keep_eos_tail:
-            # The decode knew of no EOS: it fills the row, and the end is found here.
-            ends = np.flatnonzero(np.asarray(is_eos(row, job.eos_ids)))
-            length, reason = (int(ends[0]), "eos") if ends.size else (length, reason)
-        rows.append(row.tolist())
-        lengths.append(length)
-        reasons.append(reason)
-    return Result(
-        tokens=rows,
-        lengths=lengths,
-        text=[job.tokenizer.decode(row[:n]) for row, n in zip(rows, lengths)],
-        stopped_by=reasons,
-        stats=stats_by_row(stats),
-        timing=timing,
-        method=job.method_name,
-        model=job.model_name,
-        settings=job.settings,
-    )
-
-
-def stats_by_row(stats: Stats) -> dict[str, Any]:
-    """`Stats` under short names, as lists and ints."""
-    calls, committed = np.asarray(stats.num_calls), np.asarray(stats.num_committed)
-    return {
-        "calls": calls.tolist(),
-        "prefill_calls": np.asarray(stats.num_prefill_calls).tolist(),
-        "prefill_tokens": np.asarray(stats.num_prefill_tokens).tolist(),
-        "query_tokens": np.asarray(stats.num_query_tokens).tolist(),
-        "query_tokens_computed": np.asarray(stats.num_query_tokens_computed).tolist(),
-        "committed": committed.tolist(),
-        "proposed": np.asarray(stats.num_proposed).tolist(),
-        "revoked": np.asarray(stats.num_revoked).tolist(),
-        "tokens_per_call": (committed / np.maximum(calls, 1)).round(4).tolist(),
-        "steps": int(stats.num_steps),
-        "dispatches": int(stats.num_dispatches),
-    }
 
 
 def _room(model: Model, max_new_tokens: int) -> int:
@@ -312,83 +215,9 @@ def _count(max_new_tokens: Any) -> int:
     return operator.index(max_new_tokens)
 
 
-def _check_target(recipe: Callable, method: str, model: str, target: Any) -> None:
-    """ValueError unless `target` is a model of the kind that `recipe` takes."""
-    if not isinstance(target, Model):
-        raise ValueError(f"{model} is a set of heads: give it as the drafter")
-    needed = knobs.needs(recipe)["model"]
-    if needed != target.predicts:
-        raise ValueError(
-            f"{method} needs {KINDS[needed][0]}, but {model} is "
-            f"{KINDS[target.predicts][0]}: use one of "
-            f"{', '.join(variants.fitting(target.predicts))}"
-        )
-
-
-def _others(
-    recipe: Callable, method: str, model: str, drafter: str | None, loaded, dtype, mesh
-) -> list[tuple[Any, Params]]:
-    """(drafter or heads, parameters) of each further role of `recipe`, checked.
-
-    `loaded` is the target, its parameters and its tokenizer.
-    """
-    from pdecode.models import embedded
-
-    target, params, tokenizer = loaded
-    roles = knobs.roles(recipe)[1:]
-    if drafter is not None and not roles:
-        raise ValueError(f"{method} takes no drafter, but drafter={drafter!r}")
-    found = []
-    for role in roles:
-        second, tree, words = _second(role, method, model, drafter, dtype, mesh)
-        wanted = knobs.needs(recipe).get(role, "next")
-        if isinstance(second, Model) and second.predicts != wanted:
-            raise ValueError(
-                f"{method} needs {KINDS[wanted][0]} as its drafter, but {drafter} is "
-                f"{KINDS[second.predicts][0]}"
-            )
-        if getattr(second, "vocab_size", target.vocab_size) != target.vocab_size:
-            second, tree = _resized(second, tree, words, target, tokenizer, mesh)
-        if isinstance(second, DraftHeads):
-            embedded.check_heads(model, params, drafter or "heads", tree)
-        found.append((second, tree))
-    return found
-
-
-def _second(role: str, method: str, model: str, drafter: str | None, dtype, mesh):
-    """The drafter or heads of a two-model method, and its parameters."""
-    if drafter is None:
-        if model != "target":
-            raise ValueError(
-                f"{method} needs a {role} for {model}: name an embedded model or a "
-                "folder as the drafter"
-            )
-        drafter = role
-    second, tree, tokenizer = load(drafter, dtype, mesh)
-    is_heads = not isinstance(second, Model)
-    if is_heads != (role == "heads"):
-        kind = "a set of heads" if is_heads else "a model"
-        raise ValueError(f"{method} takes a {role}, but {drafter} is {kind}")
-    return second, tree, tokenizer
-
-
-def _resized(drafter: Model, params: Params, own, target: Model, tokenizer, mesh):
-    """`drafter` over the target's ids, where they differ by padding alone."""
-    sizes = f"the drafter has {drafter.vocab_size} token ids and the target "
-    sizes += str(target.vocab_size)
-    words = [
-        each.backend.get_vocab() if hasattr(each, "backend") else None
-        for each in (own, tokenizer)
-    ]
-    num_words = min(drafter.vocab_size, target.vocab_size)
-    if words[0] is None or words[0] != words[1] or max(words[0].values()) >= num_words:
-        raise ValueError(
-            f"{sizes}: they need one vocabulary, or one tokenizer and padding behind it"
-        )
-    warnings.warn(
-        f"{sizes}; their tokenizer is one, so what lies behind {num_words} is padding, "
-        "which is never drafted",
-        stacklevel=3,
-    )
-    drafter, params = transformer.resized(drafter, params, target.vocab_size)
-    return drafter, params if mesh is None else sharding.shard_params(params, mesh)
+def _checked_ids(ids: Sequence[int]) -> list[int]:
+    for each in ids:
+        is_int = isinstance(each, (int, np.integer)) and not isinstance(each, bool)
+        if not is_int or not -(2**31) <= each < 2**31:
+            raise ValueError(f"row_ids has {each!r}, which is no int of 32 bits")
+    return [int(each) for each in ids]

@@ -9,10 +9,12 @@
     ) -> Decoder: ...
 
 A `Knob` is a number that may be a tracer: changing it never compiles again. A `Size`
-is a Python int that fixes shapes; it and a choice (`Literal`) are static.
+is a Python int that fixes shapes; it and a choice (`Literal`, `bool`) are static. In a
+method of one's own a plain `float` is a knob and a plain `int` a size, of any value.
 """
 
 import inspect
+import math
 import operator
 import typing
 from collections.abc import Callable
@@ -21,6 +23,7 @@ from typing import Annotated, Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from pdecode import names
 from pdecode.contracts import DraftHeads, Filter, Model
 
 MOST = 2**24  # of a Size, which is a length of arrays
@@ -51,6 +54,8 @@ class Needs(NamedTuple):
 
     predicts: str
 
+
+_ANY_INT = -(2**31)
 
 # Spelled once, for signatures.
 Temperature = Annotated[float, Knob(0, 100)]
@@ -91,8 +96,16 @@ def parameters(method: Callable) -> dict[str, Parameter]:
     for name, parameter in inspect.signature(method).parameters.items():
         if parameter.kind is not inspect.Parameter.KEYWORD_ONLY:
             continue
-        found[name] = _read(name, hints[name], parameter.default)
+        hint = hints.get(name) or _guessed(parameter)
+        found[name] = _read(name, hint, parameter.default)
     return found
+
+
+def used(method: Callable, values: dict[str, Any]) -> dict[str, Any]:
+    """`values`, and the default of every other keyword that has one."""
+    empty = inspect.Parameter.empty
+    defaults = {name: each.default for name, each in parameters(method).items()}
+    return {n: d for n, d in {**defaults, **values}.items() if d is not empty}
 
 
 def needs(method: Callable) -> dict[str, str]:
@@ -128,8 +141,8 @@ def split(method: Callable, values: dict[str, Any]) -> tuple[dict, dict]:
     unknown = sorted(set(values) - set(known))
     if unknown:
         raise ValueError(
-            f"{method.__name__} has no knob or size {unknown[0]!r}; known: "
-            f"{', '.join(known)}"
+            f"{method.__name__} has no knob or size {unknown[0]!r}; "
+            f"{names.listed(unknown[0], known)}"
         )
     knobs, static = {}, {}
     for name, parameter in known.items():
@@ -205,11 +218,34 @@ def _read(name: str, hint: Any, default: Any) -> Parameter:
     if typing.get_origin(hint) is typing.Literal:
         kind = Choice(typing.get_args(hint))
         return Parameter(name, kind, str, is_optional, default)
+    if hint is float:
+        return Parameter(name, Knob(-math.inf, math.inf), float, is_optional, default)
+    if hint is int or typing.get_origin(hint) is tuple:
+        kind = Size(1 if name == "max_new_tokens" else _ANY_INT)
+        return Parameter(
+            name, kind, hint if hint is int else tuple, is_optional, default
+        )
     if typing.get_origin(hint) is not typing.Annotated:
-        raise TypeError(f"{name}: {hint} is neither Annotated with Knob or Size")
+        shown = getattr(hint, "__name__", hint)
+        raise TypeError(
+            f"argument {name} is annotated as {shown}: write int, float, bool, a "
+            "Literal, or Annotated with a Knob or Size"
+        )
     base, kind = typing.get_args(hint)[:2]
     base = typing.get_origin(base) or base
     return Parameter(name, kind, base, is_optional, default)
+
+
+def _guessed(parameter: inspect.Parameter) -> Any:
+    """What a keyword without an annotation is, by its default."""
+    if parameter.default not in (inspect.Parameter.empty, None):
+        return type(parameter.default)
+    if parameter.name == "max_new_tokens":
+        return int
+    raise TypeError(
+        f"argument {parameter.name} has neither annotation nor default: write int, "
+        "float, bool, a Literal, or Annotated with a Knob or Size"
+    )
 
 
 def _is_abstract(value: Any) -> bool:

@@ -1,7 +1,8 @@
 """A method compiled once for models, shapes and a mesh, and kept.
 
 `pdecode.decode.run` is one program. Here its `start` (which holds the prefill) and its
-`loop` are two, so that compile, prefill and decode are told apart, and the loop also
+`loop` are two, so that compile, prefill and decode are told apart. The loop stops where
+it is told, so the same program decodes at one go or a few steps at a time, and it also
 notes at which step each position was committed.
 """
 
@@ -9,7 +10,7 @@ import contextlib
 import functools
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -20,7 +21,7 @@ from jax.sharding import Mesh
 
 from pdecode import decode, sharding
 from pdecode import knobs as knob_rules
-from pdecode.contracts import Decoder, Generation, Model, Params, Prompt
+from pdecode.contracts import Generation, Model, Params, Prompt
 from pdecode.decode import Stats
 from pdecode.sharding import processes
 
@@ -31,11 +32,22 @@ class Programs(NamedTuple):
     """A method, compiled for models, sizes and the shapes of one batch."""
 
     start: Callable  # (params, prompt, key, knobs) -> decode.Carry
-    # (params, prompt, carry, knobs) -> (generation, stats, commit steps)
+    # (params, carry, knobs, until int32 []) -> (carry, is_done bool [], Progress), when
+    # `until` steps were taken in all. The carry that goes in is used up.
     loop: Callable
+    limit: int  # a bound on the steps
     knobs: dict[str, Array]
     compile_s: float  # tracing, lowering and compiling; 0 if kept from before
     num_cached: int  # of the two, read from the persistent compilation cache
+    mesh: Mesh | None = None  # where all of it lies; None: on one device
+
+
+class Progress(NamedTuple):
+    """What a decode has come to."""
+
+    generation: Generation
+    stats: Stats
+    commit_step: Array  # int32 [B, L]  -1: prompt, or never committed
 
 
 class Decoded(NamedTuple):
@@ -43,7 +55,7 @@ class Decoded(NamedTuple):
 
     generation: Generation
     stats: Stats
-    commit_step: np.ndarray  # int32 [B, L]  -1: prompt, or never committed
+    commit_step: np.ndarray  # int32 [B, L]
     prefill_s: float
     decode_s: float
 
@@ -67,6 +79,7 @@ def compiled(
     """
     models = (model,) if isinstance(model, Model) else tuple(model)
     traced, sizes = knob_rules.split(method, settings)
+    limit = decode.step_limit(_decoder(method, models, sizes, traced), prompt)
     if mesh is not None:
         traced = sharding.replicate(traced, mesh)
     static: dict[str, Any] = {
@@ -81,28 +94,42 @@ def compiled(
     if name in _kept:
         return _kept[name]._replace(knobs=traced, compile_s=0.0, num_cached=0)
 
+    key, until = jax.random.key(0), jnp.int32(0)
     began, hits = time.perf_counter(), _cache_hits()
-    key = jax.random.key(0)
     with on(mesh):
         if mesh is not None:
-            key = sharding.replicate(key, mesh)
+            key, until = sharding.replicate((key, until), mesh)
         start = _start.lower(params, prompt, key, traced, **static).compile()
         carry = _start.eval_shape(params, prompt, key, traced, **static)
+        places = None
         if mesh is not None:
-            # The loop finds what `start` made where the compiler put it.
-            carry = jax.tree.map(_placed, carry, start.output_shardings)
-        loop = _loop.lower(params, prompt, carry, traced, **static).compile()
+            # The loop finds what `start` made where the compiler put it, and leaves it
+            # there, so that it can go on from what it returned.
+            places = start.output_shardings
+            carry = jax.tree.map(_placed, carry, places)
+        goes_on = jax.jit(
+            _loop, static_argnames=_STATIC, donate_argnums=1,
+            out_shardings=None if places is None else (places, None, None),
+        )  # fmt: skip
+        loop = goes_on.lower(params, carry, traced, until, **static).compile()
     programs = Programs(
-        start,
-        loop,
-        traced,
-        time.perf_counter() - began,
-        _cache_hits() - hits,
+        start=start,
+        loop=loop,
+        limit=limit,
+        knobs=traced,
+        compile_s=time.perf_counter() - began,
+        num_cached=_cache_hits() - hits,
+        mesh=mesh,
     )
     if len(_kept) >= MAX_KEPT:
         del _kept[next(iter(_kept))]
     _kept[name] = programs
     return programs
+
+
+def forget() -> None:
+    """Lets go of every program kept in memory."""
+    _kept.clear()
 
 
 def on(mesh: Mesh | None) -> contextlib.AbstractContextManager:
@@ -112,20 +139,37 @@ def on(mesh: Mesh | None) -> contextlib.AbstractContextManager:
 
 def timed(programs: Programs, params: Params, prompt: Prompt, key: Array) -> Decoded:
     """Decodes once, waiting for the device before and after each program."""
-    jax.block_until_ready((params, prompt, key, programs.knobs))
+    until = _bound(programs, programs.limit)
+    jax.block_until_ready((params, prompt, key, programs.knobs, until))
     began = time.perf_counter()
     carry = jax.block_until_ready(programs.start(params, prompt, key, programs.knobs))
     filled = time.perf_counter()
-    result = jax.block_until_ready(programs.loop(params, prompt, carry, programs.knobs))
+    _, _, result = jax.block_until_ready(
+        programs.loop(params, carry, programs.knobs, until)
+    )
     ended = time.perf_counter()
     result = processes.whole(result)
     return Decoded(*result, prefill_s=filled - began, decode_s=ended - filled)
 
 
+def steps(
+    programs: Programs, params: Params, prompt: Prompt, key: Array
+) -> Iterator[Progress]:
+    """The same decode by the same programs, one step at a time, as numpy arrays."""
+    carry = programs.start(params, prompt, key, programs.knobs)
+    for number in range(1, programs.limit + 1):
+        carry, is_done, result = programs.loop(
+            params, carry, programs.knobs, _bound(programs, number)
+        )
+        yield processes.whole(result)
+        if bool(is_done):
+            return
+
+
 def host_step(method: Callable, model: Model | tuple, settings: dict[str, Any]):
     """One jitted (params, carry, knobs) -> (carry, done []), to drive from the host.
 
-    The carry is what `Programs.start` gave.
+    The carry is what `Programs.start` gave, without dates.
     """
     models = (model,) if isinstance(model, Model) else tuple(model)
     _, sizes = knob_rules.split(method, settings)
@@ -137,6 +181,12 @@ def host_step(method: Callable, model: Model | tuple, settings: dict[str, Any]):
         return carry, decoder.done(carry.state).all()
 
     return step
+
+
+def _bound(programs: Programs, number: int) -> Array:
+    until = jnp.int32(number)
+    mesh = programs.mesh
+    return until if mesh is None else sharding.replicate(until, mesh)
 
 
 def _placed(leaf: Array, where) -> jax.ShapeDtypeStruct:
@@ -154,31 +204,21 @@ _STATIC = ("method", "models", "sizes", "is_dated")
 def _start(params, prompt, key, traced, *, method, models, sizes, is_dated):
     decoder = _decoder(method, models, sizes, traced)
     if is_dated:
-        decoder = _dated(decoder, prompt)
+        decoder = decode.dated(decoder)
     return decode.start(decoder, params, prompt, key)
 
 
-@functools.partial(jax.jit, static_argnames=_STATIC)
-def _loop(params, prompt, carry, traced, *, method, models, sizes, is_dated):
+def _loop(params, carry, traced, until, *, method, models, sizes, is_dated):
     decoder = _decoder(method, models, sizes, traced)
-    limit = decode.step_limit(decoder, prompt)
     if is_dated:
-        decoder = _dated(decoder, prompt)
-    carry = decode.loop(decoder, params, carry, limit)
+        decoder = decode.dated(decoder)
+    carry = decode.loop(decoder, params, carry, until)
     generation = decode.finish(decoder, carry.state)
-    steps = jnp.full(generation.tokens.shape, -1, jnp.int32)
+    when = jnp.full(generation.tokens.shape, -1, jnp.int32)
     if is_dated:
-        steps = decode.commit_steps(carry.state.saved, generation.committed)
-    return generation, decode.stats_of(carry.counts), steps
-
-
-def _dated(decoder: Decoder, prompt: Prompt) -> Decoder:
-    """`decoder`, which also keeps what was committed after each of its steps."""
-    return decode.with_trace(
-        decoder,
-        lambda state, info: decoder.output(state).committed,
-        decode.step_limit(decoder, prompt),
-    )
+        when = decode.commit_steps(carry.state)
+    result = Progress(generation, decode.stats_of(carry.counts), when)
+    return carry, decoder.done(carry.state).all(), result
 
 
 _kept: dict[tuple, Programs] = {}

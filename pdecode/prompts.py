@@ -1,5 +1,7 @@
 """Ragged batches of token ids, and what every decode does with them first."""
 
+import collections
+import hashlib
 import operator
 from collections.abc import Sequence
 from typing import Any
@@ -139,6 +141,22 @@ def _checked(row: Any, name: str, limit: int) -> np.ndarray:
         if not 0 <= found[-1] < limit:
             raise ValueError(f"{name} has id {found[-1]}, outside [0, {limit})")
     return np.array(found, np.int32)
+
+
+def row_ids(rows: Sequence[Sequence[int]]) -> list[int]:
+    """A name for each row's noise, made of the row alone.
+
+    A hash of its ids and its number among equal rows, in [0, 2**31): a prompt's answer
+    is then the same in any company, and equal prompts get different ones.
+    """
+    seen: collections.Counter = collections.Counter()
+    found = []
+    for row in rows:
+        text = ",".join(str(int(token)) for token in row)
+        digest = hashlib.sha256(f"{seen[text]}:{text}".encode()).digest()
+        found.append(int.from_bytes(digest[:4], "big") >> 1)
+        seen[text] += 1
+    return found
 
 
 def bucket(width: int) -> int:

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType
 
-from pdecode import checkpoints, decode, generation, methods, prompts
+from pdecode import checkpoints, decode, methods, prompts
 from pdecode.checkpoints import convert, drafters, loading, tensors
 from pdecode.cli import main as cli
 from pdecode.contracts import Query, Sampling, Visibility
@@ -387,7 +387,6 @@ def test_shards_load_like_one_file(broken):
 
 def command(*arguments):
     """(exit code, standard output, standard error) of the command line."""
-    generation.load.cache_clear()  # a folder may have changed since
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         code = cli.main([str(each) for each in arguments])

@@ -18,10 +18,10 @@ OPTIONS = (
 # The command line, then how many of its programs came from the cache on disk.
 PROGRAM = """
 import sys
-from pdecode import cli
-from pdecode.evals import measure
+from pdecode import programs
+from pdecode.cli import main as cli
 assert cli.main(sys.argv[1:]) == 0
-print([made.num_cached for made in measure._kept.values()])
+print([made.num_cached for made in programs._kept.values()])
 """
 
 
@@ -46,7 +46,7 @@ def test_generate_finds_what_compile_kept(tmp_path):
     made = run(tmp_path, "compile", *OPTIONS, *sizes)
     assert made[0].startswith("llada (steps 4, max_new_tokens 8) for ")
     assert made[0].endswith("llada_tiny, batch size 2")
-    assert made[1] == "prompts of up to 16 tokens, padded to that"
+    assert made[1] == "batches whose longest prompt has 1 to 16 tokens"
     assert made[2].startswith("2 programs in ")
     assert made[2].endswith(" s, 0 kept from before")
     assert made[3] == f"kept in {tmp_path}" and made[4] == "[0]"

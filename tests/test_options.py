@@ -166,7 +166,6 @@ def test_drafters_of_another_tokenizer_or_none_are_refused(tmp_path):
     with pytest.raises(ValueError, match=message):
         generation.prepare([[1]], **given)
     path.unlink()
-    generation.load.cache_clear()
     with pytest.raises(ValueError, match=message):
         generation.prepare([[1]], **given)
     # Ids of the tokenizer that one of the two has no row for.

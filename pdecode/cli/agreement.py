@@ -22,8 +22,11 @@ def check(args) -> None:
         for name, value in vars(args).items()
         if name not in _OWN
     }
-    if args.prompt_file is not None:
-        facts["the text of --prompt-file"] = _hash(pathlib.Path(args.prompt_file))
+    for option in ("prompt_file", "prompts"):
+        name = getattr(args, option)
+        if name is not None:
+            what = f"the text of --{option.replace('_', '-')}"
+            facts[what] = _hash(pathlib.Path(name))
     for option in ("model", "drafter"):
         name = getattr(args, option)
         if name is not None and pathlib.Path(name).is_dir():

@@ -4,9 +4,20 @@ Each function raises ValueError, in one line, for what it cannot read.
 """
 
 import json
+import sys
 import warnings
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+_TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
+
+
+class Asked(NamedTuple):
+    """The prompts of a command line."""
+
+    rows: Any  # what `prompts.encode` takes
+    given: list[dict[str, Any]]  # of a batch: what stood on each one's line
+    is_batch: bool  # answered by one JSON object a row
 
 
 def mesh(text: str | None) -> dict[str, int] | None:
@@ -18,6 +29,8 @@ def mesh(text: str | None) -> dict[str, int] | None:
         axes = {name.strip(): int(size) for name, size in pairs}
     except ValueError:
         raise ValueError(f"--mesh {text}: write axes and sizes, as tensor=4") from None
+    if len(axes) < len(pairs):
+        raise ValueError(f"--mesh {text}: name every axis once")
     if min(axes.values()) < 1:
         raise ValueError(f"--mesh {text}: every size must be at least 1")
     return axes
@@ -25,8 +38,6 @@ def mesh(text: str | None) -> dict[str, int] | None:
 
 def settings(method, pairs: Sequence[str]) -> dict[str, Any]:
     """Knobs and sizes of `method` from "knob=value" pairs."""
-    from pdecode.evals import lineup
-
     found = {}
     for pair in pairs:
         name, equals, text = pair.partition("=")
@@ -37,21 +48,72 @@ def settings(method, pairs: Sequence[str]) -> dict[str, Any]:
             raise ValueError(f"--set {pair}: use --max-new-tokens")
         if name in found:
             raise ValueError(f"--set {pair}: {name} is given twice")
-        found[name] = lineup.knobs_value(method, name, text)
+        found[name] = value(method, name, text)
     return found
+
+
+def overrides(pairs: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """{"llada": {"steps": 16}} from "llada.steps=16"."""
+    from pdecode import recipes
+
+    found: dict[str, dict[str, Any]] = {}
+    for pair in pairs:
+        place, equals, text = pair.partition("=")
+        name, dot, knob = (part.strip() for part in place.rpartition("."))
+        if not (equals and dot and name and knob):
+            raise ValueError(f"--set {pair}: write METHOD.KNOB=VALUE")
+        method = recipes.find(name).method
+        found.setdefault(name, {})[knob] = value(method, knob, text)
+    return found
+
+
+def value(method: Callable, name: str, text: str) -> Any:
+    """`text` as the value of a knob, by its kind. Ranges are checked later."""
+    from pdecode import knobs, names
+    from pdecode.methods import describe
+
+    known = knobs.parameters(method)
+    if name not in known:
+        raise ValueError(
+            f"{method.__name__} has no knob or size {name!r}; "
+            f"{names.listed(name, known)}"
+        )
+    parameter, text = known[name], text.strip()
+    is_none = text in ("None", "none") and parameter.is_optional
+    try:
+        if parameter.base is bool:
+            return None if is_none else _bool(text)
+        if isinstance(parameter.kind, knobs.Choice):
+            return None if is_none and text not in parameter.kind.names else text
+        if text in ("None", "none"):
+            return None
+        if parameter.base is tuple:
+            return tuple(int(part) for part in text.strip("()[] ,").split(","))
+        is_whole = isinstance(parameter.kind, knobs.Size) or parameter.base is int
+        return int(text) if is_whole else float(text)
+    except ValueError:
+        limits = {n: r for n, r, _ in describe.knob_lines(method)}[name]
+        raise ValueError(
+            f"{method.__name__}: {name}={text!r} is no value; it takes {limits}"
+        ) from None
+
+
+def _bool(text: str) -> bool:
+    if text.lower() not in (*_TRUE, *_FALSE):
+        raise ValueError(text)
+    return text.lower() in _TRUE
 
 
 def decode(args) -> dict[str, Any]:
     """What `generation.prepare` takes, out of the options of generate and compile."""
-    from pdecode.methods import variants
+    from pdecode import recipes
     from pdecode.sharding import processes
 
     values = {}
     if args.set:
         if args.method is None:
             raise ValueError("--set needs --method: knobs belong to a method")
-        method, _ = variants.resolve(args.method)
-        values = settings(method, args.set)
+        values = settings(recipes.find(args.method).method, args.set)
     if args.temperature is not None and "temperature" in values:
         raise ValueError("--temperature and --set temperature=...: give one of them")
     axes = mesh(args.mesh)
@@ -61,6 +123,7 @@ def decode(args) -> dict[str, Any]:
         "drafter": args.drafter,
         "max_new_tokens": args.max_new_tokens,
         "temperature": args.temperature,
+        "row_ids": ids(getattr(args, "row_ids", None)),
         "keep_eos_tail": args.keep_eos_tail,
         "dtype": args.dtype,
         "mesh": None if axes is None else processes.make_mesh(**axes),
@@ -68,16 +131,16 @@ def decode(args) -> dict[str, Any]:
     }
 
 
-def prompt(args) -> Any:
-    """The text of --prompt or --prompt-file, or the rows of ids of --prompt-ids."""
+def prompts(args) -> Asked:
+    """The texts of --prompt, --prompt-file and --prompts, or ids of --prompt-ids."""
     if args.prompt is not None:
-        return args.prompt
+        given = [{"prompt": text} for text in args.prompt]
+        return Asked(args.prompt, given, len(args.prompt) > 1)
     if args.prompt_file is not None:
-        try:
-            with open(args.prompt_file, encoding="utf-8") as file:
-                return file.read()
-        except UnicodeDecodeError:
-            raise ValueError(f"{args.prompt_file} is no UTF-8 text") from None
+        return Asked([read(args.prompt_file)], [], False)
+    if args.prompts is not None:
+        given = lines(args.prompts)
+        return Asked([line.get("ids") or line["prompt"] for line in given], given, True)
     try:
         rows = json.loads(args.prompt_ids)
     except ValueError:
@@ -86,13 +149,66 @@ def prompt(args) -> Any:
         ) from None
     if not isinstance(rows, list):
         raise ValueError(f"--prompt-ids {args.prompt_ids!r} is no list of rows of ids")
-    return rows
+    return Asked(rows, [], False)
 
 
-def chat(args, text: Any, options: dict[str, Any]) -> Any:
-    """`text` as --chat and --system have it: ids of a conversation, or itself.
+def lines(path: str) -> list[dict[str, Any]]:
+    """Prompts of a file: a text a line, or in .jsonl {"prompt": text}, {"ids": [1]}.
 
-    A bare text for a model with a chat template draws a line of advice.
+    What else an object holds stays in it. Empty lines are no prompts.
+    """
+    found = []
+    for number, line in enumerate(read(path).splitlines(), 1):
+        if not line.strip():
+            continue
+        if not path.endswith((".jsonl", ".json")):
+            found.append({"prompt": line})
+            continue
+        try:
+            made = json.loads(line)
+        except ValueError:
+            raise ValueError(
+                f"{path}, line {number}: {line[:40]!r} is no JSON"
+            ) from None
+        made = {"prompt": made} if isinstance(made, str) else made
+        if not isinstance(made, dict) or not (
+            isinstance(made.get("prompt"), str) or isinstance(made.get("ids"), list)
+        ):
+            raise ValueError(
+                f"{path}, line {number}: write a text, or an object with prompt (a "
+                "text) or ids (a list)"
+            )
+        found.append(made)
+    if not found:
+        raise ValueError(f"{path} is empty: give a prompt a line")
+    return found
+
+
+def read(path: str) -> str:
+    """The text of a file; "-" is standard input."""
+    try:
+        if path == "-":
+            return sys.stdin.read()
+        with open(path, encoding="utf-8") as file:
+            return file.read()
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} is no UTF-8 text") from None
+
+
+def ids(text: str | None) -> list[int] | None:
+    """[7, 9] of "7,9"; None of None."""
+    if text is None:
+        return None
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise ValueError(f"--row-ids {text}: write whole numbers, as 7,9") from None
+
+
+def chat(args, asked: Asked, options: dict[str, Any]) -> Asked:
+    """`asked` as --chat and --system have it: ids of conversations, or itself.
+
+    Bare text for a model with a chat template draws a line of advice.
     """
     from pdecode import generation
 
@@ -100,28 +216,33 @@ def chat(args, text: Any, options: dict[str, Any]) -> Any:
         raise ValueError("--system needs --chat: it is a message of a conversation")
     if args.chat and args.prompt_ids is not None:
         raise ValueError("--chat renders text: give --prompt or --prompt-file")
+    texts = [each for each in asked.rows if isinstance(each, str)]
     tokenizer = None
     if args.model is not None and args.prompt_ids is None:
         tokenizer = generation.load(args.model, options["dtype"], options["mesh"])[2]
     if tokenizer is None or not getattr(tokenizer, "templates", {}):
         if not args.chat:
-            return text
+            return asked
         raise ValueError(
             f"--chat: {args.model or 'the default model'} has no chat template; leave "
             "out --chat for plain text"
         )
     if not args.chat:
-        if not any(token in text for token in tokenizer.tokens.values()):
+        marks = tokenizer.tokens.values()
+        if texts and not any(token in text for token in marks for text in texts):
             warnings.warn(
                 f"{args.model} has a chat template, and this text is continued as it "
                 "stands; --chat asks for a reply",
                 stacklevel=2,
             )
-        return text
-    if not text.strip():
+        return asked
+    if len(texts) < len(asked.rows):
+        raise ValueError("--chat renders text: give no ids")
+    if not all(text.strip() for text in texts):
         raise ValueError("the prompt is empty: --chat needs a message")
     system = [] if args.system is None else [{"role": "system", "content": args.system}]
-    return [tokenizer.chat([*system, {"role": "user", "content": text}])]
+    said = [[*system, {"role": "user", "content": text}] for text in texts]
+    return asked._replace(rows=[tokenizer.chat(each) for each in said])
 
 
 def check_count(name: str, value: int) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pdecode import files
-from pdecode.cli import report
+from pdecode.cli import outcome
 from pdecode.evals.bench import hotpath, loop
 from pdecode.models import shapes as known_shapes
 
@@ -39,7 +39,7 @@ def run(
     else:
         measured = _hotpath(shapes, dtype, batch_size, repeats)
     if out:
-        about = {"versions": report.versions(), "device": report.device()}
+        about = {"versions": outcome.versions(), "device": outcome.device()}
         made = json.dumps({"suite": suite, **about, **measured}, indent=1)
         with files.replacing(out) as file:
             file.write(made.encode() + b"\n")

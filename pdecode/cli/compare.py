@@ -2,49 +2,102 @@
 
 import json
 import sys
+import threading
 import time
 
-from pdecode.cli import report
-from pdecode.evals import compare
+from pdecode.cli import arguments, interrupt, outcome, program_cache, report, table
+from pdecode.cli.interrupt import INTERRUPTED
 
 
-def run(
-    settings: compare.Settings, folder: str, *, as_json: bool, began: float
-) -> bool:
-    """Races the methods; prints the table, writes the results to `folder`.
+def run(args) -> int:
+    """Races the methods, prints the table, writes the results; the exit code.
 
-    With `as_json` the results go to standard output and the table to standard error.
-    `began` is the `time.perf_counter()` that the total counts from. False if Ctrl-C
-    ended it; what was measured until then is printed and written.
+    With --json, --csv or --markdown those go to standard output and the table to
+    standard error. Ctrl-C ends the race; what was measured until then is printed and
+    written.
     """
-    context = compare.prepare(settings)
-    out = sys.stderr if as_json else sys.stdout
+    program_cache.enable()
+    began = time.perf_counter()
+    from pdecode.evals import compare
+
+    context = compare.prepare(_settings(args))
+    folder = outcome.new_folder(args.out)
+    kind = next((k for k in ("json", "csv", "markdown") if getattr(args, k)), None)
+    out = sys.stdout if kind is None else sys.stderr
+    settings = context.settings
     print(
         f"{len(context.entries)} methods, {settings.num_prompts} prompts in batches of "
         f"{settings.batch_size}, {settings.max_new_tokens} new tokens\n",
         file=out,
     )
     spent: dict[str, float] = {}
-    finished = compare.Finished((), None, None, None)
-    is_complete = False
-    with report.Table(out) as table:
-        table.status("compiling and measuring; Ctrl-C keeps what is there")
-        rows = compare.race(context, spent)
+    finished, is_complete = compare.Finished(()), False
+    with table.Table(out, first=context.entries[0].name) as shown:
+        rows = compare.race(context, spent, shown.status)
         try:
             for row in rows:
-                table.add(row)
-            table.status("measuring the cost of a call")
-            finished = compare.finish(context, table.rows, spent)
+                shown.add(row)
+            shown.status("measuring the cost of calls")
+            finished = compare.finish(
+                context, shown.rows, spent, program_cache.curves()
+            )
             is_complete = True
         except KeyboardInterrupt:
             rows.close()
-            finished = finished._replace(rows=tuple(table.rows))
+            finished = finished._replace(rows=tuple(shown.rows))
     spent["total"] = time.perf_counter() - began
     spent["processor"] = time.process_time()
     print(report.footer(context, finished, spent), file=out)
-    made = report.document(context, finished, spent, is_complete=is_complete)
-    for path in report.write(folder, made):
+    made = outcome.document(context, finished, spent, is_complete=is_complete)
+    for path in outcome.write(folder, made, finished.rows):
         print(f"written: {path}", file=out)
-    if as_json:
-        print(json.dumps(made))
-    return is_complete
+    if kind is not None:
+        text = {
+            "json": lambda: json.dumps(made) + "\n",
+            "csv": lambda: outcome.as_csv(finished.rows),
+            "markdown": lambda: table.markdown(finished.rows),
+        }[kind]()
+        print(text, end="", flush=True)
+    return 0 if is_complete else _interrupted(compare.COMPILER)
+
+
+def _settings(args):
+    from pdecode.evals import compare
+    from pdecode.sharding import processes
+
+    methods, prompts = None, None
+    if args.methods is not None:
+        methods = tuple(arguments.names(args.methods, "--methods"))
+    if args.prompts is not None:
+        given = arguments.lines(args.prompts)
+        wrong = [line for line in given if "prompt" not in line]
+        if wrong:
+            raise ValueError(f"{args.prompts}: compare takes texts, but has {wrong[0]}")
+        prompts = tuple(line["prompt"] for line in given)
+        if args.num_prompts is not None:
+            prompts = prompts[: args.num_prompts]
+    num_prompts = 8 if args.num_prompts is None else args.num_prompts
+    axes = arguments.mesh(args.mesh)
+    return compare.Settings(
+        methods=methods,
+        overrides=arguments.overrides(args.set),
+        model=args.model,
+        drafter=args.drafter,
+        judge=args.judge,
+        dtype=args.dtype,
+        mesh=None if axes is None else processes.make_mesh(**axes),
+        prompts=prompts,
+        batch_size=args.batch_size,
+        num_prompts=num_prompts if prompts is None else len(prompts),
+        max_new_tokens=args.max_new_tokens,
+        hardware=args.hardware,
+        seed=args.seed,
+    )
+
+
+def _interrupted(compiler: str) -> int:
+    print("pdecode: interrupted; the rows above are measured", file=sys.stderr)
+    if any(each.name.startswith(compiler) for each in threading.enumerate()):
+        # Everything is written, and a compiler cannot be stopped: do not wait for it.
+        interrupt.leave()
+    return INTERRUPTED

@@ -6,13 +6,13 @@ import tempfile
 import jax
 
 from pdecode import generation
-from pdecode.cli import program_cache, report
+from pdecode.cli import outcome, program_cache
 
 
 def check() -> tuple[list[str], bool]:
     """Lines to print, and whether everything works."""
     lines, is_well = [], True
-    for name, version in report.versions().items():
+    for name, version in outcome.versions().items():
         lines.append(f"{name:10} {version}")
     for device in jax.devices():
         lines.append(f"device     {device.id}: {device.platform}, {device.device_kind}")

@@ -9,21 +9,26 @@ import io
 import json
 import os
 import sys
-import threading
-import time
 import warnings
 from collections.abc import Sequence
-from typing import NoReturn, TextIO
+from typing import NoReturn
 
-from pdecode.cli import agreement, arguments, train
+from pdecode import names
+from pdecode.cli import arguments, program_cache, train
+from pdecode.cli.interrupt import INTERRUPTED
 from pdecode.version import __version__
 
-BAD_INPUT, INTERRUPTED = 2, 130
+BAD_INPUT = 2
 BAD = (ValueError, TypeError, OSError, NotImplementedError, OverflowError, MemoryError)
 
 
 class _Parser(argparse.ArgumentParser):
     """Argparse prints its usage before an error; here an error is one line."""
+
+    def _check_value(self, action, value):
+        if action.choices is not None and value not in action.choices:
+            hint = names.listed(value, action.choices)
+            raise argparse.ArgumentError(action, f"invalid choice: {value!r}; {hint}")
 
     def error(self, message: str) -> NoReturn:
         print(f"pdecode: error: {message} (see {self.prog} --help)", file=sys.stderr)
@@ -40,6 +45,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         args = parser().parse_args(arguments)
     except SystemExit as stop:
         return int(stop.code or 0)
+    if args.command is None:
+        parser().print_help()
+        return 0
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _warn
@@ -62,7 +70,8 @@ def parser() -> argparse.ArgumentParser:
     """The whole command line."""
     top = _Parser(prog="pdecode", description="Parallel decoding in JAX.")
     top.add_argument("--version", action="version", version=f"pdecode {__version__}")
-    commands = top.add_subparsers(required=True, metavar="COMMAND")
+    top.set_defaults(command=None)
+    commands = top.add_subparsers(metavar="COMMAND")
 
     def add(name, function, about):
         made = commands.add_parser(name, help=about, description=about)
@@ -71,28 +80,63 @@ def parser() -> argparse.ArgumentParser:
         return made
 
     made = add("compare", _compare, "race methods on the same real prompts")
-    made.add_argument("--methods", help="names, separated by commas")
+    made.add_argument(
+        "--methods", help="names, file.py:name or module:name, separated by commas"
+    )
     made.add_argument("--model", help="folder or embedded name in place of the target")
+    made.add_argument("--drafter", help="the same, for methods that take one")
+    made.add_argument("--judge", help="a causal model that judges the text")
+    made.add_argument("--dtype", help="of checkpoint folders (default: their own)")
+    made.add_argument("--mesh", help="split over devices: axes, as data=2,tensor=4")
+    made.add_argument(
+        "--prompts", metavar="FILE", help="a prompt a line, or .jsonl with prompt"
+    )
     made.add_argument("--batch-size", type=int, default=1)
-    made.add_argument("--num-prompts", type=int, default=8)
+    made.add_argument("--num-prompts", type=int, help="default: 8, or all of --prompts")
     made.add_argument("--max-new-tokens", type=int, default=48)
-    made.add_argument("--hardware", default="cpu", help="cpu, h100 or v5e")
+    made.add_argument("--hardware", default="h200", help="h200, h100, v5e or cpu")
     made.add_argument("--seed", type=int, default=0)
-    made.add_argument("--out", default="results/compare", help="folder for results")
-    made.add_argument("--json", action="store_true", help="results on standard output")
+    made.add_argument("--out", help="folder (default: a new one, results/compare-TIME)")
+    printed = made.add_mutually_exclusive_group()
+    for kind in ("json", "csv", "markdown"):
+        printed.add_argument(
+            f"--{kind}", action="store_true", help="results on standard output"
+        )
     _add_set(made, "METHOD.KNOB=VALUE")
 
     made = add("generate", _generate, "continue a prompt")
     _add_decode(made)
     source = made.add_mutually_exclusive_group(required=True)
-    source.add_argument("--prompt", help="text")
-    source.add_argument("--prompt-file", help="a file that holds one prompt")
+    source.add_argument("--prompt", action="append", help="text; may be repeated")
+    source.add_argument(
+        "--prompt-file", help="a file that holds one prompt; - is stdin"
+    )
+    source.add_argument(
+        "--prompts",
+        metavar="FILE",
+        help="a prompt a line, or .jsonl with prompt or ids",
+    )
     source.add_argument("--prompt-ids", help="rows of ids, as [[1,2,3],[4,5]]")
     made.add_argument("--chat", action="store_true", help="ask for a reply")
     made.add_argument("--system", metavar="TEXT", help="--chat: what goes before it")
+    made.add_argument("--batch-size", type=int, help="rows at a time (default: all)")
     made.add_argument("--seed", type=int, default=0)
+    made.add_argument(
+        "--row-ids", help="names of the rows' noise, as 7,9 (default: by the prompt)"
+    )
     made.add_argument("--watch", action="store_true", help="show every step")
-    made.add_argument("--json", action="store_true", help="one JSON object")
+    made.add_argument("--pace", type=float, help="--watch: seconds a step at least")
+    made.add_argument(
+        "--quiet", action="store_true", help="no line of counts and times"
+    )
+    made.add_argument(
+        "--json",
+        action="store_true",
+        help="one JSON object; of several prompts, a line",
+    )
+    made.add_argument(
+        "--allow-not-finite", action="store_true", help="exit 0 where numbers ran out"
+    )
     _add_processes(made, "with the devices of all in --mesh")
 
     made = add("compile", _compile, "compile what generate will run, and keep it")
@@ -149,108 +193,21 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _compare(args) -> int:
-    from pdecode import rng
-    from pdecode.cli import program_cache
+    from pdecode.cli import compare
 
-    rng.key(args.seed)  # refuses a bad one before anything is measured
-    program_cache.enable()
-    began = time.perf_counter()
-    from pdecode.cli import compare as race
-    from pdecode.evals import compare
-
-    names = None
-    if args.methods is not None:
-        names = tuple(arguments.names(args.methods, "--methods"))
-    settings = compare.Settings(
-        methods=names,
-        overrides=tuple(args.set),
-        model=args.model,
-        batch_size=args.batch_size,
-        num_prompts=args.num_prompts,
-        max_new_tokens=args.max_new_tokens,
-        hardware=args.hardware,
-        seed=args.seed,
-    )
-    if race.run(settings, args.out, as_json=args.json, began=began):
-        return 0
-    print("pdecode: interrupted; the rows above are measured", file=sys.stderr)
-    if any(each.name.startswith(compare.COMPILER) for each in threading.enumerate()):
-        # Everything is written, and a compiler cannot be stopped: do not wait for it.
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(INTERRUPTED)
-    return INTERRUPTED
+    return compare.run(args)
 
 
 def _generate(args) -> int:
-    from pdecode import generation
-    from pdecode.cli import program_cache
+    from pdecode.cli import generate
 
-    if args.num_processes is not None and args.mesh is None:
-        raise ValueError(
-            f"--num-processes {args.num_processes} needs --mesh: axes that hold the "
-            "devices of all processes, as data=2,tensor=4"
-        )
-    if args.num_processes is not None and args.watch:
-        raise ValueError("--watch shows one process: leave out --num-processes")
-    out = _join(args)
-    agreement.check(args)
-    program_cache.enable()
-    options = arguments.decode(args)
-    prompt = arguments.chat(args, arguments.prompt(args), options)
-    if args.watch:
-        from pdecode.cli import watch
-
-        made = watch.watch(
-            generation.prepare(prompt, **options),
-            seed=args.seed,
-            keep_eos_tail=args.keep_eos_tail,
-            file=sys.stderr if args.json else sys.stdout,
-        )
-    else:
-        made = generation.generate(prompt, seed=args.seed, **options)
-    if out is not None:
-        text = json.dumps({**made._asdict(), "seed": args.seed}) if args.json else made
-        print(text, file=out, flush=True)
-    return 0
-
-
-def _join(args) -> TextIO | None:
-    """Joins the other processes, if any; where this one prints its result."""
-    given = (args.coordinator, args.num_processes, args.process_id)
-    if given == (None, None, None):
-        return sys.stdout
-    if None in given:
-        raise ValueError(
-            "--coordinator, --num-processes and --process-id go together: give all "
-            "three, or none for one process"
-        )
-    from pdecode.sharding import processes
-
-    processes.start(*given)
-    # Gloo reports its connections on standard output, which is for the result.
-    out = os.fdopen(os.dup(1), "w", errors="backslashreplace")
-    os.dup2(2, 1)
-    return out if args.process_id == 0 else None
+    return generate.run(args)
 
 
 def _compile(args) -> int:
-    from pdecode import generation
-    from pdecode.cli import program_cache
+    from pdecode.cli import generate
 
-    for name in ("prompt_len", "batch_size"):
-        arguments.check_count(name, getattr(args, name))
-    program_cache.enable(min_seconds=0.0)
-    rows = [[0] * args.prompt_len] * args.batch_size
-    job = generation.prepare(rows, **arguments.decode(args))
-    made = generation.compiled(job)
-    sizes = ", ".join(f"{name} {value}" for name, value in job.settings.items())
-    what = f"{job.method_name} ({sizes}) for {job.model_name}"
-    print(f"{what}, batch size {args.batch_size}")
-    print(f"prompts of up to {job.prompt.tokens.shape[1]} tokens, padded to that")
-    print(f"2 programs in {made.compile_s:.1f} s, {made.num_cached} kept from before")
-    print(f"kept in {program_cache.folder()}")
-    return 0
+    return generate.compile(args)
 
 
 def _methods(args) -> int:
@@ -283,7 +240,9 @@ def _methods(args) -> int:
 
 
 def _train(args) -> int:
-    return train.run(args, _join(args))
+    from pdecode.cli import generate
+
+    return train.run(args, generate.join(args))
 
 
 def _bench(args) -> int:
@@ -300,12 +259,12 @@ def _aot(args) -> int:
     if not os.environ.get("JAX_PLATFORMS"):
         # libtpu would look for the hardware that is not here.
         jax.config.update("jax_platforms", "cpu")
+    from pdecode import recipes
     from pdecode.hardware import aot, costs
-    from pdecode.methods import variants
 
     if args.set and args.method is None:
         raise ValueError("--set needs --method: knobs belong to a method")
-    method = variants.resolve(args.method)[0] if args.method else None
+    method = recipes.find(args.method).method if args.method else None
     found = aot.report(
         args.target,
         args.model,
@@ -322,7 +281,7 @@ def _aot(args) -> int:
 
 
 def _doctor(args) -> int:
-    from pdecode.cli import doctor, program_cache
+    from pdecode.cli import doctor
 
     program_cache.enable()
     lines, is_well = doctor.check()
@@ -385,6 +344,8 @@ def _print_columns(rows: Sequence[Sequence[str]]) -> None:
 
 def _warn(message, category, filename, lineno, file=None, line=None) -> None:
     del category, filename, lineno, file, line
+    if program_cache.mend(str(message)):
+        message = "a kept program was damaged: it is compiled again and replaced"
     print(f"pdecode: warning: {message}", file=sys.stderr)
 
 

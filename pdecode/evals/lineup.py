@@ -6,153 +6,152 @@ and two or more tokens a call for masked methods. ReMDM runs without its top-p o
 whose sort of every position's law takes longer than the model here.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from pdecode import generation, knobs
-from pdecode.methods import describe, variants
+from jax.sharding import Mesh
+
+from pdecode import assembly, knobs, names, recipes, sharding
+from pdecode.contracts import Model
+from pdecode.recipes import Recipe
 
 BASELINE = "autoregressive"
+BLOCK = 24  # positions of a block, where that many divide the canvas
 
-# Name of a method or configuration -> settings, beside its own.
-DEFAULT: dict[str, dict[str, Any]] = {
-    "autoregressive": {},
-    "prompt_lookup": {"num_draft": 4},
-    "blockwise": {"num_draft": 3},
-    "relaxed_blockwise": {"num_draft": 3},
-    "jacobi": {"window": 4},
-    "sjd": {"window": 4},
-    "speculative_sampling": {"num_draft": 3},
-    "block_verification": {"num_draft": 3},
-    "specinfer": {"branching": (2, 1)},
-    "llada": {"steps": 24, "block_length": 24},
-    "dream_entropy": {"steps": 24},
-    "fast_dllm_threshold": {"block_length": 24},
-    "fast_dllm_dual": {"block_length": 24},
-    "eb_sampler": {"block_length": 24},
-    "maskgit": {"steps": 12},
-    "mdlm": {"steps": 24},
-    "remdm": {"steps": 24, "top_p": None},
-    "any_order": {"steps": 24},
-}
+
+def defaults(max_new_tokens: int) -> dict[str, dict[str, Any]]:
+    """Name of a method or configuration -> settings, beside its own."""
+    half = max(1, max_new_tokens // 2)
+    # Steps are shared by blocks: these must divide the canvas evenly.
+    is_even = max_new_tokens % BLOCK == 0
+    block = {"block_length": min(BLOCK, max_new_tokens)}
+    return {
+        BASELINE: {},
+        "prompt_lookup": {"num_draft": 4},
+        "blockwise": {"num_draft": 3},
+        "relaxed_blockwise": {"num_draft": 3},
+        "jacobi": {"window": 4},
+        "sjd": {"window": 4},
+        "speculative_sampling": {"num_draft": 3},
+        "block_verification": {"num_draft": 3},
+        "specinfer": {"branching": (2, 1)},
+        "llada": {"steps": half, **(block if is_even else {})},
+        "dream_entropy": {"steps": half},
+        "fast_dllm_threshold": block,
+        "fast_dllm_dual": block,
+        "eb_sampler": block,
+        "maskgit": {"steps": max(1, max_new_tokens // 4)},
+        "mdlm": {"steps": half},
+        "remdm": {"steps": half, "top_p": None},
+        "any_order": {"steps": half},
+    }
+
+
+class Choice(NamedTuple):
+    """What the methods decode with."""
+
+    model: str | None = None  # None: the embedded one that fits
+    drafter: str | None = None  # a model or heads: for the methods that take such
+    dtype: str | None = None
+    mesh: Mesh | None = None
 
 
 class Entry(NamedTuple):
     """One line of the comparison, ready to compile."""
 
     name: str
-    method: Callable
+    recipe: Recipe
     settings: dict[str, Any]  # without max_new_tokens
     models: tuple
     params: dict[str, Any]  # by role
-    is_lossless: bool  # says its decoder, under these settings
+    model_names: list[str]  # one a role
+    tokenizer: Any
+    guarantee: str  # says its decoder, under these settings
     temperature: float
 
 
 def entries(
-    names: Sequence[str] | None,
+    wanted: Sequence[str | Callable] | None,
     overrides: dict[str, dict[str, Any]],
-    model: str | None,
+    choice: Choice,
     max_new_tokens: int,
 ) -> tuple[list[Entry], list[str]]:
     """The lines to run, the baseline first, and notes on what was left out.
 
-    `names` None: all of DEFAULT that fit `model`. `overrides` maps a name to settings.
-    Methods of lossless kind run greedily, so that they can be compared with greedy
-    decoding. Raises ValueError for an unknown name, knob or value, and for a named
-    method that does not fit the model.
+    `wanted` None: all of `defaults` that fit. `overrides` maps a name to settings.
+    Lossless methods run greedily, so that they can be compared with greedy decoding.
+    Raises ValueError, naming the method, for an unknown name, knob or value, and for a
+    method that was asked for and does not fit.
     """
-    chosen = list(DEFAULT) if names is None else list(dict.fromkeys(names))
+    known = defaults(max_new_tokens)
+    found = [recipes.find(each) for each in (known if wanted is None else wanted)]
+    chosen = {each.name: each for each in found}
     for name in overrides:
         if name not in chosen:
             raise ValueError(
-                f"--set {name}.…, but {name!r} does not run; running: "
-                f"{', '.join(chosen)}"
+                f"{name!r} does not run, but has settings; {names.listed(name, chosen)}"
             )
-    given = None if model is None else generation.load(model)[0]
-    if given is None or given.predicts == "next":
-        chosen = [BASELINE, *(name for name in chosen if name != BASELINE)]
+    given = None
+    if choice.model is not None:
+        given = assembly.load(choice.model, choice.dtype, choice.mesh)[0]
+    if given is None or getattr(given, "predicts", "next") == "next":
+        chosen = {BASELINE: recipes.find(BASELINE), **chosen}
     made, notes = [], []
-    for name in chosen:
+    for name, recipe in chosen.items():
+        settings = {**recipe.settings, **known.get(name, {}), **overrides.get(name, {})}
         try:
-            made.append(_entry(name, overrides.get(name, {}), model, max_new_tokens))
-        except ValueError as error:
-            if names is not None or model is None or name in overrides:
+            made.append(_entry(recipe, settings, choice, max_new_tokens))
+        except (ValueError, TypeError) as error:
+            if wanted is None and name not in overrides:
+                notes.append(f"{recipe.label} left out: {error}")
+                continue
+            if str(error).startswith(recipe.label):
                 raise
-            notes.append(f"{name} left out: {error}")
+            raise ValueError(f"{recipe.label}: {error}") from error
     if not made:
-        raise ValueError(f"no method fits {model}: {'; '.join(notes)}")
+        raise ValueError(f"no method fits {choice.model}: {'; '.join(notes)}")
     return made, notes
 
 
-def parse(overrides: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """{"llada": {"steps": 16}} from "llada.steps=16"; ValueError for other forms."""
-    found: dict[str, dict[str, Any]] = {}
-    for setting in overrides:
-        place, equals, text = setting.partition("=")
-        name, dot, knob = place.partition(".")
-        if not (equals and dot and name and knob):
-            raise ValueError(f"--set {setting}: write METHOD.KNOB=VALUE")
-        method, _ = variants.resolve(name.strip())
-        value = knobs_value(method, knob.strip(), text)
-        found.setdefault(name.strip(), {})[knob.strip()] = value
-    return found
-
-
-def knobs_value(method: Callable, name: str, text: str) -> Any:
-    """`text` as the value of a knob, by its kind; ValueError if there is no such knob.
-
-    Ranges are checked later, with everybody else's.
-    """
-    known = knobs.parameters(method)
-    if name not in known:
-        raise ValueError(
-            f"{method.__name__} has no knob or size {name!r}; known: {', '.join(known)}"
-        )
-    parameter, text = known[name], text.strip()
-    if isinstance(parameter.kind, knobs.Choice):
-        return None if text == "None" and parameter.is_optional else text
-    if text in ("None", "none"):
-        return None
-    try:
-        if parameter.base is tuple:
-            return tuple(int(part) for part in text.strip("()[] ,").split(","))
-        is_whole = isinstance(parameter.kind, knobs.Size) or parameter.base is int
-        return int(text) if is_whole else float(text)
-    except ValueError:
-        limits = {n: r for n, r, _ in describe.knob_lines(method)}[name]
-        raise ValueError(
-            f"{method.__name__}: {name}={text!r} is no value; it takes {limits}"
-        ) from None
-
-
-def _entry(name, overrides, model, max_new_tokens: int) -> Entry:
-    method, settings = variants.resolve(name)
-    settings = {**settings, **DEFAULT.get(name, {}), **overrides}
-    known = knobs.parameters(method)
-    base = generation.default_model(method)
-    names = [model or base, *knobs.roles(method)[1:]]
-    if model is not None and len(names) > 1:
-        raise ValueError(f"it needs a {names[1]} that fits {model}")
-    loaded = [generation.load(each) for each in names]
-    models = tuple(each[0] for each in loaded)
-    trees = [each[1] for each in loaded]
-    params = dict(zip(knobs.roles(method), trees, strict=True))
+def _entry(recipe: Recipe, settings, choice: Choice, max_new_tokens: int) -> Entry:
+    method, known = recipe.method, knobs.parameters(recipe.method)
+    values = {**settings, "max_new_tokens": max_new_tokens}
+    mesh = choice.mesh
+    found = assembly.assemble(
+        recipe, values, choice.model, _second(recipe, choice), choice.dtype, mesh
+    )
     # Building the recipe checks what the signature cannot say.
-    traced, sizes = knobs.split(method, {**settings, "max_new_tokens": max_new_tokens})
-    decoder = method(*models, **sizes, **traced)
-    is_lossless = decoder.guarantee == "lossless"
-    if is_lossless and "temperature" in known:
+    traced, sizes = knobs.split(method, values)
+    decoder = method(*found.models, **sizes, **traced)
+    if decoder.guarantee == "lossless" and "temperature" in known:
         settings.setdefault("temperature", 0.0)
     temperature = settings.get("temperature")
     if temperature is None and "temperature" in known:
         temperature = known["temperature"].default
+    models = found.models
+    if mesh is not None:
+        models = tuple(
+            sharding.on_mesh(each, mesh) if isinstance(each, Model) else each
+            for each in models
+        )
     return Entry(
-        name=name,
-        method=method,
+        name=recipe.name,
+        recipe=recipe,
         settings=settings,
         models=models,
-        params=params,
-        is_lossless=is_lossless,
+        params=found.params,
+        model_names=found.names,
+        tokenizer=found.tokenizer,
+        guarantee=decoder.guarantee,
         temperature=float(temperature or 0.0),
     )
+
+
+def _second(recipe: Recipe, choice: Choice) -> str | None:
+    """The chosen drafter, for a method that takes such a one."""
+    roles = knobs.roles(recipe.method)
+    if choice.drafter is None or len(roles) == 1:
+        return None
+    given = assembly.load(choice.drafter, choice.dtype, choice.mesh)[0]
+    is_heads = not isinstance(given, Model)
+    return choice.drafter if is_heads == ("heads" in roles) else None

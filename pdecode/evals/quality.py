@@ -97,6 +97,13 @@ def distinct(rows: Sequence[list[int]], size: int = 4) -> float | None:
     return float(np.mean(shares)) if shares else None
 
 
+def white_space(texts: Sequence[str]) -> float | None:
+    """Share of white-space among all characters; None without any."""
+    total = sum(map(len, texts))
+    blank = sum(each.isspace() for text in texts for each in text)
+    return blank / total if total else None
+
+
 def identity(
     rows: Sequence[list[int]],
     baseline: Sequence[list[int]],

@@ -18,14 +18,13 @@ import jax
 import jax.numpy as jnp
 from jax import ShapeDtypeStruct
 
-from pdecode import decode, rng, sharding
+from pdecode import decode, recipes, rng, sharding
 from pdecode import knobs as knob_rules
 from pdecode.checkpoints import loading
 from pdecode.contracts import Model, Prompt, Sampling
 from pdecode.hardware import chips, costs, hlo
 from pdecode.hardware.costs import Call
 from pdecode.kernels.head import api as vocab_head
-from pdecode.methods import variants
 from pdecode.models import draft_heads, shapes, transformer
 from pdecode.sharding import placement
 
@@ -142,7 +141,7 @@ def shape_of(name: str) -> Any:
 
 
 def _job(method, config, drafter, mesh, batch_size, prompt_len, settings) -> Job:
-    recipe, implied = variants.resolve(method)
+    _, recipe, implied, _ = recipes.find(method)
     configs = [config]
     roles = knob_rules.roles(recipe)
     if drafter is not None and "drafter" not in roles:

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pdecode import prompts
+from pdecode import names, prompts
 from pdecode.contracts import Model, Params, Query, Sampling, SlotRun, Visibility
 from pdecode.kernels.head import api as vocab_head
 
@@ -67,7 +67,8 @@ MACHINES = {"cpu": cpu, "h100": h100, "v5e": v5e}
 def machine(name: str, num_params: int, cache_bytes: float) -> Hardware:
     """The named machine; ValueError listing the known ones."""
     if name not in MACHINES:
-        raise ValueError(f"unknown hardware {name!r}; known: {', '.join(MACHINES)}")
+        known = (*MACHINES, *MEASURED)
+        raise ValueError(f"unknown hardware {name!r}; {names.listed(name, known)}")
     return MACHINES[name](num_params, cache_bytes)
 
 
@@ -93,6 +94,23 @@ class Curve(NamedTuple):
         """Seconds between measured widths by a straight line in both logarithms."""
         x = math.log(max(num_queries, 1e-9))
         return math.exp(np.interp(x, np.log(self.widths), np.log(self.seconds)))
+
+
+class Measured(NamedTuple):
+    """Cost of a call over that of a call of one query, as it was measured there."""
+
+    about: str
+    curve: Curve
+
+
+# Of the embedded models of 1.3 million parameters: launches, not weights, are the cost.
+MEASURED = {
+    "h200": Measured(
+        "one NVIDIA H200, measured with a model of 1.3 million parameters; a drafter's "
+        "call is taken to cost what the target's does",
+        Curve((1, 8, 16, 32, 143), (1.0, 1.0, 1.16, 1.61, 1.61)),
+    )
+}
 
 
 class Call(NamedTuple):

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from pdecode import knobs, methods
+from pdecode import knobs, methods, names
 
 
 def known() -> list[str]:
@@ -21,7 +21,7 @@ def resolve(name: str) -> tuple[Callable, dict[str, Any]]:
     if name in methods.VARIANTS:
         method, settings, _ = methods.VARIANTS[name]
         return getattr(methods, method), dict(settings)
-    raise ValueError(f"unknown method {name!r}; known: {', '.join(known())}")
+    raise ValueError(f"unknown method {name!r}; {names.listed(name, known())}")
 
 
 def group(method: Callable) -> str:

@@ -1,0 +1,181 @@
+"""The models that a method decodes with: loaded, and checked against each other."""
+
+import functools
+import os
+import warnings
+from typing import Any, NamedTuple
+
+from jax.sharding import Mesh
+
+from pdecode import knobs, names, sharding
+from pdecode.contracts import DraftHeads, Model, Params
+from pdecode.methods import variants
+from pdecode.models import transformer
+from pdecode.recipes import Recipe
+
+# By what a model predicts: what it is in words, and the method it gets by default.
+KINDS = {
+    "next": ("a causal model", "autoregressive"),
+    "masked": ("a model trained with a mask token", "llada"),
+    "uniform": ("a model trained with uniform noise", "diffusion_gemma"),
+}
+
+
+class Assembled(NamedTuple):
+    """The models that a method decodes with."""
+
+    names: list[str]  # one a role
+    models: tuple
+    params: dict[str, Params]  # by role
+    tokenizer: Any
+
+
+def assemble(
+    recipe: Recipe,
+    values: dict[str, Any],
+    model: str | None,
+    drafter: str | None,
+    dtype: str | None = None,
+    mesh: Mesh | None = None,
+) -> Assembled:
+    """Loads what `recipe` decodes with; ValueError for what does not fit it."""
+    from pdecode.models import embedded
+
+    roles = knobs.roles(recipe.method)
+    if drafter is not None and len(roles) == 1:
+        raise ValueError(f"{recipe.label} takes no drafter, but drafter={drafter!r}")
+    model_name = model or default_model(recipe, values)
+    target, params, tokenizer = load(model_name, dtype, mesh)
+    if not isinstance(target, Model):
+        raise ValueError(f"{model_name} is a set of heads: give it as the drafter")
+    needed = knobs.needs(recipe.method).get("model", target.predicts)
+    if needed != target.predicts:
+        raise ValueError(
+            f"{recipe.label} needs {KINDS[needed][0]}, but {model_name} is "
+            f"{KINDS[target.predicts][0]}: use one of "
+            f"{', '.join(variants.fitting(target.predicts))}"
+        )
+    found, models, trees = [model_name], [target], [params]
+    for role in roles[1:]:
+        name, second, tree, words = _second(
+            role, recipe, model_name, drafter, dtype, mesh
+        )
+        wanted = knobs.needs(recipe.method).get(role, "next")
+        if isinstance(second, Model) and second.predicts != wanted:
+            raise ValueError(
+                f"{recipe.label} needs {KINDS[wanted][0]} as its drafter, but {name} "
+                f"is {KINDS[second.predicts][0]}"
+            )
+        if getattr(second, "vocab_size", target.vocab_size) != target.vocab_size:
+            second, tree = _resized(second, tree, words, target, tokenizer, mesh)
+        if isinstance(second, DraftHeads):
+            embedded.check_heads(model_name, params, name, tree)
+        found.append(name)
+        models.append(second)
+        trees.append(tree)
+    by_role = dict(zip(roles, trees, strict=True))
+    return Assembled(found, tuple(models), by_role, tokenizer)
+
+
+def default_model(recipe: Recipe, values: dict[str, Any]) -> str:
+    """Name of the embedded model that a method decodes with.
+
+    A method that does not say what it needs is built with either, to see.
+    """
+    needed = knobs.needs(recipe.method).get("model")
+    if needed is not None:
+        return "target" if needed == "next" else "diffusion"
+    seconds = [load(role)[0] for role in knobs.roles(recipe.method)[1:]]
+    traced, sizes = knobs.split(recipe.method, values)
+    refusals = []
+    for name in ("target", "diffusion"):
+        try:
+            recipe.method(load(name)[0], *seconds, **sizes, **traced)
+            return name
+        except (ValueError, TypeError) as error:
+            refusals.append(f"{name}: {error}")
+    raise ValueError(f"{recipe.label} takes no embedded model; {'; '.join(refusals)}")
+
+
+def load(
+    name: str, dtype: str | None = None, mesh: Mesh | None = None
+) -> tuple[Any, Params, Any]:
+    """(model, params, tokenizer) of an embedded model, by name, or of a folder.
+
+    For "heads" the first is a record of heads. `dtype` None keeps the dtype it has.
+    With `mesh` the parameters are split over it. What was loaded is
+    kept until a file of its folder changes. Raises ValueError.
+    """
+    return _load(name, dtype, mesh, _stamp(name))
+
+
+def _stamp(folder: str) -> tuple:
+    """What changes when a file of `folder` does."""
+    if not os.path.isdir(folder):
+        return ()
+    with os.scandir(folder) as entries:
+        files = [(each.name, each.stat()) for each in entries if each.is_file()]
+    return tuple(sorted((name, s.st_mtime_ns, s.st_size) for name, s in files))
+
+
+@functools.lru_cache(maxsize=8)
+def _load(name: str, dtype: str | None, mesh: Mesh | None, stamp: tuple):
+    del stamp
+    from pdecode import checkpoints
+    from pdecode.models import embedded
+
+    if name in embedded.NAMES or embedded.is_run(name):
+        model, params, tokenizer = embedded.load(name, dtype=dtype)
+        if mesh is not None:
+            is_whole = isinstance(model, Model)
+            split = sharding.shard_params if is_whole else sharding.replicate
+            params = split(params, mesh)
+        return model, params, tokenizer
+    if not os.path.isdir(name):
+        raise ValueError(
+            f"unknown model {name!r}: no such folder; embedded models, "
+            f"{names.listed(name, embedded.NAMES)}"
+        )
+    model, params, tokenizer = checkpoints.load(name, dtype=dtype, mesh=mesh)
+    if mesh is not None:
+        sharding.warn_of_whole(params, mesh)
+    return model, params, tokenizer
+
+
+def _second(role: str, recipe: Recipe, model: str, drafter: str | None, dtype, mesh):
+    """The drafter or heads of a two-model method: name, itself, params, tokenizer."""
+    if drafter is None:
+        if model != "target":
+            raise ValueError(
+                f"{recipe.label} needs a {role} for {model}: name an embedded model or "
+                "a folder as the drafter"
+            )
+        drafter = role
+    second, tree, words = load(drafter, dtype, mesh)
+    is_heads = not isinstance(second, Model)
+    if is_heads != (role == "heads"):
+        kind = "a set of heads" if is_heads else "a model"
+        raise ValueError(f"{recipe.label} takes a {role}, but {drafter} is {kind}")
+    return drafter, second, tree, words
+
+
+def _resized(drafter: Model, params: Params, own, target: Model, tokenizer, mesh):
+    """`drafter` over the target's ids, where they differ by padding alone."""
+    sizes = f"the drafter has {drafter.vocab_size} token ids and the target "
+    sizes += str(target.vocab_size)
+    words = [
+        each.backend.get_vocab() if hasattr(each, "backend") else None
+        for each in (own, tokenizer)
+    ]
+    num_words = min(drafter.vocab_size, target.vocab_size)
+    if words[0] is None or words[0] != words[1] or max(words[0].values()) >= num_words:
+        raise ValueError(
+            f"{sizes}: they need one vocabulary, or one tokenizer and padding behind it"
+        )
+    warnings.warn(
+        f"{sizes}; their tokenizer is one, so what lies behind {num_words} is padding, "
+        "which is never drafted",
+        stacklevel=3,
+    )
+    drafter, params = transformer.resized(drafter, params, target.vocab_size)
+    return drafter, params if mesh is None else sharding.shard_params(params, mesh)
