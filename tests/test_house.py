@@ -17,7 +17,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # Floors, the lowest first. A module may import its own floor and those below it.
 FLOORS = (
-    ("version", "files", "contracts"),
+    ("version", "files", "names", "shown", "contracts"),
     ("rng", "trees", "prompts", "knobs", "sampling"),
     ("sharding",),
     ("cache",),
@@ -26,9 +26,10 @@ FLOORS = (
     ("data",),
     ("checkpoints", "rules"),
     ("families", "drafters"),
-    ("decode", "methods"),
+    ("decode", "methods", "recipes"),
     ("train",),
     ("programs",),
+    ("assembly", "results"),
     ("generation",),
     ("evals", "hardware"),
     ("cli", "__main__"),
@@ -40,6 +41,8 @@ LONG = {
     ("pdecode/train/trainer.py", "train"): "flat on purpose: a run from top to bottom",
     ("pdecode/cli/main.py", "parser"): "a table of options",
     ("pdecode/kernels/attention/gpu.py", "_call"): "the grid and blocks of one kernel",
+    ("pdecode/kernels/attention/gpu.py", "_kernel"): "one kernel, read top to bottom",
+    ("pdecode/kernels/attention/tpu.py", "_kernel"): "one kernel, read top to bottom",
     ("pdecode/kernels/attention/tpu.py", "_call"): "the grid and blocks of one kernel",
 }
 # Lines a file may have beyond 400, and why.
