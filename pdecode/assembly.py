@@ -2,6 +2,7 @@
 
 import functools
 import os
+import pathlib
 import warnings
 from typing import Any, NamedTuple
 
@@ -122,10 +123,13 @@ def _stamp(folder: str) -> tuple:
 def _load(name: str, dtype: str | None, mesh: Mesh | None, stamp: tuple):
     del stamp
     from pdecode import checkpoints
+    from pdecode.checkpoints import tokenizer as tokenizers
     from pdecode.models import embedded
 
     if name in embedded.NAMES or embedded.is_run(name):
         model, params, tokenizer = embedded.load(name, dtype=dtype)
+        if isinstance(model, Model) and model.vocab_size != tokenizer.vocab_size:
+            tokenizer = tokenizers.load(pathlib.Path(name))  # no bytes: ids only
         if mesh is not None:
             is_whole = isinstance(model, Model)
             split = sharding.shard_params if is_whole else sharding.replicate

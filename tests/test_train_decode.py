@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import numpy as np
 import pytest
 from tiny import MODEL, RUN, quiet
 
@@ -66,3 +67,14 @@ def test_a_record_names_what_it_was_made_with(runs):
         "from": str(runs / "target"), "sha256": target["sha256"],
     }  # fmt: skip
     assert record["config"]["model"]["width"] == MODEL.width
+
+
+def test_a_run_on_other_tokens_than_bytes_decodes_ids(tmp_path):
+    model = dataclasses.replace(MODEL, vocab_size=300, mask_id=None, eos_ids=())
+    tokens = np.resize([257, 299, 3], 2000)
+    config = dataclasses.replace(SHORT, model=model)
+    train(config, tmp_path, **quiet(streams=(tokens, tokens[:50])))
+    found = generation.generate([[257, 299]], model=str(tmp_path), max_new_tokens=4)
+    assert len(found.tokens[0]) == 4
+    with pytest.raises(ValueError, match="give the prompt as token ids"):
+        generation.prepare("x", model=str(tmp_path), max_new_tokens=4)

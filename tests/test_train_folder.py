@@ -45,6 +45,18 @@ def test_what_the_first_run_said_holds_from_its_first_second(tmp_path, monkeypat
     assert train(other, tmp_path, overwrite=True, **quiet()).record["steps"] == 4
 
 
+def test_overwrite_gives_up_nothing_for_a_run_that_cannot_be(tmp_path):
+    train(SHORT, tmp_path, **quiet())
+    before = weights(tmp_path)
+    own = dataclasses.replace(SHORT, start_from=str(tmp_path))
+    with pytest.raises(ValueError, match="is the folder of this run"):
+        train(own, tmp_path, overwrite=True, **quiet())
+    with pytest.raises(ValueError, match="the validation text has 0"):
+        streams = (tiny.streams()[0], np.zeros(0, np.uint16))
+        train(SHORT, tmp_path, overwrite=True, **quiet(streams=streams))
+    assert weights(tmp_path) == before
+
+
 def test_a_folder_that_a_process_holds_is_told_plainly(tmp_path):
     with folder.claimed(tmp_path):
         with pytest.raises(ValueError, match=rf"process {os.getpid()} on .* since 20"):

@@ -23,32 +23,32 @@ def same(one, two, atol=1e-5):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=atol), one, two)
 
 
-MESHES = [
-    {"data": 8},
-    {"fsdp": 8},
-    {"tensor": 4},
-    {"data": 2, "fsdp": 4},
-    {"fsdp": 2, "tensor": 4},
-    {"data": 2, "fsdp": 2, "tensor": 2},
-]
+MESHES = [{"data": 8}, {"fsdp": 8}, {"data": 2, "fsdp": 2, "tensor": 2}]
+MORE_MESHES = [{"tensor": 4}, {"data": 2, "fsdp": 4}, {"fsdp": 2, "tensor": 4}]
 
 
 @pytest.mark.parametrize(
-    ("name", "optimizer"),
+    ("name", "optimizer", "meshes"),
     [
-        ("autoregressive", "adamw"),
-        pytest.param("masked_diffusion", "muon", marks=pytest.mark.thorough),
-        pytest.param("blockwise_heads", "muon", marks=pytest.mark.thorough),
+        ("autoregressive", "adamw", MESHES),
+        *(
+            pytest.param(*case, MESHES + MORE_MESHES, marks=pytest.mark.thorough)
+            for case in (
+                ("autoregressive", "adamw"),
+                ("masked_diffusion", "muon"),
+                ("blockwise_heads", "muon"),
+            )
+        ),
     ],
 )
-def test_eight_devices_train_what_one_does(tmp_path, name, optimizer):
+def test_eight_devices_train_what_one_does(tmp_path, name, optimizer, meshes):
     sizes = {
         "steps": 20, "eval_every": 20, "checkpoint_every": 20, "row_len": 16,
         "learning_rate": 1e-2,
     }  # fmt: skip
     config = case(name, tmp_path, optimizer=optimizer, **sizes)
     one = train(config, tmp_path / "one", mesh={"data": 1}, **quiet())
-    for number, axes in enumerate(MESHES):
+    for number, axes in enumerate(meshes):
         eight = train(config, tmp_path / str(number), mesh=axes, **quiet())
         # Muon divides by norms that are near zero at first.
         same(one.params, eight.params, 1e-5 if optimizer == "adamw" else 1e-4)
@@ -79,11 +79,13 @@ def test_parts_of_a_batch_add_up(tmp_path, name):
         config = dataclasses.replace(short, accumulate=parts)
         workdir = tmp_path / str(number)
         result = train(config, workdir, mesh={"data": axes}, **quiet())
-        lines = (workdir / "metrics.jsonl").read_text().splitlines()
-        found.append((result.params, [json.loads(line)["loss"] for line in lines]))
-    for params, losses in found[1:]:
-        same(found[0][0], params)
-        np.testing.assert_allclose(found[0][1], losses, rtol=1e-5)
+        lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+        told = [(line["loss"], line["grad_norm"]) for line in lines]
+        found.append((result.params, told))
+    for params, told in found[1:]:
+        np.testing.assert_allclose(found[0][1], told, rtol=1e-5)
+        # Adam takes the sign of a gradient that is nothing but rounding.
+        same(found[0][0], params, 1e-4)
 
 
 def program_of(config, axes):

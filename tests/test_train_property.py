@@ -154,7 +154,7 @@ QUIET = {
 }
 
 
-@settings(max_examples=8, **QUIET)
+@settings(max_examples=4, **QUIET)
 @given(KIND, SIZES, RUNS, ODD, MESHES)
 def test_a_config_trains_or_is_refused(kind, sizes, run, odd, axes):
     attempt(kind, sizes, run, odd, axes)

@@ -38,6 +38,12 @@ RANGES: dict[str, tuple[float, float]] = {
     "eval_every": (1, math.inf),
     "eval_rows": (1, math.inf),
 }
+_MODEL_RANGES: dict[str, tuple[float, float]] = {
+    "window": (1, math.inf),
+    "max_positions": (1, math.inf),
+    "block_len": (1, math.inf),
+    "norm_eps": (0, math.inf),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,6 +115,13 @@ class TrainConfig:
         frozen = self.frozen
         if isinstance(frozen, str) and len(objective.needs.frozen) == 1:
             frozen = {objective.needs.frozen[0]: frozen}
+        if not isinstance(frozen, Mapping) or not all(
+            isinstance(origin, str) for origin in frozen.values()
+        ):
+            raise ValueError(
+                f"frozen={frozen!r} must name a folder or model for each role, as "
+                "frozen.target=NAME"
+            )
         put(self, "frozen", dict(frozen))
         put(self, "options", objectives.options(self.objective, self.options))
         objectives.check(self)
@@ -140,6 +153,18 @@ class TrainConfig:
             raise ValueError(
                 f"unknown model.dtype {self.model.dtype!r}; known: {DTYPES}"
             )
+        check_ranges(self.model, _MODEL_RANGES, "model.")
+        for token in self.model.eos_ids:
+            if not 0 <= token < self.model.vocab_size:
+                raise ValueError(
+                    f"model.eos_ids={token} is no id of model.vocab_size="
+                    f"{self.model.vocab_size}"
+                )
+        experts = self.model.experts
+        if experts is not None:
+            top = {"num_experts": (1, math.inf), "width": (1, math.inf)}
+            top["top_k"] = (1, experts.num_experts)
+            check_ranges(experts, top, "model.experts.")
         for role in self.decayed:
             if role not in ROLES:
                 raise ValueError(f"unknown role {role!r} in decayed; known: {ROLES}")
@@ -212,7 +237,9 @@ class TrainConfig:
             )
 
 
-def check_ranges(record: Any, ranges: Mapping[str, tuple[float, float]]) -> None:
+def check_ranges(
+    record: Any, ranges: Mapping[str, tuple[float, float]], where: str = ""
+) -> None:
     """ValueError, naming the field, where a number of `record` leaves its range."""
     for field, (low, high) in ranges.items():
         value = getattr(record, field)
@@ -220,4 +247,4 @@ def check_ranges(record: Any, ranges: Mapping[str, tuple[float, float]]) -> None
             continue
         if not low <= value <= high or not math.isfinite(value):
             top = "" if high == math.inf else f" and at most {high}"
-            raise ValueError(f"{field}={value} must be at least {low}{top}")
+            raise ValueError(f"{where}{field}={value} must be at least {low}{top}")

@@ -84,6 +84,10 @@ def _with_options(config: TrainConfig, changes: dict) -> dict:
                     f"objective={name}"
                 )
             moved[field] = changes.pop(field)
+    if not isinstance(changes.get("options", {}), dict):
+        raise ValueError(
+            f"options={changes['options']!r}: set one by one, as options.NAME=VALUE"
+        )
     if moved:
         changes["options"] = {**changes.get("options", {}), **moved}
     if "options" in changes:
@@ -127,7 +131,10 @@ def _replaced(config: Any, changes: dict, where: str) -> Any:
         if isinstance(value, dict) and dataclasses.is_dataclass(present):
             value = _replaced(present, value, f"{where}{name}.")
         elif isinstance(value, dict) and dataclasses.is_dataclass(_kind(hint)):
-            value = _kind(hint)(**value)
+            try:
+                value = _kind(hint)(**value)
+            except TypeError as error:
+                raise ValueError(f"{where}{name}: {error}") from None
         elif isinstance(present, Mapping) and isinstance(value, dict):
             value = {**present, **value}
         elif not isinstance(present, Mapping) or not isinstance(value, str):

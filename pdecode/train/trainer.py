@@ -106,14 +106,15 @@ def train(
         def claim():
             if is_first:
                 stack.enter_context(folder.claimed(workdir))
-                if overwrite:
-                    folder.clear(workdir)
 
         processes.together(claim)
         inputs = processes.together(lambda: read(config, workdir, streams))
         processes.agree(inputs.facts)
         places = processes.together(lambda: plan.mesh(config, mesh))
         _check_shared(workdir)
+        if overwrite and is_first:
+            # Only now that all of the new run is known to be right.
+            folder.clear(workdir)
         stack.enter_context(
             peers.watched(
                 "start all processes again with the same command; the run goes on from "
