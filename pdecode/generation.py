@@ -161,14 +161,14 @@ def prepare(
     target = chosen.models[0]
     rows = prompts.encode(prompt, chosen.tokenizer)
     width = max(map(len, rows))
-    row_ids = prompts.row_ids(rows) if row_ids is None else _checked_ids(row_ids)
     made = prompts.from_rows(
         rows,
         max_new=max_new_tokens,
-        row_ids=row_ids,
+        row_ids=prompts.row_ids(rows) if row_ids is None else row_ids,
         pad_to=min(prompts.bucket(width), max(width, _room(target, max_new_tokens))),
         model=target,
     )
+    named = made.row_ids.tolist()
     models = list(chosen.models)
     if keep_eos_tail:
         models[0] = target._replace(eos_ids=())
@@ -189,7 +189,7 @@ def prepare(
         method_name=recipe.name,
         model_name=chosen.names[0],
         drafter_name=chosen.names[1] if len(chosen.names) > 1 else None,
-        row_ids=row_ids,
+        row_ids=named,
         mesh=mesh,
     )
 
@@ -213,11 +213,3 @@ def _count(max_new_tokens: Any) -> int:
             f"max_new_tokens={max_new_tokens} must be at most {knobs.MOST}"
         )
     return operator.index(max_new_tokens)
-
-
-def _checked_ids(ids: Sequence[int]) -> list[int]:
-    for each in ids:
-        is_int = isinstance(each, (int, np.integer)) and not isinstance(each, bool)
-        if not is_int or not -(2**31) <= each < 2**31:
-            raise ValueError(f"row_ids has {each!r}, which is no int of 32 bits")
-    return [int(each) for each in ids]

@@ -125,7 +125,7 @@ def test_compare_names_rows_as_generate_does():
 
 @pytest.mark.parametrize(
     "ids, message",
-    [([1], "1 row_ids for 2 rows"), ([1, True], "True"), ([1, 2**31], "32 bits")],
+    [([1], "1 row_ids for 2 rows"), ([1, 0.5], "whole"), ([1, 2**31], "32 bits")],
 )
 def test_names_of_rows_are_checked(ids, message):
     with pytest.raises(ValueError, match=message):
