@@ -3,6 +3,7 @@
 A lossless method that drafts nothing keeps every other test green.
 """
 
+import collections
 import functools
 import itertools
 import re
@@ -16,8 +17,9 @@ import pytest
 from pdecode import decode as decode_module
 from pdecode import methods, prompts
 from pdecode.contracts import Sampling
+from pdecode.data import datastore
 from pdecode.decode import decode_state, finish, with_trace
-from pdecode.drafters import lookahead, ngram, preferring, recycling
+from pdecode.drafters import lookahead, ngram, preferring, recycling, retrieval
 from pdecode.families import speculative, speculative_calls
 from pdecode.models import toy, transformer
 
@@ -342,6 +344,81 @@ def test_a_probe_sees_its_own_text_and_nothing_else(is_broken):
                 differs.append(abs(chances[b, lane] - law_after(path)))
     assert (max(differs) > 1e-2) == is_broken
     assert is_broken or max(differs) < 1e-5
+
+
+DRAWN = np.random.default_rng(3)
+DOCUMENTS = [DRAWN.integers(0, 3, size).tolist() for size in (30, 1, 17, 40, 0, 5)]
+
+
+def follow(documents, text, min_match, length):
+    """What follows every copy of the longest end of `text` that has one."""
+    for size in range(min(16, len(text)), min_match - 1, -1):
+        found = [
+            document[end : end + length]
+            for document in documents
+            for end in range(size, len(document))
+            if document[end - size : end] == text[-size:]
+        ]
+        if found:
+            return found
+    return []
+
+
+def test_retrieval_finds_the_most_frequent_continuations():
+    store, texts = datastore.build(DOCUMENTS)
+    params = {"model": LAW, "corpus": jax.tree.map(jnp.asarray, texts)}
+    drafter = retrieval.retrieval(store, 6, min_match=2, num_matches=128, length=4)
+    num_drafted = num_none = 0
+    rows = turns_of(drafter, params=params)
+    for turn in (turn for row in rows for turn in row):
+        counts = collections.Counter(
+            tuple(each[: size + 1])
+            for each in follow(DOCUMENTS, turn.text, 2, 4)
+            for size in range(len(each))
+        )
+        paths = []
+        for token, parent in zip(turn.tokens, turn.parents):
+            paths.append((*(paths[parent] if parent >= 0 else ()), token))
+        paths = paths[: sum(token >= 0 for token in turn.tokens)]
+        assert len(set(paths)) == len(paths)
+        # Of equally frequent and long ones any will do.
+        scores = sorted((counts[path] * 4 - len(path) for path in paths), reverse=True)
+        every = sorted((c * 4 - len(path) for path, c in counts.items()), reverse=True)
+        assert scores == every[:6], turn
+        num_drafted += len(paths)
+        num_none += not counts
+    assert num_drafted > 100 and num_none > 0
+    assert sum(turn.num_accepted for row in rows for turn in row) > 3
+
+
+@pytest.mark.parametrize("num_matches", [3, 8])
+def test_some_of_many_copies_are_read_evenly(num_matches):
+    store, texts = datastore.build([[0, 1, i % 5, 9] for i in range(20)])
+    texts = datastore.Texts(*map(jnp.asarray, texts))
+    plan = retrieval.Plan(store.max_match, 1, num_matches, 2, 1)
+    found = retrieval.continuations(plan, texts, jnp.array([7, 0, 1]), jnp.int32(3))
+    assert found.shape == (num_matches, 2) and (found[:, 1] == 9).all()
+    assert len(set(found[:, 0].tolist())) == min(num_matches, 5)
+
+
+def test_a_datastore_is_a_safe_file(tmp_path):
+    store, texts = datastore.build(DOCUMENTS)
+    datastore.save(tmp_path / "texts.npy", texts)
+    again, loaded = datastore.load(tmp_path / "texts.npy")
+    assert again == store and isinstance(loaded.tokens, np.memmap)
+    jax.tree.map(np.testing.assert_array_equal, texts, loaded)
+    np.save(tmp_path / "floats.npy", np.zeros((2, 3)))
+    with pytest.raises(ValueError, match="it holds float64"):
+        datastore.load(tmp_path / "floats.npy")
+    np.save(tmp_path / "code.npy", np.array([{}], object), allow_pickle=True)
+    (tmp_path / "cut.npy").write_bytes((tmp_path / "texts.npy").read_bytes()[:-9])
+    for name in ("code", "cut", "none"):
+        with pytest.raises(ValueError, match="is no datastore"):
+            datastore.load(tmp_path / f"{name}.npy")
+    with pytest.raises(ValueError, match="hold no token"):
+        datastore.build([[], []])
+    with pytest.raises(ValueError, match="min_match=17"):
+        retrieval.retrieval(store, 6, min_match=17)
 
 
 TINY_CONFIG = transformer.Config(

@@ -5,6 +5,7 @@ from pdecode.methods.speculative.autoregressive import autoregressive
 from pdecode.methods.speculative.block_verification import block_verification
 from pdecode.methods.speculative.blockwise import blockwise
 from pdecode.methods.speculative.prompt_lookup import prompt_lookup
+from pdecode.methods.speculative.rest import rest
 from pdecode.methods.speculative.sam_decoding import sam_decoding
 from pdecode.methods.speculative.specinfer import specinfer
 from pdecode.methods.speculative.speculative_sampling import speculative_sampling
@@ -15,6 +16,7 @@ __all__ = [
     "block_verification",
     "blockwise",
     "prompt_lookup",
+    "rest",
     "sam_decoding",
     "specinfer",
     "speculative_sampling",
