@@ -16,10 +16,17 @@ import pytest
 
 from pdecode import decode as decode_module
 from pdecode import methods, prompts
-from pdecode.contracts import Sampling
+from pdecode.contracts import Prefix, Sampling
 from pdecode.data import datastore
 from pdecode.decode import decode_state, finish, with_trace
-from pdecode.drafters import lookahead, ngram, preferring, recycling, retrieval
+from pdecode.drafters import (
+    averaged,
+    lookahead,
+    ngram,
+    preferring,
+    recycling,
+    retrieval,
+)
 from pdecode.families import speculative, speculative_calls
 from pdecode.models import toy, transformer
 
@@ -346,6 +353,60 @@ def test_a_probe_sees_its_own_text_and_nothing_else(is_broken):
     assert is_broken or max(differs) < 1e-5
 
 
+def test_averages_are_means_over_visits():
+    """Against a dict of lists; a slot never has two contexts at this size."""
+    plan = averaged.Plan(CAUSAL, recycling.template((1,), 3), (2, 1), 3, 1 << 16)
+    draw = np.random.default_rng(1)
+    recent = draw.integers(0, 3, (1, 40, 2))
+    recent[0, :3, 1] = -1  # the text has one token yet
+    logits = draw.normal(size=(1, 40, 8))
+    laws = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    ids = np.argsort(-laws, -1)[..., :3]
+    log_probs = np.log(np.take_along_axis(laws, ids, -1)).astype(np.float32)
+    seen = draw.random((1, 40)) < 0.8
+    table = averaged._init(plan, {}, None, None, Prefix(jnp.zeros((1, 9), int),
+                           jnp.ones(1, int), None, None), None)  # fmt: skip
+    table = averaged.visited(
+        plan, table, *map(jnp.asarray, (recent, seen, ids, log_probs))
+    )
+    means, counts = {}, collections.Counter()
+    for q in np.flatnonzero(seen[0]):
+        for size in (2, 1):
+            key = tuple(recent[0, q, :size])
+            if -1 in key:
+                continue
+            mean = {i: p * counts[key] for i, p in means.get(key, {}).items()}
+            for i, log_prob in zip(ids[0, q], log_probs[0, q]):
+                mean[i] = mean.get(i, 0) + np.exp(log_prob)
+            counts[key] += 1
+            best = sorted(mean, key=mean.get, reverse=True)[:3]
+            means[key] = {i: mean[i] / counts[key] for i in best}
+    num_asked = 0
+    for pair in itertools.product(range(4), repeat=2):
+        found, probs = averaged.looked_up(plan, table, jnp.array([[pair]]))
+        expected = means.get(pair, means.get(pair[:1], {}))
+        found = found[0, 0].tolist()
+        assert found == [*expected, *[-1] * (3 - len(expected))]
+        np.testing.assert_allclose(
+            probs[0, 0, : len(expected)], list(expected.values()), rtol=1e-5
+        )
+        num_asked += len(expected)
+    assert num_asked >= 24 and pair == (3, 3) and found == [-1] * 3
+
+
+def test_averaged_drafts_come_from_the_longest_context():
+    tree = recycling.template((2, 2, 1), 2)
+    drafter = averaged.averaged(CAUSAL, tree, 2, contexts=(2, 1), num_slots=1 << 16)
+    step = np.asarray(LAW.moves[1, 1])
+    best = {token: np.argsort(-step[token])[:2].tolist() for token in range(VOCAB)}
+    rows = turns_of(drafter)
+    for turn in (turn for row in rows for turn in row):
+        # All but the root's own context was predicted by the target: a Markov law.
+        known = set(turn.text[:-1])
+        assert turn.tokens == fill(tree, {t: best[t] for t in known}, turn.text[-1])
+    assert sum(turn.num_accepted for row in rows for turn in row) > 30
+
+
 DRAWN = np.random.default_rng(3)
 DOCUMENTS = [DRAWN.integers(0, 3, size).tolist() for size in (30, 1, 17, 40, 0, 5)]
 
@@ -428,6 +489,10 @@ TINY_CONFIG = transformer.Config(
 TINY = transformer.make_model(TINY_CONFIG)
 TABLES = {
     "token_recycling": ({"widths": (3, 2), "num_top": 5}, "4,40,5"),
+    "stand": (
+        {"widths": (3, 2), "num_top": 5, "contexts": (2,), "num_slots": 48},
+        "4,1,48,5",
+    ),
     "lookahead": (
         {"level": 3, "window_size": 3, "guess_set_size": 3, "pool_from_prompt": False},
         "4,40,3,2",
@@ -477,7 +542,7 @@ def copies_in_loops(text, shape):
         if line and not line.startswith(" "):
             is_entry = line.startswith("ENTRY")
         if not is_entry and re.search(
-            rf"= s32\[{shape}\]\S* (copy|select|transpose)\(", line
+            rf"= [sf]32\[{shape}\]\S* (copy|select|transpose)\(", line
         ):
             found.append(line.strip()[:120])
     return found

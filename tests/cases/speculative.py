@@ -15,6 +15,9 @@ CASES = {
     "rest": case(
         "rest", "plain", num_draft=5, draft_len=3, min_match=1, num_matches=4, **STORED
     ),
+    "stand": case(
+        "stand", "plain", widths=(2, 2, 1), num_top=2, contexts=(2, 1), num_slots=64
+    ),
     "speculative": case("speculative_sampling", "law", num_draft=3, **TWO),
     "coupled": case(
         "speculative_sampling", "plain", num_draft=3, acceptance="coupled", **TWO
