@@ -20,6 +20,7 @@ from pdecode.contracts import Prefix, Sampling
 from pdecode.data import datastore
 from pdecode.decode import decode_state, finish, with_trace
 from pdecode.drafters import (
+    aligned,
     averaged,
     lookahead,
     ngram,
@@ -405,6 +406,34 @@ def test_averaged_drafts_come_from_the_longest_context():
         known = set(turn.text[:-1])
         assert turn.tokens == fill(tree, {t: best[t] for t in known}, turn.text[-1])
     assert sum(turn.num_accepted for row in rows for turn in row) > 30
+
+
+def test_alternatives_are_what_the_target_said_there():
+    """The law is Markov, so what it said at a place follows from the token before."""
+    step = np.asarray(LAW.moves[1, 1])
+    rows = turns_of(aligned.aligned(CAUSAL, 3, 2, 2))
+    num_beside = 0
+    for turn in (turn for row in rows for turn in row):
+        text = turn.text
+        copied = look_up(text, 3, 2, False)
+        expected, parents = [], []
+        for depth in range(3):
+            parents += [3 * depth - 3 if depth else -1] * 3
+            if depth >= len(copied):
+                expected += [-1] * 3
+                continue
+            before = (text[-1:] + copied)[depth]  # as a copy, it follows the same token
+            best = np.argsort(-step[before])[:2].tolist()
+            expected += [copied[depth]]
+            expected += [-1 if token == copied[depth] else token for token in best]
+        assert turn.tokens == expected and turn.parents == parents
+        num_beside += sum(token >= 0 for token in expected) - len(copied)
+    assert num_beside > 50
+    alone = turns_of(ngram.prompt_lookup(3, 2))
+    taken, plain = (
+        sum(turn.num_accepted for row in each for turn in row) for each in (rows, alone)
+    )
+    assert taken > plain
 
 
 DRAWN = np.random.default_rng(3)

@@ -18,6 +18,9 @@ CASES = {
     "stand": case(
         "stand", "plain", widths=(2, 2, 1), num_top=2, contexts=(2, 1), num_slots=64
     ),
+    "alignment_sampling": case(
+        "alignment_sampling", "plain", num_draft=2, num_beside=2
+    ),
     "speculative": case("speculative_sampling", "law", num_draft=3, **TWO),
     "coupled": case(
         "speculative_sampling", "plain", num_draft=3, acceptance="coupled", **TWO

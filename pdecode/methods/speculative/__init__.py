@@ -1,6 +1,7 @@
 """Draft and verify: a drafter proposes, one call of the target judges."""
 
 from pdecode.knobs import Variant
+from pdecode.methods.speculative.alignment_sampling import alignment_sampling
 from pdecode.methods.speculative.autoregressive import autoregressive
 from pdecode.methods.speculative.block_verification import block_verification
 from pdecode.methods.speculative.blockwise import blockwise
@@ -13,6 +14,7 @@ from pdecode.methods.speculative.stand import stand
 from pdecode.methods.speculative.token_recycling import token_recycling
 
 __all__ = [
+    "alignment_sampling",
     "autoregressive",
     "block_verification",
     "blockwise",
