@@ -21,6 +21,14 @@ CASES = {
     "alignment_sampling": case(
         "alignment_sampling", "plain", num_draft=2, num_beside=2
     ),
+    "specreason": case(
+        "specreason",
+        "lossy",
+        num_draft=4,
+        delimiters=(2,),
+        knobs={"threshold": -0.7},
+        **TWO,
+    ),
     "speculative": case("speculative_sampling", "law", num_draft=3, **TWO),
     "coupled": case(
         "speculative_sampling", "plain", num_draft=3, acceptance="coupled", **TWO

@@ -9,6 +9,7 @@ from pdecode.methods.speculative.prompt_lookup import prompt_lookup
 from pdecode.methods.speculative.rest import rest
 from pdecode.methods.speculative.sam_decoding import sam_decoding
 from pdecode.methods.speculative.specinfer import specinfer
+from pdecode.methods.speculative.specreason import specreason
 from pdecode.methods.speculative.speculative_sampling import speculative_sampling
 from pdecode.methods.speculative.stand import stand
 from pdecode.methods.speculative.token_recycling import token_recycling
@@ -22,6 +23,7 @@ __all__ = [
     "rest",
     "sam_decoding",
     "specinfer",
+    "specreason",
     "speculative_sampling",
     "stand",
     "token_recycling",
