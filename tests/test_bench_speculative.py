@@ -72,12 +72,12 @@ def test_a_short_run_of_one_case():
 @pytest.mark.thorough
 @pytest.mark.parametrize("name, sizes", speculative.CASES)
 def test_every_case_can_be_built(name, sizes):
-    from pdecode import generation, knobs
+    from pdecode import assembly, knobs
     from pdecode.methods import variants
 
     method, own = variants.resolve(name)
     models = [
-        generation.load("target" if role == "model" else role)[0]
+        assembly.load("target" if role == "model" else role)[0]
         for role in knobs.roles(method)
     ]
     for size, settings in sizes.items():

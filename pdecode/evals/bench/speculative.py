@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from pdecode import generation, knobs, prompts
+from pdecode import assembly, knobs, prompts
 from pdecode import programs as programs_module
 from pdecode.decode import Stats
 from pdecode.evals import tasks
@@ -88,7 +88,7 @@ def lines(
     for size in batch_sizes:
         if num_prompts % size:
             raise ValueError(f"{num_prompts=} must be a multiple of batch size {size}")
-    model, _, tokenizer = generation.load("target")
+    model, _, tokenizer = assembly.load("target")
     texts = tasks.completions(
         num_prompts, max_prompt=MAX_PROMPT, min_reference=max_new_tokens
     )
@@ -118,7 +118,7 @@ def _prepared(name: str, settings: dict[str, Any], prompt) -> Callable:
     """A function (prompt, key) -> Decoded of a method with the embedded models."""
     method, own = variants.resolve(name)
     loaded = [
-        generation.load("target" if role == "model" else role)
+        assembly.load("target" if role == "model" else role)
         for role in knobs.roles(method)
     ]
     params = dict(zip(knobs.roles(method), (each[1] for each in loaded), strict=True))
