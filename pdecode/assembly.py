@@ -6,10 +6,13 @@ import pathlib
 import warnings
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from pdecode import knobs, names, sharding
 from pdecode.contracts import DraftHeads, Model, Params
+from pdecode.data import datastore
 from pdecode.methods import variants
 from pdecode.models import transformer
 from pdecode.recipes import Recipe
@@ -146,8 +149,21 @@ def _load(name: str, dtype: str | None, mesh: Mesh | None, stamp: tuple):
     return model, params, tokenizer
 
 
-def _second(role: str, recipe: Recipe, model: str, drafter: str | None, dtype, mesh):
-    """The drafter or heads of a two-model method: name, itself, params, tokenizer."""
+def _second(
+    role: str, recipe: Recipe, model: str, drafter: str | None, dtype, mesh
+) -> tuple[str, Any, Params, Any]:
+    """What stands beside the target: name, itself, params and tokenizer, if any."""
+    if role == "corpus":
+        if drafter is None:
+            raise ValueError(
+                f"{recipe.label} needs texts to retrieve from: give a file of "
+                "data.datastore as the drafter"
+            )
+        store, arrays = datastore.load(drafter)
+        texts = jax.tree.map(jnp.asarray, arrays)
+        if mesh is not None:
+            texts = sharding.replicate(texts, mesh)
+        return drafter, store, texts, None
     if drafter is None:
         if model != "target":
             raise ValueError(

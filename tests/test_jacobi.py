@@ -144,7 +144,7 @@ def test_copies_follow_the_raster(is_above):
             assert found[j] == canvas[length + j], (length, start, num_carried, j)
 
 
-def excess(decoder):
+def excess(decoder, params=test_exact.JOINT):
     """Chi-square of 4000 rows against the exact law, less its mean in sd."""
     law = test_exact.exact_law()
     prompt = prompts.from_rows([[0]] * 4000, max_new=test_exact.NEW)
@@ -152,7 +152,7 @@ def excess(decoder):
 
     @jax.jit
     def outcomes(key):
-        out, _ = decode_module.decode(decoder, test_exact.JOINT, prompt, key)
+        out, _ = decode_module.decode(decoder, params, prompt, key)
         codes = (out.tokens[:, 1:] * weights[None]).sum(1)
         return jnp.zeros(len(law), jnp.int32).at[codes].add(1)
 

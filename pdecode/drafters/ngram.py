@@ -102,7 +102,14 @@ def chain(tokens: Array) -> Draft:
 def lookup(
     tokens: Array, length: Array, num_draft: int, max_ngram: int, is_whole: bool = False
 ) -> Array:
-    """Tokens int32 [num_draft] that followed the leftmost match in one row; -1 pads.
+    """The tokens of `located`."""
+    return located(tokens, length, num_draft, max_ngram, is_whole)[0]
+
+
+def located(
+    tokens: Array, length: Array, num_draft: int, max_ngram: int, is_whole: bool = False
+) -> tuple[Array, Array]:
+    """Tokens and their places int32 [num_draft] behind a row's leftmost match; -1 pads.
 
     `tokens` [L], of which `length` are text. The match must end before the suffix does,
     so that at least one token follows it; with `is_whole`, all `num_draft`.
@@ -133,4 +140,5 @@ def lookup(
     found, after = best >> bits > 0, size - 1 - (best & ((1 << bits) - 1))
     source = after + jnp.arange(num_draft)
     is_text = found & (source < length)
-    return jnp.where(is_text, tokens[jnp.minimum(source, tokens.shape[0] - 1)], -1)
+    follow = jnp.where(is_text, tokens[jnp.minimum(source, tokens.shape[0] - 1)], -1)
+    return follow, source

@@ -9,8 +9,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from pdecode.contracts import DraftHeads
+from pdecode.data import datastore
 from pdecode.models import toy
 
 VOCAB, LENGTH, EOS = 4, 16, 3
@@ -54,5 +56,12 @@ TWO = {"model": (CAUSAL, CAUSAL), "params": {"model": TARGET, "drafter": NEAR}}
 TWO_HEADS = {
     "model": (CAUSAL, HEADS),
     "params": {"model": TARGET, "heads": HEAD_PARAMS},
+}
+# Texts of the target's own law: what follows a copy is often what it says.
+_DRAWN = np.random.default_rng(0).integers(0, VOCAB - 1, (6, 9)).tolist()
+STORE, TEXTS = datastore.build([*_DRAWN, [0, 1, 1, 0, 2, 1, 0, 2, 2, 0, 1]])
+STORED = {
+    "model": (CAUSAL, STORE),
+    "params": {"model": TARGET, "corpus": jax.tree.map(jnp.asarray, TEXTS)},
 }
 ON_MASKS = {"model": MASKED}

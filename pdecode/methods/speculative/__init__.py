@@ -1,23 +1,31 @@
 """Draft and verify: a drafter proposes, one call of the target judges."""
 
 from pdecode.knobs import Variant
+from pdecode.methods.speculative.alignment_sampling import alignment_sampling
 from pdecode.methods.speculative.autoregressive import autoregressive
 from pdecode.methods.speculative.block_verification import block_verification
 from pdecode.methods.speculative.blockwise import blockwise
 from pdecode.methods.speculative.prompt_lookup import prompt_lookup
+from pdecode.methods.speculative.rest import rest
 from pdecode.methods.speculative.sam_decoding import sam_decoding
 from pdecode.methods.speculative.specinfer import specinfer
+from pdecode.methods.speculative.specreason import specreason
 from pdecode.methods.speculative.speculative_sampling import speculative_sampling
+from pdecode.methods.speculative.stand import stand
 from pdecode.methods.speculative.token_recycling import token_recycling
 
 __all__ = [
+    "alignment_sampling",
     "autoregressive",
     "block_verification",
     "blockwise",
     "prompt_lookup",
+    "rest",
     "sam_decoding",
     "specinfer",
+    "specreason",
     "speculative_sampling",
+    "stand",
     "token_recycling",
 ]
 

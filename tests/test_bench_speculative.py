@@ -1,0 +1,86 @@
+"""The numbers of the speculative suite, from counters made by hand and from a run."""
+
+import numpy as np
+import pytest
+
+from pdecode.decode import Stats
+from pdecode.evals.bench import speculative
+
+
+def stats(**counts):
+    blank = dict.fromkeys(Stats._fields, np.zeros(2, np.int32))
+    return Stats(**{**blank, **{name: np.array(x) for name, x in counts.items()}})
+
+
+def test_a_line_is_what_the_counters_say():
+    one = stats(num_calls=[4, 5], num_committed=[10, 10], num_proposed=[8, 10],
+                num_draft_calls=[8, 10],
+                num_query_tokens_computed=[12, 15])  # fmt: skip
+    other = stats(num_calls=[1, 10], num_committed=[10, 10], num_proposed=[2, 20],
+                  num_draft_calls=[2, 20],
+                  num_query_tokens_computed=[3, 30])  # fmt: skip
+    line = speculative._line("x", 2, 2, 0.0, [one, other], 1.5)
+    assert line.accepted == 20 / 20 and line.acceptance_rate == 20 / 40
+    assert line.target_calls == 20 / 40 and line.draft_calls == 40 / 40
+    assert line.queries == 60 / 40
+    assert line.accepted_low < 1 < line.accepted_high
+    assert "1.00" in speculative.table([line]) and "1.50" in speculative.table([line])
+
+
+def test_the_interval_covers_the_mean_of_rows():
+    """Rows of unequal luck: 95 intervals of 100 hold what 10^5 rows have."""
+    draw = np.random.default_rng(0)
+
+    def rows(num):
+        luck = draw.beta(2, 2, num)
+        calls = np.full(num, 20)
+        return draw.binomial(80, luck), calls
+
+    kept, calls = rows(100_000)
+    truth = kept.sum() / calls.sum()
+    bounds = [speculative.interval(*rows(40), seed) for seed in range(200)]
+    held = sum(low <= truth <= high for low, high in bounds)
+    assert 180 <= held <= 199, held
+    # Negative control: calls taken for independent make the interval too narrow.
+    narrow = [np.sqrt(0.25 * 4 / 800) * 1.96 * 2 for _ in bounds]
+    assert np.mean(narrow) < 0.5 * np.mean([high - low for low, high in bounds])
+
+
+def test_sizes_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match="multiple of batch size 3"):
+        next(speculative.lines(batch_sizes=(3,), num_prompts=8))
+    with pytest.raises(ValueError, match="one is 0"):
+        next(speculative.lines(repeats=0))
+
+
+@pytest.mark.thorough
+def test_a_short_run_of_one_case():
+    found = list(
+        speculative.lines(
+            cases=[("prompt_lookup", {4: {"num_draft": 4}})],
+            batch_sizes=(2,),
+            num_prompts=2,
+            max_new_tokens=16,
+            repeats=1,
+        )
+    )
+    assert len(found) == 1
+    assert 0 <= found[0].accepted <= 4 and found[0].target_calls <= 1
+    assert found[0].draft_calls == 0 and found[0].ratio > 0
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("name, sizes", speculative.CASES)
+def test_every_case_can_be_built(name, sizes):
+    from pdecode import assembly, knobs
+    from pdecode.methods import variants
+
+    method, own = variants.resolve(name)
+    models = [
+        assembly.load("target" if role == "model" else role)[0]
+        for role in knobs.roles(method)
+    ]
+    for size, settings in sizes.items():
+        values = {**own, **settings, "max_new_tokens": 8, "temperature": 0.0}
+        traced, static = knobs.split(method, values)
+        assert method(*models, **static, **traced).guarantee == "lossless", (name, size)
