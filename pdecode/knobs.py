@@ -21,7 +21,7 @@ from typing import Annotated, Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from pdecode.contracts import DraftHeads, Filter, Model
+from pdecode.contracts import Codes, DraftHeads, Filter, Judge, Model
 
 MOST = 2**24  # of a Size, which is a length of arrays
 
@@ -63,7 +63,7 @@ UniformModel = Annotated[Model, Needs("uniform")]
 
 
 # Networks that are no `Model`.
-_SMALL = {DraftHeads: "heads", Filter: "filter"}
+_SMALL = {DraftHeads: "heads", Filter: "filter", Judge: "judge", Codes: "codes"}
 
 
 class Variant(NamedTuple):
@@ -98,8 +98,8 @@ def parameters(method: Callable) -> dict[str, Parameter]:
 def needs(method: Callable) -> dict[str, str]:
     """What each model of `method` must predict, by role.
 
-    Draft heads are "heads" and a filter is a "filter". A role without `Needs` is not
-    listed.
+    Draft heads are "heads", a filter is a "filter", a judge a "judge" and codes are
+    "codes". A role without `Needs` is not listed.
     """
     hints = typing.get_type_hints(method, include_extras=True)
     found = {}
