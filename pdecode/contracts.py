@@ -493,6 +493,28 @@ class Filter(NamedTuple):
     name: str = "filter"
 
 
+class Judge(NamedTuple):
+    """A small network that says whether what was just written is good.
+
+    apply(params, hidden [N, E]) -> logits [N], of the target's states at drafted
+    tokens.
+    """
+
+    apply: Callable[[Params, Array], Array]
+    name: str = "judge"
+
+
+class Codes(NamedTuple):
+    """Facts of `size` tokens that may stand in for each other, such as a codebook's.
+
+    Params are int32 [V, K], the nearest other tokens of each (`relaxed.nearest`), or
+    float [G, V], each token's shares in groups (`relaxed.shares`).
+    """
+
+    size: int
+    name: str = "codes"
+
+
 class NodeRule(NamedTuple):
     """Acceptance at one node: children are tried in order.
 

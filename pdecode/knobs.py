@@ -25,6 +25,7 @@ import jax.numpy as jnp
 
 from pdecode import names
 from pdecode.contracts import DraftHeads, Filter, Model
+from pdecode.contracts import Codes, DraftHeads, Filter, Judge, Model
 
 MOST = 2**24  # of a Size, which is a length of arrays
 
@@ -68,7 +69,7 @@ UniformModel = Annotated[Model, Needs("uniform")]
 
 
 # Networks that are no `Model`.
-_SMALL = {DraftHeads: "heads", Filter: "filter"}
+_SMALL = {DraftHeads: "heads", Filter: "filter", Judge: "judge", Codes: "codes"}
 
 
 class Variant(NamedTuple):
@@ -111,8 +112,8 @@ def used(method: Callable, values: dict[str, Any]) -> dict[str, Any]:
 def needs(method: Callable) -> dict[str, str]:
     """What each model of `method` must predict, by role.
 
-    Draft heads are "heads" and a filter is a "filter". A role without `Needs` is not
-    listed.
+    Draft heads are "heads", a filter is a "filter", a judge a "judge" and codes are
+    "codes". A role without `Needs` is not listed.
     """
     hints = typing.get_type_hints(method, include_extras=True)
     found = {}

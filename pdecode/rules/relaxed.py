@@ -4,7 +4,7 @@ Every rule says which limit of its knob gives an exact rule back. `tests/test_re
 enumerates each and tells how far its law is from the target's.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,20 +12,9 @@ import numpy as np
 from jax import Array
 
 from pdecode import trees
-from pdecode.contracts import BlockRule, Draft, NodeRule, Prediction
+from pdecode.contracts import BlockRule, Draft, Judge, NodeRule, Prediction
 from pdecode.rules import accept
 from pdecode.sampling import entropy
-
-
-class Codes(NamedTuple):
-    """Facts of a codebook whose tokens may stand in for each other; hashable.
-
-    Its params, of the role "codes", are int32 [V, K] for `lantern` (see `nearest`) and
-    [G, V] for `coarse` (see `shares`).
-    """
-
-    size: int
-    name: str = "codes"
 
 
 def top_match(num_top: int) -> BlockRule:
@@ -102,17 +91,17 @@ def rollback(threshold: Any) -> BlockRule:
     return BlockRule(apply, wants=("logits", "probs"))
 
 
-def judged(rule: NodeRule, threshold: Any = 0.5) -> BlockRule:
+def judged(rule: NodeRule, judge: Judge, threshold: Any = 0.5) -> BlockRule:
     """Judge decoding: a node is accepted by `rule`, or if the judge likes it.
 
-    Bachmann et al., 2025, arXiv:2501.19309. The judge is a linear head on the target's
-    hidden state at the node itself, params {"weight" [E], "bias" []} of the role
-    "judge". threshold = 1 is `rule`.
+    Bachmann et al., 2025, arXiv:2501.19309. The judge reads the target's hidden state
+    at the node itself; its params are those of the role "judge". threshold = 1 is
+    `rule`.
     """
 
     def apply(draft, prediction, params, hidden) -> tuple[Array, Array]:
-        score = jax.nn.sigmoid(hidden @ params["weight"] + params["bias"])
-        forced = score[1:] > threshold
+        score = jax.nn.sigmoid(judge.apply(params, hidden[1:]))
+        forced = score > threshold
         return accept.walk(rule, draft, prediction.probs, forced=forced)
 
     return BlockRule(apply, needs=rule.needs, role="judge")

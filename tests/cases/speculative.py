@@ -1,6 +1,29 @@
 """Cases of methods/speculative."""
 
 from cases import STORED, TWO, TWO_HEADS, case
+import jax.numpy as jnp
+import numpy as np
+
+from cases import CAUSAL, NEAR, TARGET, TWO, TWO_HEADS, VOCAB, case
+from pdecode.contracts import Codes, Judge
+from pdecode.rules import relaxed
+
+_CODES = np.random.default_rng(0).normal(size=(VOCAB + 1, 2))
+
+
+def _with(role, facts, params):
+    """The two causal toys and one more role."""
+    return {
+        "model": (CAUSAL, CAUSAL, facts),
+        "params": {"model": TARGET, "drafter": NEAR, role: params},
+    }
+
+
+NEAREST = _with("codes", Codes(VOCAB + 1), jnp.asarray(relaxed.nearest(_CODES, 2)))
+SHARES = _with("codes", Codes(VOCAB + 1), jnp.asarray(relaxed.shares(_CODES, 0.5)))
+JUDGE = _with(
+    "judge", Judge(lambda params, hidden: hidden @ params), jnp.ones(VOCAB + 1)
+)
 
 CASES = {
     "autoregressive": case("autoregressive", "plain"),
@@ -38,5 +61,27 @@ CASES = {
     "specinfer_without": case(
         "specinfer", "law", branching=(3, 1), draws="without_replacement", **TWO
     ),
+    "specinfer_greedy": case(
+        "specinfer", "law", branching=(3, 2), draws="greedy", **TWO
+    ),
+    "dynamic_tree": case(
+        "dynamic_tree", "plain", num_nodes=7, width=3, max_depth=3, **TWO
+    ),
+    "opt_tree": case(
+        "opt_tree", "plain", num_nodes=5, max_depth=4, knobs={"delta": 0.4}, **TWO
+    ),
+    "sequoia": case("sequoia", "law", num_nodes=6, max_depth=3, rates=(60, 30), **TWO),
+    "spectr": case("spectr", "law", num_drafts=3, num_draft=2, **TWO),
+    "traversal_verification": case(
+        "traversal_verification", "law", branching=(2, 2), **TWO
+    ),
+    "typical_acceptance": case(
+        "typical_acceptance", "lossy", num_nodes=7, width=3, max_depth=3, **TWO
+    ),
+    "conditional_verification": case("conditional_verification", "lossy", num_draft=3),
+    "bild": case("bild", "lossy", num_draft=3, **TWO),
+    "lantern": case("lantern", "lossy", branching=(2, 1), **NEAREST),
+    "pcg": case("pcg", "lossy", num_draft=2, **SHARES),
+    "judge_decoding": case("judge_decoding", "lossy", num_draft=3, **JUDGE),
     "blockwise": case("blockwise", "plain", num_draft=3, **TWO_HEADS),
 }

@@ -3,30 +3,54 @@
 from pdecode.knobs import Variant
 from pdecode.methods.speculative.alignment_sampling import alignment_sampling
 from pdecode.methods.speculative.autoregressive import autoregressive
+from pdecode.methods.speculative.bild import bild
 from pdecode.methods.speculative.block_verification import block_verification
 from pdecode.methods.speculative.blockwise import blockwise
+from pdecode.methods.speculative.conditional_verification import (
+    conditional_verification,
+)
+from pdecode.methods.speculative.dynamic_tree import dynamic_tree
+from pdecode.methods.speculative.judge_decoding import judge_decoding
+from pdecode.methods.speculative.lantern import lantern
+from pdecode.methods.speculative.opt_tree import opt_tree
+from pdecode.methods.speculative.pcg import pcg
 from pdecode.methods.speculative.prompt_lookup import prompt_lookup
 from pdecode.methods.speculative.rest import rest
 from pdecode.methods.speculative.sam_decoding import sam_decoding
+from pdecode.methods.speculative.sequoia import sequoia
 from pdecode.methods.speculative.specinfer import specinfer
 from pdecode.methods.speculative.specreason import specreason
+from pdecode.methods.speculative.spectr import spectr
 from pdecode.methods.speculative.speculative_sampling import speculative_sampling
 from pdecode.methods.speculative.stand import stand
 from pdecode.methods.speculative.token_recycling import token_recycling
+from pdecode.methods.speculative.traversal_verification import traversal_verification
+from pdecode.methods.speculative.typical_acceptance import typical_acceptance
 
 __all__ = [
     "alignment_sampling",
     "autoregressive",
+    "bild",
     "block_verification",
     "blockwise",
+    "conditional_verification",
+    "dynamic_tree",
+    "judge_decoding",
+    "lantern",
+    "opt_tree",
+    "pcg",
     "prompt_lookup",
     "rest",
     "sam_decoding",
+    "sequoia",
     "specinfer",
     "specreason",
+    "spectr",
     "speculative_sampling",
     "stand",
     "token_recycling",
+    "traversal_verification",
+    "typical_acceptance",
 ]
 
 VARIANTS = {
@@ -34,6 +58,16 @@ VARIANTS = {
         "speculative_sampling",
         {"acceptance": "coupled"},
         "drafter-invariant speculative sampling, Daliri et al., arXiv:2408.07978",
+    ),
+    "greedy_multi_draft": Variant(
+        "specinfer",
+        {"draws": "greedy", "branching": (4, 2, 1)},
+        "the best but one as given and one drawn from the rest, arXiv:2502.18779",
+    ),
+    "lantern_plus": Variant(
+        "lantern",
+        {"lantern_lambda": 2.0, "branching": (4, 2, 2, 1)},
+        "LANTERN++: mass added in proportion to the candidate's own, arXiv:2502.06352",
     ),
     "pld_original": Variant(
         "prompt_lookup",

@@ -2,7 +2,8 @@
 
 Miao et al., 2023, arXiv:2305.09781 (multi-step speculative sampling). Drawing children
 without replacement and updating q to match is recursive rejection sampling (Jeon et
-al., 2024, arXiv:2402.14160).
+al., 2024, arXiv:2402.14160); "greedy" draws are those of Hu et al., 2025,
+arXiv:2502.18779.
 """
 
 from typing import Annotated, Literal
@@ -21,7 +22,9 @@ def specinfer(
     *,
     max_new_tokens: Count,
     branching: Annotated[tuple[int, ...], Size()] = (2, 2, 1),
-    draws: Literal["with_replacement", "without_replacement"] = "with_replacement",
+    draws: Literal[
+        "with_replacement", "without_replacement", "greedy"
+    ] = "with_replacement",
     temperature: Temperature = 0.0,
     top_k: TopK | None = None,
     top_p: TopP | None = None,
