@@ -2,24 +2,40 @@
 
 from pdecode.knobs import Variant
 from pdecode.methods.masked.d2f import d2f
+from pdecode.methods.masked.discrete_diffusion_vla import discrete_diffusion_vla
 from pdecode.methods.masked.dream import dream
 from pdecode.methods.masked.eb_sampler import eb_sampler
 from pdecode.methods.masked.fast_dllm import fast_dllm
+from pdecode.methods.masked.genmol import genmol
+from pdecode.methods.masked.hmar import hmar
 from pdecode.methods.masked.llada import llada
+from pdecode.methods.masked.llada2 import llada2
 from pdecode.methods.masked.maskgit import maskgit
 from pdecode.methods.masked.mdlm import mdlm
+from pdecode.methods.masked.mmm import mmm
+from pdecode.methods.masked.rcr import rcr
+from pdecode.methods.masked.refine import refine
 from pdecode.methods.masked.remdm import remdm
+from pdecode.methods.masked.remdm_llada import remdm_llada
 from pdecode.methods.masked.wino import wino
 
 __all__ = [
     "d2f",
+    "discrete_diffusion_vla",
     "dream",
     "eb_sampler",
     "fast_dllm",
+    "genmol",
+    "hmar",
     "llada",
+    "llada2",
     "maskgit",
     "mdlm",
+    "mmm",
+    "rcr",
+    "refine",
     "remdm",
+    "remdm_llada",
     "wino",
 ]
 
