@@ -129,7 +129,13 @@ def masked_diffusion(
     overhang = (grid.whole or grid.length) - 1 if grid.is_absolute else 0  # type: ignore
     limit = max_new_tokens + overhang if max_steps is None else max_steps
     limit += settle * (1 if grid.length is None else limit // grid.length + 2)
-    is_exact = commit.is_exact and plan.is_forced and plan.window is windows.canvas
+    # A block-causal model's finished blocks never change.
+    is_whole = plan.window is windows.canvas or (
+        model.attention == "block_causal"
+        and refresh is not None
+        and refresh.has_prefill
+    )
+    is_exact = commit.is_exact and plan.is_forced and is_whole
     others = (remask, edit, stop, fill, truncate, plan.lenses or None)
     is_exact &= all(part is None for part in others)
     return Decoder(

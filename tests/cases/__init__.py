@@ -21,6 +21,10 @@ TARGET = toy.chain(2587, VOCAB, LENGTH)
 NEAR = toy.mixed(TARGET, toy.chain(1, VOCAB, LENGTH), 0.3)
 CAUSAL = toy.make_model(VOCAB, LENGTH, eos_ids=(EOS,))
 MASKED = toy.make_model(VOCAB, LENGTH, predicts="masked", eos_ids=(EOS,))
+IN_BLOCKS = toy.make_model(
+    VOCAB, LENGTH + 2, predicts="masked", attention="block_causal", block_len=4,
+    eos_ids=(EOS,),
+)  # fmt: skip
 
 
 def _heads_apply(params, hidden):
@@ -56,3 +60,4 @@ TWO_HEADS = {
     "params": {"model": TARGET, "heads": HEAD_PARAMS},
 }
 ON_MASKS = {"model": MASKED}
+ON_BLOCKS = {"model": IN_BLOCKS, "params": toy.chain(2587, VOCAB, LENGTH + 2)}

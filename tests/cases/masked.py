@@ -1,6 +1,6 @@
 """Cases of methods/masked."""
 
-from cases import ON_MASKS, case
+from cases import ON_BLOCKS, ON_MASKS, case
 
 CASES = {
     "llada": case("llada", "lossy", steps=6, block_length=5, **ON_MASKS),
@@ -82,5 +82,18 @@ CASES = {
         remdm_number=2,
         max_calls=14,
         **ON_MASKS,
+    ),
+    "bd3lm": case("bd3lm", "lossy", max_calls=13, **ON_BLOCKS),
+    "fast_dllm_v2": case(
+        "fast_dllm_v2",
+        "lossy",
+        small_block_size=2,
+        use_block_cache=True,
+        knobs={"threshold": 0.06, "top_p": 1.0},
+        max_calls=13,
+        **ON_BLOCKS,
+    ),
+    "dkv_cache": case(
+        "dkv_cache", "lossy", knobs={"cache_steps": 3}, block_length=5, **ON_MASKS
     ),
 }

@@ -1,11 +1,14 @@
 """Masked diffusion: a canvas of open positions, filled in any order."""
 
 from pdecode.knobs import Variant
+from pdecode.methods.masked.bd3lm import bd3lm
 from pdecode.methods.masked.d2f import d2f
 from pdecode.methods.masked.discrete_diffusion_vla import discrete_diffusion_vla
+from pdecode.methods.masked.dkv_cache import dkv_cache
 from pdecode.methods.masked.dream import dream
 from pdecode.methods.masked.eb_sampler import eb_sampler
 from pdecode.methods.masked.fast_dllm import fast_dllm
+from pdecode.methods.masked.fast_dllm_v2 import fast_dllm_v2
 from pdecode.methods.masked.genmol import genmol
 from pdecode.methods.masked.hmar import hmar
 from pdecode.methods.masked.llada import llada
@@ -20,11 +23,14 @@ from pdecode.methods.masked.remdm_llada import remdm_llada
 from pdecode.methods.masked.wino import wino
 
 __all__ = [
+    "bd3lm",
     "d2f",
     "discrete_diffusion_vla",
+    "dkv_cache",
     "dream",
     "eb_sampler",
     "fast_dllm",
+    "fast_dllm_v2",
     "genmol",
     "hmar",
     "llada",
