@@ -22,7 +22,7 @@ NEAR = toy.mixed(TARGET, toy.chain(1, VOCAB, LENGTH), 0.3)
 CAUSAL = toy.make_model(VOCAB, LENGTH, eos_ids=(EOS,))
 MASKED = toy.make_model(VOCAB, LENGTH, predicts="masked", eos_ids=(EOS,))
 IN_BLOCKS = toy.make_model(
-    VOCAB, LENGTH + 2, predicts="masked", attention="block_causal", block_len=4,
+    VOCAB, LENGTH + 3, predicts="masked", attention="block_causal", block_len=4,
     eos_ids=(EOS,),
 )  # fmt: skip
 
@@ -60,4 +60,4 @@ TWO_HEADS = {
     "params": {"model": TARGET, "heads": HEAD_PARAMS},
 }
 ON_MASKS = {"model": MASKED}
-ON_BLOCKS = {"model": IN_BLOCKS, "params": toy.chain(2587, VOCAB, LENGTH + 2)}
+ON_BLOCKS = {"model": IN_BLOCKS, "params": toy.chain(2587, VOCAB, LENGTH + 3)}

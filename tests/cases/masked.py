@@ -93,7 +93,6 @@ CASES = {
         max_calls=13,
         **ON_BLOCKS,
     ),
-    "dkv_cache": case(
-        "dkv_cache", "lossy", knobs={"cache_steps": 3}, block_length=5, **ON_MASKS
-    ),
+    "dkv_cache": case("dkv_cache", "lossy", cache_steps=3, block_length=5, **ON_MASKS),
+    "freedave": case("freedave", "lossy", block_length=5, draft_steps=3, **ON_MASKS),
 }

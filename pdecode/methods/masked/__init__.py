@@ -9,6 +9,7 @@ from pdecode.methods.masked.dream import dream
 from pdecode.methods.masked.eb_sampler import eb_sampler
 from pdecode.methods.masked.fast_dllm import fast_dllm
 from pdecode.methods.masked.fast_dllm_v2 import fast_dllm_v2
+from pdecode.methods.masked.freedave import freedave
 from pdecode.methods.masked.genmol import genmol
 from pdecode.methods.masked.hmar import hmar
 from pdecode.methods.masked.llada import llada
@@ -31,6 +32,7 @@ __all__ = [
     "eb_sampler",
     "fast_dllm",
     "fast_dllm_v2",
+    "freedave",
     "genmol",
     "hmar",
     "llada",
