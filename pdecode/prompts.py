@@ -157,6 +157,19 @@ def row_ids(rows: Sequence[Sequence[int]]) -> list[int]:
         found.append(int.from_bytes(digest[:4], "big") >> 1)
         seen[text] += 1
     return found
+def reopened(
+    row: Sequence[int], start: int, stop: int, size: int
+) -> tuple[list[int], list[bool]]:
+    """`row` with [start, stop) replaced by `size` holes: (tokens, holes).
+
+    What `from_rows` takes; the rest of the row stays as it is. ValueError for a span
+    that is not in the row.
+    """
+    if not 0 <= start <= stop <= len(row):
+        raise ValueError(f"[{start}, {stop}) is no span of a row of {len(row)} tokens")
+    tokens = [*row[:start], *[0] * size, *row[stop:]]
+    is_hole = [start <= place < start + size for place in range(len(tokens))]
+    return tokens, is_hole
 
 
 def bucket(width: int) -> int:

@@ -11,7 +11,7 @@ from test_revising import SCALE, tiny
 from pdecode import decode, methods, prompts, run
 from pdecode.contracts import Row, Sampling
 from pdecode.families import masked
-from pdecode.models import toy
+from pdecode.models import toy, transformer
 from pdecode.rules import blocks, commit, windows
 
 VOCAB = 4
@@ -25,7 +25,8 @@ BIDIRECTIONAL = tiny()
 LENGTHS = (8, 5, 6, 7, 1, 4, 3, 2)
 _DRAW = np.random.default_rng(0)
 TEXTS = [_DRAW.integers(0, 11, n).tolist() for n in LENGTHS]
-EVERY_LENGTH = prompts.from_rows(TEXTS, max_new=[12, 8, 12, 9, 12, 5, 12, 12])
+NEW = (12, 8, 12, 9, 12, 5, 12, 12)
+EVERY_LENGTH = prompts.from_rows(TEXTS, max_new=NEW)
 
 
 def decoded(decoder, params, prompt=EVERY_LENGTH, key=0):
@@ -174,3 +175,137 @@ def test_the_exact_cache_serves_prompts_with_holes():
         )  # fmt: skip
         results.append([out.tokens[b, : n + 6].tolist() for b, n in enumerate(LENGTHS)])
     assert results[0] == results[1]
+
+
+def test_first_hitting_needs_a_call_a_token():
+    out, stats = on_blocks(methods.bd3lm, knobs={})
+    new = np.array(NEW)
+    # Of a last block that reaches beyond the row's end some may be filled for nothing.
+    beyond = -(np.array(LENGTHS) + new) % 4
+    assert (stats.num_calls >= new).all() and (stats.num_calls <= new + beyond).all()
+    assert (beyond == 0).any()
+    np.testing.assert_array_equal(out.lengths, NEW)
+    decoder = methods.bd3lm(BLOCK_CAUSAL[0], max_new_tokens=12)
+    assert decoder.guarantee == "exact"
+
+
+# Parts of a block.
+
+
+def v2(**settings):
+    return on_blocks(
+        methods.fast_dllm_v2, knobs={"threshold": 0.3, "top_p": 1.0}, **settings
+    )
+
+
+def test_one_part_a_block_is_fast_dllm():
+    whole, stats = on_blocks(methods.fast_dllm, knobs={"threshold": 0.3}, cache="dual")
+    parts, its = v2(small_block_size=4)
+    assert generated(whole) == generated(parts)
+    np.testing.assert_array_equal(stats.num_calls, its.num_calls)
+    smaller, _ = v2(small_block_size=2)
+    assert generated(smaller) != generated(whole)
+
+
+@pytest.mark.parametrize("is_shifted", [False, True])
+def test_parts_over_the_exact_cache_equal_the_canvas(is_shifted):
+    model, params = BLOCK_CAUSAL
+    if is_shifted:
+        model = transformer.shifted(model, 16)
+    grid = blocks.parts(2, 4)
+
+    def tokens(window, refresh):
+        decoder = masked.masked_diffusion(
+            model, commit.threshold(0.3), max_new_tokens=12, sampling=Sampling(0.0),
+            blocks=grid, window=window, refresh=refresh,
+        )  # fmt: skip
+        return generated(decoded(decoder, params)[0])
+
+    whole = tokens(windows.canvas, None)
+    assert tokens(windows.unit, windows.finished(grid)) == whole
+    # Inside a block the cache of parts is an approximation.
+    inner = windows.finished(grid, is_inner=True)
+    assert tokens(windows.active_block, inner) != whole
+
+
+# Approximate caches.
+
+
+@pytest.mark.parametrize("name", ["prefix", "dual", "delayed", "open"])
+def test_a_cache_refreshed_every_step_is_no_cache(name):
+    """Bit for bit; and refreshed less often it differs, so that it is one."""
+    model, params = BIDIRECTIONAL
+    grid = blocks.generation(4)
+    window = {
+        "prefix": windows.from_block_on,
+        "dual": windows.active_block,
+        "delayed": windows.delayed,
+        "open": windows.open_blocks(1),
+    }[name]
+
+    def result(window, refresh):
+        decoder = masked.masked_diffusion(
+            model, commit.threshold(0.3), max_new_tokens=12, sampling=Sampling(0.0),
+            blocks=grid, window=window, refresh=refresh,
+        )  # fmt: skip
+        out, stats = decoded(decoder, params)
+        return out, stats.num_calls, stats.num_query_tokens
+
+    whole = result(windows.canvas, None)
+    assert_same(whole, result(window, windows.every(1)))
+    rarely = windows.every(3) if name == "delayed" else windows.at_block_start
+    kept = result(window, rarely)
+    assert np.abs(kept[0].log_probs - whole[0].log_probs).max() > 1e-3
+    assert (kept[2] / kept[1] < whole[2] / whole[1]).any()
+
+
+def test_a_delayed_cache_of_one_step_is_llada():
+    model, params = BIDIRECTIONAL
+
+    def result(method, **knobs):
+        out = run(
+            method, model, params, EVERY_LENGTH, jax.random.key(0), max_new_tokens=12,
+            knobs=knobs,
+        )  # fmt: skip
+        return jax.tree.map(np.asarray, out)
+
+    whole = result(methods.llada)
+    assert_same(whole, result(methods.dkv_cache, cache_steps=1))
+    kept, stats = result(methods.dkv_cache, cache_steps=4)
+    assert generated(kept) != generated(whole[0])
+    # A step asks for what is open and for the one token that was just filled.
+    n, new = np.array(LENGTHS), np.array(NEW)
+    asked = [
+        sum(
+            length + total if turn % 4 == 0 else total - turn + 1
+            for turn in range(total)
+        )
+        for length, total in zip(n, new)
+    ]
+    np.testing.assert_array_equal(stats.num_query_tokens, asked)
+    np.testing.assert_array_equal(stats.num_calls, new)
+
+
+def test_keys_of_masks_kept_for_tokens_are_caught():
+    """Negative control: without the delay a committed token's keys are those of M."""
+    model, params = BIDIRECTIONAL
+
+    def hasty(*facts):
+        window = windows.delayed(*facts)
+
+        def apply(row):
+            return window.apply(row._replace(fresh=row.fresh & False))
+
+        return window._replace(apply=apply)
+
+    outs = [
+        decoded(
+            masked.masked_diffusion(
+                model, commit.threshold(0.3), max_new_tokens=12,
+                sampling=Sampling(0.0), window=window, refresh=windows.every(4),
+            ),
+            params,
+        )[0]
+        for window in (windows.delayed, hasty)
+    ]  # fmt: skip
+    assert generated(outs[0]) != generated(outs[1])

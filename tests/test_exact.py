@@ -21,6 +21,9 @@ JOINT = toy.joint(3, VOCAB, LENGTH, sharpness=2.0)
 NEAR = toy.mixed(JOINT, toy.joint(4, VOCAB, LENGTH, sharpness=2.0), 0.5)
 CAUSAL = toy.make_model(VOCAB, LENGTH)
 MASKED = toy.make_model(VOCAB, LENGTH, predicts="masked")
+IN_BLOCKS = toy.make_model(
+    VOCAB, LENGTH, predicts="masked", attention="block_causal", block_len=3
+)._replace(max_positions=None)  # the canvas has room for a block that is not reached
 SAMPLING = Sampling(1.0, banned=(VOCAB,))
 ROWS, CHUNKS = 12500, 8  # 1e5 rows
 
@@ -45,7 +48,7 @@ def histogram(decoder, params):
     @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 1})
     def outcomes(key):
         out, _ = decode(decoder, params, prompt, key)
-        codes = (out.tokens[:, 1:] * weights[None]).sum(1)
+        codes = (out.tokens[:, 1 : NEW + 1] * weights[None]).sum(1)
         return jnp.zeros(VOCAB**NEW, jnp.int32).at[codes].add(1)
 
     return sum(np.asarray(outcomes(jax.random.key(seed))) for seed in range(CHUNKS))
@@ -111,6 +114,7 @@ EXACT = {
     "llada_margin": lambda: single(methods.llada, MASKED, order="margin"),
     "llada_max_prob": lambda: single(methods.llada, MASKED, order="max_prob"),
     "eb_gamma_0": lambda: single(methods.eb_sampler, MASKED, gamma=0.0),
+    "bd3lm": lambda: single(methods.bd3lm, IN_BLOCKS),
     "raster": lambda: single(methods.any_order, MASKED, order="raster"),
     "random_order": lambda: single(methods.any_order, MASKED, order="random"),
 }

@@ -5,12 +5,22 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from pdecode import decode, methods, prompts
-from pdecode.contracts import CanvasShape, Lanes, Query, Row, Sampling, Visibility
+from pdecode.contracts import (
+    CanvasShape,
+    Head,
+    Lanes,
+    Output,
+    Query,
+    Row,
+    Sampling,
+    Visibility,
+)
 from pdecode.families import masked
 from pdecode.models import toy, transformer
-from pdecode.rules import blocks, commit, windows
+from pdecode.rules import blocks, commit, guidance, remask, windows
 
 VOCAB, LENGTH = 4, 12
 TOY = toy.make_model(VOCAB, LENGTH, predicts="masked")
@@ -130,3 +140,267 @@ def test_a_probe_that_sees_its_twin_is_caught(monkeypatch):
     assert num_revoked() > 0
     monkeypatch.setattr(windows, "shadowed", leaky)
     assert num_revoked() == 0
+
+
+# What a row looks like after each step.
+
+
+def traced(decoder, params, prompt=ROWS, key=0):
+    """(result, committed bool [T, B, L] after each step)."""
+    plain = decoder
+    decoder = decode.with_trace(
+        plain, lambda state, info: plain.output(state).committed, 24
+    )
+
+    @jax.jit
+    def program(params, prompt, key):
+        state, stats = decode.decode_state(decoder, params, prompt, key)
+        return decode.finish(decoder, state), stats, state.saved
+
+    out = program(params, prompt, jax.random.key(key))
+    return jax.tree.map(np.asarray, out)
+
+
+def scripted(vote, vocab=4):
+    """A model without weights: `vote(tokens [B, Q], positions)` -> logits [B, Q, V].
+
+    It sees the tokens of its call; the mask is id `vocab`.
+    """
+
+    def apply(params, query, cache):
+        del params
+        logits = vote(query.tokens, query.positions)
+        return Output(jnp.pad(logits, ((0, 0), (0, 0), (0, 1)))), cache
+
+    return TOY._replace(
+        apply=apply, encode=apply, vocab_size=vocab + 1, mask_id=vocab,
+        head=lambda params: Head(jnp.eye(vocab + 1)), max_positions=None,
+    )  # fmt: skip
+
+
+def sure_of(token):
+    """Logits that give `token` all but 1e-8."""
+    return 20.0 * jax.nn.one_hot(token, 4)
+
+
+# RCR, and ReMDM on LLaDA.
+
+
+def left_open(saved, stats, ends):
+    """Masks after each step, row by row."""
+    return [
+        [int(end - saved[t, b].sum()) for t in range(calls)]
+        for b, (end, calls) in enumerate(zip(ends, stats.num_calls))
+    ]
+
+
+def num_survivors_reopened(saved):
+    """Positions that stood after one step and not after the next."""
+    return int((saved[:-1] & ~saved[1:] & saved[1:].any((1, 2), keepdims=True)).sum())
+
+
+def test_rcr_leaves_as_many_as_the_schedule_says():
+    law = toy.chain(3, VOCAB, LENGTH)
+    decoder = methods.rcr(TOY, max_new_tokens=8, steps=4, temperature=1.0)
+    _, stats, saved = traced(decoder, law)
+    assert left_open(saved, stats, [8] * 3) == [[6, 4, 2, 0]] * 3
+    assert num_survivors_reopened(saved) > 0
+    # Negative control: LLaDA keeps what it committed.
+    plain = methods.llada(TOY, max_new_tokens=8, steps=4, temperature=1.0)
+    _, stats, saved = traced(plain, law)
+    assert left_open(saved, stats, [8] * 3) == [[6, 4, 2, 0]] * 3
+    assert num_survivors_reopened(saved) == 0
+
+
+def test_the_least_sure_are_reopened():
+    row = Row(*[None] * len(Row._fields))._replace(
+        generated=jnp.array([False, True, True, True, True, True]),
+        masked=jnp.array([False, False, False, True, False, False]),
+        positions=jnp.arange(6), block_of=jnp.array([0, 0, 0, 0, 0, 1]),
+        block=jnp.int32(0), probe=jnp.zeros(6, bool),
+        log_probs=jnp.array([-9.0, -1.0, -3.0, -8.0, -2.0, -7.0]),
+    )  # fmt: skip
+    for count, expected in ((0, []), (1, [2]), (2, [2, 4]), (5, [1, 2, 4])):
+        rule = remask.least_sure(lambda row, count=count: count)
+        chosen, _ = rule.apply(None, None, row, None, ())
+        assert np.flatnonzero(chosen).tolist() == expected
+
+
+def test_remdm_on_llada_puts_steps_in_at_seven_eighths():
+    law = toy.chain(3, VOCAB, LENGTH)
+    decoder = methods.remdm_llada(
+        TOY, max_new_tokens=8, remdm_steps=3, remdm_number=2, temperature=1.0
+    )
+    _, stats, saved = traced(decoder, law)
+    expected = [7, 6, 5, 4, 3, 2, 3, 3, 3, 1, 0]
+    assert left_open(saved, stats, [8] * 3) == [expected] * 3
+    assert stats.num_revoked.tolist() == [6] * 3
+
+
+# Rewriting what stands.
+
+
+def test_refining_rewrites_from_its_first_step_on():
+    """A model that changes its mind with every token known."""
+    model = scripted(
+        lambda tokens, positions: sure_of(
+            jnp.broadcast_to((tokens != 4).sum(1, keepdims=True) % 3, tokens.shape)
+        )
+    )
+    one = prompts.from_rows([[0, 1]], max_new=6)
+    # The step that knows n tokens votes n % 3.
+    for start, expected in ((0, [1] * 6), (5, [1] * 6), (6, [2, 0, 1, 2, 0, 1])):
+        decoder = methods.refine(model, max_new_tokens=6, revise_start=start)
+        out, stats = decoded(decoder, {}, one)
+        assert out.tokens[0, 2:].tolist() == expected
+        assert stats.num_calls.tolist() == [6]
+        assert (stats.num_revoked[0] > 0) == (start < 6)
+
+
+def test_refining_nothing_is_llada():
+    model, params = tiny()
+    prompt = prompts.from_rows([[0, 1], [2], [1, 3, 0, 2]], max_new=8)
+    plain = decoded(methods.llada(model, max_new_tokens=8, steps=4), params, prompt)
+    for fraction, is_same in ((0.0, True), (1.0, False)):
+        method = methods.refine(
+            model, max_new_tokens=8, steps=4, revise_fraction=fraction
+        )
+        out, stats = decoded(method, params, prompt)
+        assert np.array_equal(out.tokens, plain[0].tokens) == is_same
+        assert (stats.num_revoked.sum() == 0) == is_same
+
+
+@pytest.mark.parametrize("stubborn", [True, False])
+def test_a_full_block_is_edited_while_that_changes_it(stubborn):
+    def vote(tokens, positions):
+        other = jnp.where(tokens == 4, 0, (tokens + 1) % 3)
+        return sure_of(jnp.where(stubborn, other, jnp.minimum(tokens, 3)))
+
+    made = prompts.from_rows([[0, 1], [2]], max_new=6)
+    decoder = methods.llada2(
+        scripted(vote), max_new_tokens=6, block_length=3, max_post_steps=5
+    )
+    out, stats = decoded(decoder, {}, made)
+    # Two blocks, each filled by one call and then looked at again.
+    assert stats.num_calls.tolist() == [2 * (1 + (5 if stubborn else 1))] * 2
+    assert stats.num_revoked.tolist() == [2 * 3 * 5 if stubborn else 0] * 2
+    assert out.lengths.tolist() == [6, 6]
+    # Its edits are told apart from what only a lower threshold lets pass.
+    never = methods.llada2(
+        scripted(vote), max_new_tokens=6, block_length=3, editing_threshold=1.0
+    )
+    _, stats = decoded(never, {}, made)
+    assert stats.num_revoked.tolist() == [0, 0]
+    assert stats.num_calls.tolist() == [4, 4]
+
+
+# Schedules.
+
+
+def test_mmm_has_a_schedule_for_every_length():
+    model = scripted(lambda tokens, positions: sure_of(positions % 3))
+    made = prompts.from_rows([[0]] * 3, max_new=[49, 24, 10])
+    out, stats = decoded(methods.mmm(model, max_new_tokens=49), {}, made)
+    # S = 10, 5, 2 for 49, 24, 10 tokens, and one step more; never more than 10.
+    assert stats.num_calls.tolist() == [10, 6, 3]
+    assert out.lengths.tolist() == [49, 24, 10]
+    pinned = prompts.from_rows(
+        [[3, 3, 3, 3]], max_new=2, holes=[[False, True, True, False]]
+    )
+    out, _ = decoded(methods.mmm(model, max_new_tokens=2), {}, pinned)
+    assert out.tokens[0].tolist() == [3, 1, 2, 3, 1, 2]
+
+
+def test_secondary_remasking_keeps_to_the_schedule():
+    law = toy.chain(3, VOCAB, LENGTH)
+    settings = dict(max_new_tokens=8, steps=5, temperature=1.0)
+    plain = decoded(methods.maskgit(TOY, choice_temperature=1.0, **settings), law)
+    off = methods.discrete_diffusion_vla(TOY, eta=0.0, drop=1.0, **settings)
+    jax.tree.map(np.testing.assert_array_equal, plain, decoded(off, law))
+
+    model, params = tiny()
+    made = prompts.from_rows([[0, 1], [2], [1, 3, 0, 2]], max_new=8)
+    decoder = methods.discrete_diffusion_vla(model, eta=0.6, drop=0.3, **settings)
+    _, stats, saved = traced(decoder, params, made)
+    assert stats.num_revoked.sum() > 3
+    expected = [max(1, int(8 * np.cos(np.pi / 2 * j / 5))) for j in range(1, 5)]
+    assert left_open(saved, stats, [8] * 3) == [[*expected, 0]] * 3
+
+
+def test_only_a_token_that_fell_is_reopened():
+    """Position 3 is unlikely as soon as it stands: it alone comes back, each step."""
+
+    def vote(tokens, positions):
+        falls = (positions == 3) & (tokens != 4)
+        token = jnp.where(tokens == 4, positions % 3, tokens)
+        return sure_of(jnp.where(falls, (token + 1) % 3, token))
+
+    decoder = methods.discrete_diffusion_vla(
+        scripted(vote), max_new_tokens=6, steps=6, eta=0.0, schedule="linear",
+        temperature=0.0, choice_temperature=0.0,
+    )  # fmt: skip
+    _, stats, saved = traced(decoder, {}, prompts.from_rows([[0]], max_new=6))
+    fell = saved[:-1] & ~saved[1:]
+    fell = fell[: int(stats.num_calls[0]) - 1]
+    assert stats.num_revoked[0] == fell.sum() > 0
+    assert set(np.flatnonzero(fell.any((0, 1)))) == {3}
+
+
+def test_hmar_goes_from_scale_to_scale():
+    model = scripted(lambda tokens, positions: sure_of(positions % 3))
+    made = prompts.from_rows([[0], [1, 2]], max_new=14)
+    sides = (1, 2, 3)
+    decoder = methods.hmar(model, max_new_tokens=14, sides=sides, mask_steps=(1, 1, 1))
+    _, stats, saved = traced(decoder, {}, made)
+    assert left_open(saved, stats, [14] * 2) == [[13, 9, 0]] * 2  # plain next-scale
+    decoder = methods.hmar(model, max_new_tokens=14, sides=sides, mask_steps=(1, 2, 4))
+    _, stats, saved = traced(decoder, {}, made)
+    assert left_open(saved, stats, [14] * 2) == [[13, 11, 9, 6, 4, 2, 0]] * 2
+    with pytest.raises(ValueError, match="14 positions, but max_new_tokens=13"):
+        methods.hmar(model, max_new_tokens=13, sides=sides, mask_steps=(1, 1, 1))
+
+
+# A poorer context.
+
+
+def test_a_part_of_the_known_tokens_is_hidden():
+    tokens = jnp.array([[0, 1, 4, 2, 3, 1, 4, 0, 2, 2, 1, 0]] * 2)
+    place = jnp.broadcast_to(jnp.arange(12), tokens.shape)
+    query = Query(tokens, place, None, Visibility(place, place))
+    for fraction, count in ((0.0, 0), (0.35, 3), (1.0, 10)):
+        after = guidance.hide_some(4, fraction)(query, None).tokens
+        assert ((after == 4) & (tokens != 4)).sum(1).tolist() == [count] * 2
+        assert (after[after != 4] == tokens[after != 4]).all()
+
+
+def test_guidance_from_a_poorer_context():
+    law = toy.chain(3, VOCAB, LENGTH)
+
+    def tokens(**settings):
+        method = methods.genmol(TOY, max_new_tokens=8, **settings)
+        out, stats = decoded(method, law)
+        return out.tokens, stats.num_calls.tolist()
+
+    plain, calls = tokens()
+    assert calls == [8] * 3
+    same, calls = tokens(guidance_scale=2.0, gamma=0.0)
+    assert calls == [16] * 3
+    np.testing.assert_array_equal(plain, same)
+    other, _ = tokens(guidance_scale=5.0, gamma=0.9)
+    assert (plain != other).any()
+    llada, _ = decoded(methods.llada(TOY, max_new_tokens=8, temperature=1.0), law)
+    calm, _ = tokens(randomness=0.0)
+    np.testing.assert_array_equal(calm, llada.tokens)
+
+
+def test_a_fragment_is_reopened_and_the_others_stay():
+    row = [1, 1, 3, 2, 2, 2, 3, 0, 0]  # 3 parts the fragments
+    tokens, holes = prompts.reopened(row, 3, 6, 4)
+    assert tokens[:3] == row[:3] and tokens[7:] == row[6:]
+    assert np.flatnonzero(holes).tolist() == [3, 4, 5, 6]
+    made = prompts.from_rows([tokens], max_new=1, holes=[holes])
+    out, _ = decoded(methods.genmol(TOY, max_new_tokens=1), toy.chain(3, 4, 12), made)
+    assert out.tokens[0, :3].tolist() == row[:3]
+    assert out.tokens[0, 7:10].tolist() == row[6:]
+    with pytest.raises(ValueError, match="no span of a row of 9"):
+        prompts.reopened(row, 3, 10, 4)

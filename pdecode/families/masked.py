@@ -33,6 +33,7 @@ from pdecode.contracts import (
 )
 from pdecode.families import masked_calls as calls
 from pdecode.families import masked_decisions as decisions
+from pdecode.families import masked_progress as progress_of
 from pdecode.families import rows
 from pdecode.kernels.head import api as vocab_head
 from pdecode.kernels.head import dense
@@ -59,6 +60,7 @@ class CanvasState(NamedTuple):
     failed: Array  # bool [B]  a statistic was no number: the row stands still
     is_cut: Array  # bool [B]  its end was moved forward
     fresh: Array  # bool [B, L]  filled or changed by the last step
+    settling: Array  # int32 [B]  steps begun in a block that is full
     cache: Cache
     memory: tuple  # of the commit, remask and edit rules, then of the lenses
     holes: tuple | None  # (): the prompt has holes. Without leaves, so it is static
@@ -81,6 +83,7 @@ class Plan(NamedTuple):
     wants: tuple[str, ...]
     max_new_tokens: int
     is_forced: bool
+    settle: int  # steps that a full block may be edited for
     last_turn: int | None  # fills whatever is open
     runs_on: bool  # only the last turn ends a row: a full canvas may be reopened
 
@@ -100,6 +103,7 @@ def masked_diffusion(
     stop: Read | None = None,
     fill: Read | None = None,
     truncate: Read | None = None,
+    settle: int = 0,
     progress: str = "force",
     max_steps: int | None = None,
 ) -> Decoder:
@@ -109,7 +113,8 @@ def masked_diffusion(
     a call evaluates, `refresh` when it evaluates more. `lenses` change the law, left to
     right.
     After the commit, `remask` may reopen and `edit` overwrite lanes that were filled
-    before this step. `stop(row, prediction)` fills all open lanes at once, with
+    before this step; a full block stays for up to `settle` steps while edits change it.
+    `stop(row, prediction)` fills all open lanes at once, with
     `fill(row, prediction)` int32 [W] in place of the drawn tokens;
     `truncate(row, prediction)` int32 [], after the commit, moves the row's end forward:
     what was open behind it is dropped and seen no more. `progress="force"` commits
@@ -120,19 +125,26 @@ def masked_diffusion(
     """
     plan = _checked(
         model, (commit, remask, edit), tuple(lenses), blocks, window, refresh, stop,
-        fill, truncate, sampling, max_new_tokens, progress, max_steps,
+        fill, truncate, sampling, max_new_tokens, settle, progress, max_steps,
     )  # fmt: skip
     # A block's last position may lie behind the row's end.
     grid = plan.blocks
     overhang = (grid.whole or grid.length) - 1 if grid.is_absolute else 0  # type: ignore
     limit = max_new_tokens + overhang if max_steps is None else max_steps
-    is_exact = commit.is_exact and plan.is_forced and plan.window is windows.canvas
+    limit += settle * (1 if grid.length is None else limit // grid.length + 2)
+    # A block-causal model's finished blocks never change.
+    is_whole = plan.window is windows.canvas or (
+        model.attention == "block_causal"
+        and refresh is not None
+        and refresh.has_prefill
+    )
+    is_exact = commit.is_exact and plan.is_forced and is_whole
     others = (remask, edit, stop, fill, truncate, plan.lenses or None)
     is_exact &= all(part is None for part in others)
     return Decoder(
         init=functools.partial(init, plan),
         step=functools.partial(step, plan),
-        done=functools.partial(done, plan),
+        done=functools.partial(progress_of.done, plan),
         output=functools.partial(output, plan),
         max_steps=limit,
         guarantee="exact" if is_exact else "lossy",
@@ -170,13 +182,15 @@ def init(plan: Plan, params, keys, prompt: Prompt):
         failed=zero == 1,
         is_cut=zero == 1,
         fresh=jnp.zeros_like(masked),
+        settling=zero,
         # One slot more: a canvas-sized call must not alias the whole cache.
         cache=plan.model.init_cache(prompt, length + 1),
         memory=_memory(plan, batch, length),
         holes=None if prompt.masked is None else (),
     )
-    block = _block(plan, state)
-    state = state._replace(block=block, num_initial=_num_open(plan, state, block))
+    block = progress_of.block_of(plan, state)
+    num_initial = progress_of.num_open(plan, state, block)
+    state = state._replace(block=block, num_initial=num_initial)
     if not calls.is_prefilled(plan, prompt.masked is not None):
         return state, rows.info(zero)
     cache = calls.prefill(plan, params, prompt, state.cache)
@@ -185,7 +199,7 @@ def init(plan: Plan, params, keys, prompt: Prompt):
 
 def step(plan: Plan, params, keys, state: CanvasState):
     """Evaluate the window; commit, reopen, overwrite; move to the next block."""
-    active = ~done(plan, state)
+    active = ~progress_of.done(plan, state)
     lanes = calls.look(plan, state, active)
     output, cache, cost = calls.evaluate(plan, params, state, lanes)
     prediction, lens_memory = predict(plan, params, keys, state, lanes, output)
@@ -207,12 +221,13 @@ def step(plan: Plan, params, keys, state: CanvasState):
         memory=(*canvas.memory[:3], lens_memory),
         turn=state.turn + active,
     )
-    new = advance(plan, cut(plan, now, new), state, active)
+    new = progress_of.advance(plan, cut(plan, now, new), state, active)
     per_call = jnp.where(active, plan.model.num_calls, 0)
     return new, rows.info(
         per_call,
         num_calls=per_call,
-        num_committed=_counted(plan, new) - _counted(plan, state),
+        num_committed=progress_of.num_counted(plan, new)
+        - progress_of.num_counted(plan, state),
         num_proposed=lanes.open.sum(1, dtype=jnp.int32),
         num_revoked=canvas.num_revoked,
         num_query_tokens=per_call * cost.asked,
@@ -272,30 +287,12 @@ def cut(plan: Plan, now: decisions.Moment, state: CanvasState) -> CanvasState:
     )
 
 
-def advance(
-    plan: Plan, new: CanvasState, old: CanvasState, active: Array
-) -> CanvasState:
-    """The state at the block of its leftmost open position."""
-    block = _block(plan, new)
-    moved = block != old.block
-    return new._replace(
-        block=block,
-        num_initial=jnp.where(moved, _num_open(plan, new, block), old.num_initial),
-        step=jnp.where(moved, 0, old.step + active),
-    )
-
-
-def done(plan: Plan, state: CanvasState) -> Array:
-    """bool [B]."""
-    if plan.runs_on and plan.last_turn is not None:
-        return state.failed | (state.turn > plan.last_turn)
-    return state.failed | rows.is_complete(_progress(state), plan.model.eos_ids)
-
-
 def output(plan: Plan, state: CanvasState) -> Generation:
     """The result so far."""
     made = rows.generation(
         _progress(state), state.log_probs, state.failed, plan.model.eos_ids
+    return rows.generation(
+        progress_of.progress(state), state.log_probs, state.failed, plan.model.eos_ids
     )
     at_length = made.stopped_by == STOPPED_BY.index("length")
     cut = jnp.where(at_length & state.is_cut, STOPPED_BY.index("truncated"), 0)
@@ -312,7 +309,7 @@ def undrawn(model: Model) -> tuple[int, ...]:
 
 def _checked(
     model, rules, lenses, blocks, window, refresh, stop, fill, truncate, sampling,
-    max_new_tokens, progress, max_steps,
+    max_new_tokens, settle, progress, max_steps,
 ) -> Plan:  # fmt: skip
     if model.predicts != "masked" or model.mask_id is None:
         raise ValueError(
@@ -328,6 +325,8 @@ def _checked(
         raise ValueError("a remask rule needs max_steps: it may undo every commit")
     if fill is not None and stop is None and max_steps is None:
         raise ValueError("fill has nothing to fill: set stop or max_steps")
+    if settle and rules[2] is None:
+        raise ValueError(f"{settle=} waits for edits: give an edit rule")
     parts = [part for part in (*rules, stop, fill, truncate) if part is not None]
     wanted = ("token", "log_prob", *(want for part in parts for want in part.wants))
     wants = tuple(dict.fromkeys(wanted))
@@ -347,6 +346,7 @@ def _checked(
         wants=wants,
         max_new_tokens=max_new_tokens,
         is_forced=progress == "force",
+        settle=settle,
         last_turn=None if max_steps is None else max_steps - 1,
         runs_on=rules[1] is not None and progress == "schedule",
     )
@@ -365,30 +365,3 @@ def _memory(plan: Plan, batch: int, length: int) -> tuple:
         *jax.tree.map(lambda leaf: spread(leaf, (batch,)), rules),
         jax.tree.map(lambda leaf: spread(leaf, (batch, length)), lenses),
     )
-
-
-def _block(plan: Plan, state: CanvasState) -> Array:
-    """int32 [B]: the block of the leftmost open position; as it was if none is open."""
-    left = jnp.argmax(state.masked, 1).astype(jnp.int32)
-    block = jax.vmap(plan.blocks.index)(left[:, None], calls.bare_rows(state))[:, 0]
-    return jnp.where(state.masked.any(1), block, state.block)
-
-
-def _num_open(plan: Plan, state: CanvasState, block: Array) -> Array:
-    """int32 [B]: open positions of `block`."""
-    place = jnp.broadcast_to(
-        jnp.arange(state.tokens.shape[1], dtype=jnp.int32), state.tokens.shape
-    )
-    index = jax.vmap(plan.blocks.index)(place, calls.bare_rows(state))
-    return (state.masked & (index == block[:, None])).sum(1, dtype=jnp.int32)
-
-
-def _progress(state: CanvasState) -> rows.Canvas:
-    committed = state.generated & ~state.masked
-    return rows.Canvas(
-        state.tokens, committed, state.masked, state.prompt_end, state.end
-    )
-
-
-def _counted(plan: Plan, state: CanvasState) -> Array:
-    return rows.num_counted(_progress(state), plan.model.eos_ids)

@@ -1,6 +1,9 @@
 """Which positions of a row may be filled now: the grid that decode blocks lie on."""
 
+from collections.abc import Sequence
+
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from pdecode.contracts import Blocks, Model, Row
@@ -32,6 +35,27 @@ def generation(length: int) -> Blocks:
         return jnp.where(row.block == 0, row.start, begin)
 
     return Blocks(index, _current(index), first, length)
+
+
+def sizes(lengths: Sequence[int]) -> Blocks:
+    """Blocks of these lengths from the end of each row's prompt, filled in order.
+
+    Holes of the prompt lie in the first block, what lies behind the last one in it.
+    ValueError for a length below 1.
+    """
+    for length in lengths:
+        _check(length)
+    ends = jnp.asarray(np.cumsum(lengths), jnp.int32)
+
+    def index(positions: Array, row: Row) -> Array:
+        offset = positions - row.prompt_end
+        return (offset[:, None] >= ends[None, :-1]).sum(1, dtype=jnp.int32)
+
+    def first(row: Row) -> Array:
+        begin = row.prompt_end + ends[jnp.maximum(row.block - 1, 0)]
+        return jnp.where(row.block == 0, row.start, begin)
+
+    return Blocks(index, _current(index), first, max(lengths))
 
 
 def absolute(length: int) -> Blocks:

@@ -3,9 +3,11 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 
+from pdecode import rng
 from pdecode.contracts import Cache, Model, Output, Prompt, Query, SlotRun
 
 
@@ -79,5 +81,25 @@ def mask_prompt(mask_id: int) -> Callable[[Query, Array], Query]:
     def null(query: Query, prompt_lengths: Array) -> Query:
         in_prompt = query.positions < prompt_lengths[:, None]
         return query._replace(tokens=jnp.where(in_prompt, mask_id, query.tokens))
+
+    return null
+
+
+def hide_some(mask_id: int, fraction: Array | float) -> Callable[[Query, Array], Query]:
+    """A poorer query: a `fraction` of its known tokens become the mask (GenMol).
+
+    Which ones is a fixed random function of the position and of how many are known.
+    """
+
+    def null(query: Query, prompt_lengths: Array) -> Query:
+        del prompt_lengths
+        known = query.tokens != mask_id
+        number = known.sum(1, dtype=jnp.int32)
+        keys = rng.row_keys(jax.random.key(0), number)
+        drawn = rng.uniform(rng.noise(keys, rng.COMMIT, query.positions))
+        falling = jnp.argsort(jnp.where(known, drawn, jnp.inf), axis=1)
+        count = jnp.floor(fraction * number).astype(jnp.int32)
+        hidden = jnp.argsort(falling, axis=1) < count[:, None]
+        return query._replace(tokens=jnp.where(hidden, mask_id, query.tokens))
 
     return null

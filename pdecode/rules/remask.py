@@ -1,11 +1,14 @@
 """Remask rules: which filled positions of one row to reopen after a commit."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 from pdecode import rng
 from pdecode.contracts import Row, Rule
+from pdecode.rules import commit
 
 
 def bernoulli(probability: Array) -> Rule:
@@ -22,27 +25,33 @@ def bernoulli(probability: Array) -> Rule:
 def by_recorded_confidence(probability: Array) -> Rule:
     """`bernoulli`, weighted by doubt: softmax of minus the probability at commit.
 
-    Memory: float32 [L], the probability that each token had when it was committed. A
-    row with nothing filled reopens nothing.
+    A row with nothing filled reopens nothing.
     """
 
-    def init(length: int) -> Array:
-        return jnp.zeros(length, jnp.float32)
-
-    def apply(params, key, row: Row, prediction, recorded):
-        del params
+    def apply(params, key, row: Row, prediction, memory):
+        del params, prediction
         filled = ~row.masked & row.generated
-        committed = row.open & ~row.masked[row.positions]
-        where = jnp.where(committed, row.positions, recorded.shape[0])
-        now = jnp.exp(prediction.log_prob).astype(jnp.float32)
-        recorded = recorded.at[where].set(now, mode="drop")
         # A softmax over nothing would be NaN.
-        score = jnp.where(filled, -recorded, -jnp.inf)
-        share = jnp.where(
-            filled.any(), jax.nn.softmax(jnp.where(filled, score, -1e9)), 0
-        )
-        weight = jnp.where(filled, share, 0)[row.positions]
+        score = jnp.where(filled, -jnp.exp(row.log_probs), -1e9)
+        share = jnp.where(filled, jax.nn.softmax(score), 0)
+        weight = jnp.where(filled.any(), share, 0)[row.positions]
         drawn = rng.uniform(rng.at(key, row.positions))
-        return ~row.open & (drawn < weight * probability[row.turn]), recorded
+        return ~row.open & (drawn < weight * probability[row.turn]), memory
 
-    return Rule(init, apply)
+    return Rule(lambda length: (), apply)
+
+
+def least_sure(count: Callable[[Row], Array], *, is_bounded: bool = True) -> Rule:
+    """The `count` filled positions of the block with the lowest probability at commit.
+
+    What this step committed is among them.
+    """
+
+    def apply(params, key, row: Row, prediction, memory):
+        del params, key, prediction
+        filled = (row.generated & ~row.masked)[row.positions] & ~row.probe
+        filled &= row.block_of == row.block
+        doubt = -row.log_probs[row.positions]
+        return commit.best(doubt, filled, count(row)), memory
+
+    return Rule(lambda length: (), apply, is_bounded=is_bounded)

@@ -33,6 +33,19 @@ def mask_fraction(kind: str, progress: Array, num_open: Array) -> Array:
     return jnp.clip(fraction[kind](), 1e-6, 1.0)
 
 
+def masks_left(
+    kind: str, step: Array, steps: int, num_initial: Array, num_open: Array
+) -> Array:
+    """How many stay open after `step` of `steps` by `mask_fraction`; none at last.
+
+    At least one and one less than are open now, as in MaskGIT.
+    """
+    fraction = mask_fraction(kind, (step + 1) / steps, num_initial)
+    wanted = jnp.floor(num_initial * fraction).astype(jnp.int32)
+    left = jnp.maximum(1, jnp.minimum(num_open - 1, wanted))
+    return jnp.where(step + 1 >= steps, 0, left)
+
+
 def alpha(kind: str, time: Array) -> Array:
     """Probability that a token is unmasked at `time`: 1 at time 0, 0 at time 1."""
     if kind == "linear":
@@ -97,6 +110,11 @@ def shares(decided: Callable[[Array], Array], num_open: Array, steps: int) -> Ar
     total = jnp.minimum(jax.lax.cummax(spare) + place, num_open)
     total = total.at[-1].set(num_open)
     return jnp.diff(total, append=total[-1:]).astype(jnp.int32)
+def unfilled(num_open: Array, step: Array, steps: int) -> Array:
+    """How many of `num_open` are open after `step` of `steps`, by `quota`."""
+    done = jnp.minimum(step + 1, steps)
+    filled = done * (num_open // steps) + jnp.minimum(done, num_open % steps)
+    return num_open - filled
 
 
 def steps_per_block(max_new_tokens: int, steps: int, block_length: int) -> int:

@@ -109,6 +109,23 @@ def unit(blocks: Blocks, shape: CanvasShape) -> Window:
     return Window(width, apply, is_run=True)
 
 
+def delayed(blocks: Blocks, shape: CanvasShape) -> Window:
+    """What is open, and what the step before filled: a token is stored once it is seen.
+
+    The step that fills a position evaluates it as a mask; its own K/V come a step
+    later, and then stay (dKV-Cache). The text of the prompt stays from the beginning.
+    """
+    width = shape.length if shape.has_holes else min(shape.max_open, shape.length)
+
+    def apply(row: Row) -> Lanes:
+        first = 0 if shape.has_holes else row.start
+        positions = first + jnp.arange(width, dtype=jnp.int32)
+        moving = row.masked | row.fresh
+        return Lanes(positions, moving.at[positions].get(mode="fill", fill_value=False))
+
+    return Window(width, apply, is_run=True)
+
+
 # The whole canvas on the first step of every block.
 at_block_start = Refresh(lambda row: row.step == 0)
 

@@ -23,6 +23,10 @@ TARGET = toy.chain(2587, VOCAB, LENGTH)
 NEAR = toy.mixed(TARGET, toy.chain(1, VOCAB, LENGTH), 0.3)
 CAUSAL = toy.make_model(VOCAB, LENGTH, eos_ids=(EOS,))
 MASKED = toy.make_model(VOCAB, LENGTH, predicts="masked", eos_ids=(EOS,))
+IN_BLOCKS = toy.make_model(
+    VOCAB, LENGTH + 3, predicts="masked", attention="block_causal", block_len=4,
+    eos_ids=(EOS,),
+)  # fmt: skip
 
 
 def _heads_apply(params, hidden):
@@ -65,3 +69,4 @@ STORED = {
     "params": {"model": TARGET, "corpus": jax.tree.map(jnp.asarray, TEXTS)},
 }
 ON_MASKS = {"model": MASKED}
+ON_BLOCKS = {"model": IN_BLOCKS, "params": toy.chain(2587, VOCAB, LENGTH + 3)}

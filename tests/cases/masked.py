@@ -12,6 +12,7 @@ FILTERED = {
     "model": (MASKED, filters.make_filter(4)),
     "params": {"model": TARGET, "filter": filters.init(4, jax.random.key(1))},
 }
+from cases import ON_BLOCKS, ON_MASKS, case
 
 CASES = {
     "llada": case("llada", "lossy", steps=6, block_length=5, **ON_MASKS),
@@ -126,4 +127,50 @@ CASES = {
         knobs={"threshold": 0.06, "block_add_threshold": 0.3},
         **ON_MASKS,
     ),
+    "discrete_diffusion_vla": case(
+        "discrete_diffusion_vla",
+        "lossy",
+        steps=4,
+        knobs={"eta": 0.3, "drop": 0.5},
+        **ON_MASKS,
+    ),
+    "genmol": case(
+        "genmol", "lossy", knobs={"guidance_scale": 2.0}, max_calls=20, **ON_MASKS
+    ),
+    "hmar": case(
+        "hmar", "lossy", sides=(1, 3), mask_steps=(1, 3), max_calls=4, **ON_MASKS
+    ),
+    "llada2": case(
+        "llada2",
+        "lossy",
+        block_length=5,
+        max_post_steps=2,
+        knobs={"threshold": 0.06, "editing_threshold": 0.1},
+        max_calls=14,
+        **ON_MASKS,
+    ),
+    "mmm": case("mmm", "lossy", steps=5, reference_length=8, max_calls=5, **ON_MASKS),
+    "rcr": case("rcr", "lossy", steps=6, block_length=5, max_calls=6, **ON_MASKS),
+    "refine": case("refine", "lossy", steps=6, block_length=5, **ON_MASKS),
+    "remdm_llada": case(
+        "remdm_llada",
+        "lossy",
+        block_length=5,
+        remdm_steps=2,
+        remdm_number=2,
+        max_calls=14,
+        **ON_MASKS,
+    ),
+    "bd3lm": case("bd3lm", "lossy", max_calls=13, **ON_BLOCKS),
+    "fast_dllm_v2": case(
+        "fast_dllm_v2",
+        "lossy",
+        small_block_size=2,
+        use_block_cache=True,
+        knobs={"threshold": 0.06, "top_p": 1.0},
+        max_calls=13,
+        **ON_BLOCKS,
+    ),
+    "dkv_cache": case("dkv_cache", "lossy", cache_steps=3, block_length=5, **ON_MASKS),
+    "freedave": case("freedave", "lossy", block_length=5, draft_steps=3, **ON_MASKS),
 }

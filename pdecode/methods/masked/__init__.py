@@ -8,6 +8,10 @@ from pdecode.methods.masked.credit_decoding import credit_decoding
 from pdecode.methods.masked.d2f import d2f
 from pdecode.methods.masked.dimple import dimple
 from pdecode.methods.masked.dparallel import dparallel
+from pdecode.methods.masked.bd3lm import bd3lm
+from pdecode.methods.masked.d2f import d2f
+from pdecode.methods.masked.discrete_diffusion_vla import discrete_diffusion_vla
+from pdecode.methods.masked.dkv_cache import dkv_cache
 from pdecode.methods.masked.dream import dream
 from pdecode.methods.masked.eb_sampler import eb_sampler
 from pdecode.methods.masked.eoser import eoser
@@ -21,7 +25,19 @@ from pdecode.methods.masked.local_leap import local_leap
 from pdecode.methods.masked.maskgit import maskgit
 from pdecode.methods.masked.mdlm import mdlm
 from pdecode.methods.masked.prophet import prophet
+from pdecode.methods.masked.fast_dllm_v2 import fast_dllm_v2
+from pdecode.methods.masked.freedave import freedave
+from pdecode.methods.masked.genmol import genmol
+from pdecode.methods.masked.hmar import hmar
+from pdecode.methods.masked.llada import llada
+from pdecode.methods.masked.llada2 import llada2
+from pdecode.methods.masked.maskgit import maskgit
+from pdecode.methods.masked.mdlm import mdlm
+from pdecode.methods.masked.mmm import mmm
+from pdecode.methods.masked.rcr import rcr
+from pdecode.methods.masked.refine import refine
 from pdecode.methods.masked.remdm import remdm
+from pdecode.methods.masked.remdm_llada import remdm_llada
 from pdecode.methods.masked.wino import wino
 
 __all__ = [
@@ -32,6 +48,10 @@ __all__ = [
     "d2f",
     "dimple",
     "dparallel",
+    "bd3lm",
+    "d2f",
+    "discrete_diffusion_vla",
+    "dkv_cache",
     "dream",
     "eb_sampler",
     "eoser",
@@ -45,7 +65,19 @@ __all__ = [
     "maskgit",
     "mdlm",
     "prophet",
+    "fast_dllm_v2",
+    "freedave",
+    "genmol",
+    "hmar",
+    "llada",
+    "llada2",
+    "maskgit",
+    "mdlm",
+    "mmm",
+    "rcr",
+    "refine",
     "remdm",
+    "remdm_llada",
     "wino",
 ]
 

@@ -7,8 +7,6 @@ remasking: the final step commits everything.
 
 from typing import Annotated, Literal
 
-import jax.numpy as jnp
-
 from pdecode import rng
 from pdecode.contracts import Decoder, Row, Sampling
 from pdecode.families import masked
@@ -33,11 +31,10 @@ def maskgit(
 
     def apply(key, row: Row, prediction):
         progress = (row.step + 1) / steps
-        fraction = schedules.mask_fraction(schedule, progress, row.num_initial)
         num_open = row.open.sum()
-        wanted = jnp.floor(row.num_initial * fraction).astype(jnp.int32)
-        left = jnp.maximum(1, jnp.minimum(num_open - 1, wanted))
-        left = jnp.where(row.step + 1 >= steps, 0, left)
+        left = schedules.masks_left(
+            schedule, row.step, steps, row.num_initial, num_open
+        )
         noise = rng.gumbel(rng.at(key, row.positions), 1)[..., 0]
         score = prediction.log_prob + choice_temperature * (1 - progress) * noise
         return commit.best(score, row.open, num_open - left)

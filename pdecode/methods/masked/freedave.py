@@ -1,0 +1,46 @@
+"""FreeDave: the static decode of a masked model, verified several steps at a time.
+
+Wu & Zhang, 2025, arXiv:2510.00294. The drafts come from the last prediction, at no
+cost. Deviation: canvases are evaluated side by side, not as a tree over one context.
+"""
+
+from pdecode.contracts import Decoder, Sampling
+from pdecode.families import canvas_chain, masked
+from pdecode.knobs import Count, MaskedModel, Temperature
+from pdecode.rules import schedules
+
+
+def freedave(
+    model: MaskedModel,
+    *,
+    max_new_tokens: Count,
+    steps: Count | None = None,
+    block_length: Count | None = None,
+    draft_steps: Count = 4,
+    temperature: Temperature = 0.0,
+) -> Decoder:
+    """LLaDA's tokens in LLaDA's order, with the same key, in fewer calls.
+
+    `steps` must fill equally many positions each (None: one).
+    Guarantee: lossy as LLaDA is, whose every canvas it returns; nothing is added.
+    Cost: at most LLaDA's calls, each of `draft_steps` canvases; at best one and
+    (steps - 1) / draft_steps.
+    """
+    length = min(block_length or max_new_tokens, max_new_tokens)
+    count = 1
+    if steps is not None:
+        share = schedules.steps_per_block(max_new_tokens, steps, length)
+        if length % share:
+            raise ValueError(
+                f"steps={steps} fill {length} positions unequally: give a number of "
+                f"steps that divides {max_new_tokens}"
+            )
+        count = length // share
+    return canvas_chain.canvas_chain(
+        model,
+        max_new_tokens=max_new_tokens,
+        count=count,
+        block_length=block_length,
+        num_drafts=draft_steps,
+        sampling=Sampling(temperature, undrawn=masked.undrawn(model)),
+    )

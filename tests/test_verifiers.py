@@ -1,0 +1,100 @@
+"""Verifiers on masked models: the same canvases in fewer calls, the same law."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+from test_revising import scripted, sure_of, traced
+
+from pdecode import decode, methods, prompts
+from pdecode.families import canvas_chain
+from pdecode.models import toy
+
+VOCAB, LENGTH = 4, 12
+TOY = toy.make_model(VOCAB, LENGTH, predicts="masked")
+ROWS = prompts.from_rows([[0, 1], [2], [1, 3, 0, 2]], max_new=8)
+
+
+def program(decoder):
+    return jax.jit(
+        lambda law, key: decode.decode(decoder, law, ROWS, jax.random.key(key))
+    )
+
+
+# FreeDave.
+
+
+@pytest.mark.parametrize("settings", [{}, {"block_length": 4, "steps": 4}])
+def test_freedave_is_the_static_decode_in_fewer_calls(settings):
+    """200 random laws, half of them sampled; tokens, order and no call more."""
+    eos = TOY._replace(eos_ids=(3,))
+    fewer = 0
+    for temperature in (0.0, 1.0):
+        sizes = dict(max_new_tokens=8, temperature=temperature, **settings)
+        plain = program(methods.llada(eos, **sizes))
+        ahead = program(methods.freedave(eos, draft_steps=4, **sizes))
+        for seed in range(100):
+            law = toy.chain(seed, VOCAB, LENGTH, sharpness=3.0)
+            out, stats = plain(law, seed)
+            its_out, its = ahead(law, seed)
+            np.testing.assert_array_equal(out.tokens, its_out.tokens)
+            np.testing.assert_array_equal(out.committed, its_out.committed)
+            np.testing.assert_array_equal(out.lengths, its_out.lengths)
+            # Each token as probable as when the static decode came to it: the order.
+            np.testing.assert_allclose(out.log_probs, its_out.log_probs, atol=1e-5)
+            assert (its.num_calls <= stats.num_calls).all()
+            fewer += int((stats.num_calls - its.num_calls).sum())
+    assert fewer > 50
+
+
+@pytest.mark.parametrize("draft_steps", [1, 3, 8])
+def test_freedave_passes_through_the_canvases_of_the_static_decode(draft_steps):
+    law = toy.chain(5, VOCAB, LENGTH, sharpness=3.0)
+    _, stats, saved = traced(methods.llada(TOY, max_new_tokens=8), law, ROWS)
+    method = methods.freedave(TOY, max_new_tokens=8, draft_steps=draft_steps)
+    _, its, its_saved = traced(method, law, ROWS)
+    for b in range(3):
+        static = {0: np.zeros_like(saved[0, b])}
+        static |= {int(each.sum()): each for each in saved[: stats.num_calls[b], b]}
+        for each in its_saved[: its.num_calls[b], b]:
+            np.testing.assert_array_equal(each, static[int(each.sum())])
+    if draft_steps == 1:
+        assert its.num_calls.tolist() == [8] * 3
+    else:
+        assert (its.num_calls < 8).all()
+
+
+@pytest.mark.parametrize("length, draft_steps", [(8, 1), (8, 4), (9, 4), (3, 8)])
+def test_freedave_at_best(length, draft_steps):
+    model = scripted(lambda tokens, positions: sure_of(positions % 3))
+    made = prompts.from_rows([[0], [1, 2]], max_new=length)
+    method = methods.freedave(model, max_new_tokens=length, draft_steps=draft_steps)
+    run_ = jax.jit(functools.partial(decode.decode, method))
+    _, stats = run_({}, made, jax.random.key(0))
+    assert stats.num_calls.tolist() == [1 - (1 - length) // draft_steps] * 2
+
+
+def test_drafts_that_are_not_compared_are_caught(monkeypatch):
+    """Negative control: every draft taken as it is."""
+    sizes = dict(max_new_tokens=8)
+    plain = program(methods.llada(TOY, **sizes))
+    monkeypatch.setattr(
+        canvas_chain, "accepted", lambda plan, drafts, guess, score, number: number
+    )
+    ahead = program(methods.freedave(TOY, draft_steps=4, **sizes))
+    laws = [toy.chain(seed, VOCAB, LENGTH) for seed in range(10)]
+    assert any(
+        (plain(law, 0)[0].tokens != ahead(law, 0)[0].tokens).any() for law in laws
+    )
+
+
+def test_freedave_refuses_what_it_does_not_serve():
+    with pytest.raises(ValueError, match="predicts='next'"):
+        methods.freedave(toy.make_model(4, 12), max_new_tokens=8)
+    blocks = toy.make_model(4, 12, predicts="masked", attention="block_causal",
+                            block_len=4)  # fmt: skip
+    with pytest.raises(ValueError, match="block_causal attention"):
+        methods.freedave(blocks, max_new_tokens=8)
+    with pytest.raises(ValueError, match="unequally"):
+        methods.freedave(TOY, max_new_tokens=8, steps=3)
