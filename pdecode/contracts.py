@@ -22,7 +22,7 @@ Memory = Any
 NOT_ASKED: Any = None
 
 # Why a row ended (`Generation.stopped_by`).
-STOPPED_BY = ("length", "eos", "max_steps", "not_finite", "truncated")
+STOPPED_BY = ("length", "eos", "max_steps", "not_finite", "truncated", "vetoed")
 
 # What a decoder promises (`Decoder.guarantee`), composed of what its parts are:
 # "lossless": the law of the target's own sampling, its tokens at temperature 0;
@@ -491,6 +491,16 @@ class Filter(NamedTuple):
     block_length: int
     apply: Callable[[Params, Array], Array]
     name: str = "filter"
+
+
+class Guard(NamedTuple):
+    """Watches what a row says so far, one row at a time.
+
+    apply(params, row) -> bool []: end it now. `row` has no lanes.
+    """
+
+    apply: Callable[[Params, Row], Array]
+    name: str = "guard"
 
 
 class NodeRule(NamedTuple):

@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 
 from pdecode import names
-from pdecode.contracts import DraftHeads, Filter, Model
+from pdecode.contracts import DraftHeads, Filter, Guard, Model
 
 MOST = 2**24  # of a Size, which is a length of arrays
 
@@ -68,7 +68,7 @@ UniformModel = Annotated[Model, Needs("uniform")]
 
 
 # Networks that are no `Model`.
-_SMALL = {DraftHeads: "heads", Filter: "filter"}
+_SMALL = {DraftHeads: "heads", Filter: "filter", Guard: "guard"}
 
 
 class Variant(NamedTuple):
@@ -111,8 +111,8 @@ def used(method: Callable, values: dict[str, Any]) -> dict[str, Any]:
 def needs(method: Callable) -> dict[str, str]:
     """What each model of `method` must predict, by role.
 
-    Draft heads are "heads" and a filter is a "filter". A role without `Needs` is not
-    listed.
+    What is no model has a word of its own: "heads", "filter", "guard". A role without
+    `Needs` is not listed.
     """
     hints = typing.get_type_hints(method, include_extras=True)
     found = {}

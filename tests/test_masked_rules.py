@@ -13,6 +13,7 @@ from pdecode import methods, prompts
 from pdecode.contracts import (
     STOPPED_BY,
     Filter,
+    Guard,
     Head,
     Output,
     Prediction,
@@ -23,14 +24,13 @@ from pdecode.decode import decode, run
 from pdecode.families import masked
 from pdecode.methods import variants
 from pdecode.models import filters, toy
-from pdecode.rules import blocks, commit, lenses, schedules
+from pdecode.rules import blocks, commit, histories, lenses, schedules, stops
 
 # A method hides the module that it stands in.
-adablock, ascending_steps, certainty_density, dimple, klass, learn2pd = (
+adablock, ascending_steps, certainty_density, dimple, learn2pd = (
     importlib.import_module(f"pdecode.methods.masked.{name}")
     for name in (
-        "adablock", "ascending_steps", "certainty_density", "dimple", "klass",
-        "learn2pd",
+        "adablock", "ascending_steps", "certainty_density", "dimple", "learn2pd",
     )
 )  # fmt: skip
 
@@ -200,7 +200,7 @@ def test_a_filter_reads_its_block_in_place(grid):
 
 
 def test_the_end_of_text_is_where_it_is_said():
-    read = learn2pd.end_of_text((EOS,)).apply
+    read = stops.end_of_text((EOS,)).apply
     token = jnp.array([0, EOS, 1, EOS, EOS])
     log_prob = jnp.log(jnp.array([0.9, 0.2, 0.9, 0.7, 0.5]))
     said = Prediction(token=token, log_prob=log_prob)
@@ -686,7 +686,7 @@ def test_few_kept_tokens_never_overstate_the_divergence(seed):
     for size in (1, 4, 12):
         tops = [jax.lax.top_k(jnp.asarray(law, jnp.float32), size) for law in laws]
         (now, ids), (old, old_ids) = tops
-        got = np.asarray(jax.jit(klass.divergence)(ids, now, old_ids, old))
+        got = np.asarray(jax.jit(histories.divergence)(ids, now, old_ids, old))
         assert (got <= true + 1e-4).all() and (got >= last - 1).all()
     np.testing.assert_allclose(got, true, atol=2e-3)
 
@@ -718,9 +718,9 @@ def test_certainty_is_a_weighted_share_of_known_neighbours():
 
 def test_no_delimiter_is_a_block_of_the_default_length():
     # The mask is in this law, and on the toy it has most of it.
-    plain = on_toy(methods.fast_dllm, block_length=4, knobs={"threshold": 0.1})
+    plain = on_toy(methods.fast_dllm, block_length=4, knobs={"threshold": 0.05})
     assert (plain[1].num_calls < 8).any()
-    values = {"threshold": 0.1, "delimiter_threshold": 2.0}
+    values = {"threshold": 0.05, "delimiter_threshold": 2.0}
     sizes = {"block_length": 4, "delimiter_ids": (0, 1)}
     assert_same(on_toy(methods.adablock, knobs=values, **sizes), plain)
     low = on_toy(
@@ -744,3 +744,80 @@ def test_a_block_ends_at_the_likeliest_delimiter():
     # Position 5 is a likelier delimiter, but five ahead of position 0 is too far.
     assert seen == [[0, 1, 2, 3], [4, 5], [6, 7]]
     assert not open_.any()
+
+
+# Dream's blocks and threshold.
+
+
+def test_dream_decodes_blocks_on_grids_of_their_own():
+    """Two blocks are two decodes: the second begins its shares anew."""
+    model, params = scripted(logits_of([1] * 16, [0.9] * 16)[None])
+    one = prompts.from_rows([[0]], max_new=8)
+    sizes = {"model": model, "params": params, "prompt": one, "alg": "entropy"}
+    _, whole = on_toy(methods.dream, steps=4, block_length=4, **sizes)
+    # floor(4 * 0.4995) and the rest, twice; in one block the shares are of eight.
+    assert whole.committed_per_call[0, :5].tolist() == [0, 2, 0, 2, 0]
+    _, single = on_toy(methods.dream, steps=4, **sizes)
+    assert single.committed_per_call[0, :5].tolist() != [0, 2, 0, 2, 0]
+    with pytest.raises(ValueError, match="leave block_length=4 out"):
+        methods.dream(MASKED, max_new_tokens=8, block_length=4)
+
+
+def test_dream_above_a_threshold_of_the_filtered_law():
+    """Top-2 makes 0.6 of [0.5, 0.3, 0.1, 0.1] 0.625, which passes 0.62."""
+    script = np.log(np.tile([0.5, 0.3, 0.1, 0.1], (1, LENGTH, 1)))
+    script[:, 3] = np.log([0.4, 0.35, 0.15, 0.1])
+    model, params = scripted(script)
+    decoder = functools.partial(
+        on_toy, methods.dream, model=model, params=params, alg="confidence_threshold",
+        prompt=prompts.from_rows([[0]], max_new=8), temperature=1e-3 + 1,
+    )  # fmt: skip
+    assert decoder(knobs={"top_k": 1, "threshold": 0.9})[1].num_calls == 1
+    assert decoder(knobs={"top_k": 4, "threshold": 0.9})[1].num_calls == 8
+
+
+# The guard.
+
+
+def test_a_guard_changes_nothing_or_leaves_the_refusal():
+    guard = Guard(lambda params, row: row.turn >= params)
+
+    def guarded(turn, prompt=PROMPT):
+        params = {"model": LAW, "guard": jnp.int32(turn)}
+        return on_toy(
+            methods.audited, model=(MASKED, guard), params=params, steps=4,
+            refusal_ids=(2, 1, 2), prompt=prompt,
+        )  # fmt: skip
+
+    plain = on_toy(methods.llada, steps=4)
+    never = guarded(99)
+    jax.tree.map(np.testing.assert_array_equal, never, plain)
+    for turn in (0, 3):
+        out, stats = guarded(turn)
+        at = STOPPED_BY.index("vetoed")
+        ended = out.stopped_by == at
+        assert ended.all() if turn == 0 else ended.any()
+        for b in np.flatnonzero(ended):
+            start = out.start[b]
+            assert out.tokens[b, start : start + out.lengths[b]].tolist() == [2, 1, 2]
+            # What was said before the veto stands nowhere.
+            assert not out.committed[b, start + 3 :].any()
+            assert stats.num_committed[b] == 3 and stats.num_revoked[b] > 0
+    with pytest.raises(ValueError, match="none of them an EOS"):
+        methods.audited(MASKED, guard, max_new_tokens=8, refusal_ids=(EOS,))
+
+
+def test_text_pinned_behind_holes_is_counted():
+    made = prompts.from_rows(
+        [[0, 1, 2, 0], [0, 1], [1, 1, 1]],
+        max_new=4,
+        holes=[[False, True, False, False], [False, False], [True, True, True]],
+    )
+    assert prompts.pinned_behind_holes(made).tolist() == [2, 0, 0]
+    assert prompts.pinned_behind_holes(PROMPT).tolist() == [0] * 4
+
+
+def test_params_of_a_role_that_is_not_there_are_asked_for():
+    decoder = methods.learn2pd(MASKED, CONSTANT, max_new_tokens=8)
+    with pytest.raises(ValueError, match=r"role 'filter', but there are \['model'\]"):
+        decode(decoder, {"model": LAW}, PROMPT, KEY)

@@ -1,8 +1,10 @@
 """Cases of methods/masked."""
 
 import jax
+import jax.numpy as jnp
 
 from cases import MASKED, ON_MASKS, TARGET, case
+from pdecode.contracts import Guard
 from pdecode.models import filters
 
 # Where a law has the mask in it, the toy's mask leaves its tokens no more than 0.12.
@@ -11,6 +13,19 @@ from pdecode.models import filters
 FILTERED = {
     "model": (MASKED, filters.make_filter(4)),
     "params": {"model": TARGET, "filter": filters.init(4, jax.random.key(1))},
+}
+
+# Says when three tokens of one kind were committed.
+GUARDED = {
+    "model": (
+        MASKED,
+        Guard(
+            lambda params, row: (
+                (row.generated & ~row.masked & (row.tokens == params)).sum() >= 3
+            )
+        ),
+    ),
+    "params": {"model": TARGET, "guard": jnp.int32(2)},
 }
 
 CASES = {
@@ -75,7 +90,7 @@ CASES = {
         "lossy",
         block_length=5,
         radius=2,
-        knobs={"threshold": 0.11, "relaxed_threshold": 0.09},
+        knobs={"threshold": 0.08, "relaxed_threshold": 0.05},
         **ON_MASKS,
     ),
     "dimple": case("dimple", "lossy", steps=6, alg="topk_margin", **ON_MASKS),
@@ -101,7 +116,7 @@ CASES = {
         "hierarchical",
         "lossy",
         block_length=5,
-        knobs={"threshold": 0.11, "low_threshold": 0.08},
+        knobs={"threshold": 0.08, "low_threshold": 0.05},
         **ON_MASKS,
     ),
     "adablock": case(
@@ -109,7 +124,19 @@ CASES = {
         "lossy",
         delimiter_ids=(2,),
         block_length=4,
-        knobs={"threshold": 0.1, "delimiter_threshold": 0.07},
+        knobs={"threshold": 0.06, "delimiter_threshold": 0.05},
+        **ON_MASKS,
+    ),
+    "audited": case("audited", "lossy", refusal_ids=(1, 0), steps=5, **GUARDED),
+    "dream_blocks": case(
+        "dream", "lossy", alg="entropy", steps=6, block_length=5, **ON_MASKS
+    ),
+    "dream_threshold": case(
+        "dream",
+        "lossy",
+        alg="confidence_threshold",
+        block_length=5,
+        knobs={"threshold": 0.09},
         **ON_MASKS,
     ),
     "wino": case(

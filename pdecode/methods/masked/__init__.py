@@ -3,6 +3,7 @@
 from pdecode.knobs import Variant
 from pdecode.methods.masked.adablock import adablock
 from pdecode.methods.masked.ascending_steps import ascending_steps
+from pdecode.methods.masked.audited import audited
 from pdecode.methods.masked.certainty_density import certainty_density
 from pdecode.methods.masked.credit_decoding import credit_decoding
 from pdecode.methods.masked.d2f import d2f
@@ -27,6 +28,7 @@ from pdecode.methods.masked.wino import wino
 __all__ = [
     "adablock",
     "ascending_steps",
+    "audited",
     "certainty_density",
     "credit_decoding",
     "d2f",
@@ -90,6 +92,11 @@ VARIANTS = {
             "forced": "first",
         },
         "low entropy in several blocks, only the first one forced, arXiv:2601.07568",
+    ),
+    "dream_confidence_threshold": Variant(
+        "dream",
+        {"alg": "confidence_threshold", "threshold": 0.9, "block_length": 32},
+        "all above 0.9 in the filtered law, in blocks of 32, arXiv:2505.22618",
     ),
     "remdm_conf": Variant(
         "remdm",
