@@ -87,6 +87,14 @@ class Head(NamedTuple):
     soft_cap: float | None = None  # logits -> cap * tanh(logits / cap)
 
 
+class Embedding(NamedTuple):
+    """The input embeddings of a model, as its first layer gets them."""
+
+    table: Callable[[Params], Array]  # -> [V, E]
+    width: int  # E
+    dtype: str
+
+
 class InitCache(Protocol):
     def __call__(self, prompt: "Prompt", num_slots: int, /) -> Cache:
         """An empty cache; batch and context come from the prompt."""
@@ -134,6 +142,7 @@ class Model(NamedTuple):
     taps: tuple[str, ...] = ()  # names in `Output.taps`
     num_calls: int = 1  # target calls that one apply counts for (guidance: 2)
     name: str = "model"
+    embedding: Embedding | None = None  # what `Query.extra` is added to, if anything
 
 
 class Prompt(NamedTuple):

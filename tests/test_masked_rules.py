@@ -12,19 +12,30 @@ import pytest
 from pdecode import methods, prompts
 from pdecode.contracts import (
     STOPPED_BY,
+    Embedding,
     Filter,
     Guard,
     Head,
     Output,
     Prediction,
+    Query,
     Row,
     Sampling,
+    Visibility,
 )
 from pdecode.decode import decode, run
 from pdecode.families import masked
 from pdecode.methods import variants
-from pdecode.models import filters, toy
-from pdecode.rules import blocks, commit, histories, lenses, schedules, stops
+from pdecode.models import filters, toy, transformer
+from pdecode.rules import (
+    beliefs,
+    blocks,
+    commit,
+    histories,
+    lenses,
+    schedules,
+    stops,
+)
 
 # A method hides the module that it stands in.
 adablock, ascending_steps, certainty_density, dimple, learn2pd = (
@@ -128,6 +139,7 @@ def reader_of(length, vocab):
         encode=apply,
         init_cache=init_cache,
         head=lambda params: Head(jnp.eye(vocab + 1)),
+        embedding=Embedding(lambda params: jnp.eye(vocab + 1), vocab + 1, "float32"),
         name="script",
     )
 
@@ -821,3 +833,80 @@ def test_params_of_a_role_that_is_not_there_are_asked_for():
     decoder = methods.learn2pd(MASKED, CONSTANT, max_new_tokens=8)
     with pytest.raises(ValueError, match=r"role 'filter', but there are \['model'\]"):
         decode(decoder, {"model": LAW}, PROMPT, KEY)
+
+
+# Latent refinement.
+
+TINY = transformer.Config(
+    vocab_size=VOCAB + 1, width=8, num_layers=2, num_heads=2, predicts="masked",
+    attention="bidirectional", mask_id=VOCAB, eos_ids=(EOS,),
+)  # fmt: skip
+SMALL = {
+    "model": transformer.make_model(TINY),
+    "params": transformer.init(TINY, jax.random.key(3)),
+}
+
+
+def test_no_refinement_is_the_plain_entropy_order():
+    off = {"r_f": 0.0, "tau_decode": 0.0}
+    by = commit.order("entropy")
+    plain = masked.masked_diffusion(
+        SMALL["model"], commit.one_by_one(by), max_new_tokens=8, sampling=Sampling()
+    )
+    expected = jax.jit(lambda params: decode(plain, params, PROMPT, KEY))(
+        SMALL["params"]
+    )
+    got = on_toy(methods.latent_refinement, t_refine=0, knobs=off, **SMALL)
+    assert_same(got, expected)
+    soft = on_toy(methods.latent_refinement, t_refine=0, knobs={**off, "r_f": 1.0},
+                  **SMALL)  # fmt: skip
+    assert_same(soft, expected, same=False)
+
+
+def test_a_still_model_leaves_refinement_at_the_second_call():
+    """The first divergence is defined there; the third call fills the block."""
+    model, params = scripted(logits_of([1] * 16, np.linspace(0.5, 0.9, 16))[None])
+    one = prompts.from_rows([[0]], max_new=8)
+    sizes = {"model": model, "params": params, "prompt": one, "num_kept": VOCAB + 1}
+    _, stats = on_toy(methods.latent_refinement, block_length=4, **sizes)
+    assert stats.num_calls == 6 and stats.num_committed == 8
+    never = {"tau_refine": 0.0, "tau_decode": 0.0}
+    _, stats = on_toy(methods.latent_refinement, block_length=4, t_refine=3,
+                      knobs=never, **sizes)  # fmt: skip
+    assert stats.num_calls == 2 * (3 + 4)
+
+
+def test_a_certain_mask_is_its_token():
+    """Weight one on a one-hot law: the model answers as if the token stood there."""
+    model, params = SMALL["model"], SMALL["params"]
+    soft = beliefs.softened(model, 1.0, 1.0)
+    words, open_ = jnp.array([[0, 1, 2, 1]]), jnp.array([[0, VOCAB, VOCAB, 1]])
+    place = jnp.arange(4)[None]
+    prompt = prompts.from_rows([[0]], max_new=3)
+    table = model.embedding.table(params)
+    certain = jnp.full((1, 4, VOCAB + 1), -1e9).at[0, place[0], words[0]].set(0.0)
+    added = beliefs.shift(certain, table, VOCAB, 1.0, 1.0)
+    np.testing.assert_allclose(added, table[words] - table[VOCAB][None, None], atol=1e-6)
+    # No weight adds nothing; a flat law has none.
+    assert not np.any(beliefs.shift(certain, table, VOCAB, 0.0, 1.0))
+    np.testing.assert_allclose(
+        beliefs.shift(jnp.zeros((1, VOCAB + 1)), table, VOCAB, 1.0, 1.0), 0, atol=1e-5
+    )
+
+    def ask(each, tokens, cache):
+        query = Query(
+            tokens, place, place, Visibility(jnp.zeros_like(place), place * 0 + 4)
+        )
+        return each.apply(params, query, cache)[0].hidden
+
+    expected = ask(model, words, model.init_cache(prompt, 5))
+    cache = soft.init_cache(prompt, 5)
+    plain = ask(soft, open_, cache)
+    cache["mean"] = cache["mean"].at[:, 0, :4].set(added[0])
+    np.testing.assert_allclose(ask(soft, open_, cache), expected, atol=1e-5)
+    assert np.abs(plain - expected).max() > 1e-2
+
+
+def test_a_model_without_embeddings_is_refused():
+    with pytest.raises(ValueError, match="and no embeddings: use a transformer"):
+        methods.latent_refinement(MASKED, max_new_tokens=8)

@@ -3,9 +3,9 @@
 import jax
 import jax.numpy as jnp
 
-from cases import MASKED, ON_MASKS, TARGET, case
+from cases import CAUSAL, EOS, MASKED, NEAR, ON_MASKS, TARGET, VOCAB, case
 from pdecode.contracts import Guard
-from pdecode.models import filters
+from pdecode.models import filters, transformer
 
 # Where a law has the mask in it, the toy's mask leaves its tokens no more than 0.12.
 
@@ -13,6 +13,22 @@ from pdecode.models import filters
 FILTERED = {
     "model": (MASKED, filters.make_filter(4)),
     "params": {"model": TARGET, "filter": filters.init(4, jax.random.key(1))},
+}
+
+# The toy takes no second input stream.
+CONFIG = transformer.Config(
+    vocab_size=VOCAB + 1,
+    width=8,
+    num_layers=1,
+    num_heads=2,
+    predicts="masked",
+    attention="bidirectional",
+    mask_id=VOCAB,
+    eos_ids=(EOS,),
+)
+TINY = {
+    "model": transformer.make_model(CONFIG),
+    "params": transformer.init(CONFIG, jax.random.key(3)),
 }
 
 # Says when three tokens of one kind were committed.
@@ -27,6 +43,8 @@ GUARDED = {
     ),
     "params": {"model": TARGET, "guard": jnp.int32(2)},
 }
+
+JUDGED = {"model": (MASKED, CAUSAL), "params": {"model": TARGET, "judge": NEAR}}
 
 CASES = {
     "llada": case("llada", "lossy", steps=6, block_length=5, **ON_MASKS),
@@ -152,5 +170,26 @@ CASES = {
         block_length=3,
         knobs={"threshold": 0.06, "block_add_threshold": 0.3},
         **ON_MASKS,
+    ),
+    "apd": case(
+        "apd", "lossy", max_lookahead=4, knobs={"mixture_weight": 0.5}, **JUDGED
+    ),
+    "guided_diffusion": case(
+        "guided_diffusion",
+        "lossy",
+        max_lookahead=5,
+        test="threshold",
+        knobs={"threshold": 0.3},
+        **JUDGED,
+    ),
+    "latent_refinement": case(
+        "latent_refinement",
+        "lossy",
+        block_length=5,
+        t_refine=2,
+        num_kept=3,
+        max_calls=16,
+        knobs={"tau_refine": 1e-4, "tau_decode": 1e-4, "r_f": 0.5},
+        **TINY,
     ),
 }

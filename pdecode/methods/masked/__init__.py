@@ -2,6 +2,7 @@
 
 from pdecode.knobs import Variant
 from pdecode.methods.masked.adablock import adablock
+from pdecode.methods.masked.apd import apd
 from pdecode.methods.masked.ascending_steps import ascending_steps
 from pdecode.methods.masked.audited import audited
 from pdecode.methods.masked.certainty_density import certainty_density
@@ -13,8 +14,10 @@ from pdecode.methods.masked.dream import dream
 from pdecode.methods.masked.eb_sampler import eb_sampler
 from pdecode.methods.masked.eoser import eoser
 from pdecode.methods.masked.fast_dllm import fast_dllm
+from pdecode.methods.masked.guided_diffusion import guided_diffusion
 from pdecode.methods.masked.hierarchical import hierarchical
 from pdecode.methods.masked.klass import klass
+from pdecode.methods.masked.latent_refinement import latent_refinement
 from pdecode.methods.masked.lavida import lavida
 from pdecode.methods.masked.learn2pd import learn2pd
 from pdecode.methods.masked.llada import llada
@@ -27,6 +30,7 @@ from pdecode.methods.masked.wino import wino
 
 __all__ = [
     "adablock",
+    "apd",
     "ascending_steps",
     "audited",
     "certainty_density",
@@ -38,8 +42,10 @@ __all__ = [
     "eb_sampler",
     "eoser",
     "fast_dllm",
+    "guided_diffusion",
     "hierarchical",
     "klass",
+    "latent_refinement",
     "lavida",
     "learn2pd",
     "llada",
