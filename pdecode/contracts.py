@@ -22,7 +22,7 @@ Memory = Any
 NOT_ASKED: Any = None
 
 # Why a row ended (`Generation.stopped_by`).
-STOPPED_BY = ("length", "eos", "max_steps", "not_finite", "truncated")
+STOPPED_BY = ("length", "eos", "max_steps", "not_finite", "truncated", "vetoed")
 
 # What a decoder promises (`Decoder.guarantee`), composed of what its parts are:
 # "lossless": the law of the target's own sampling, its tokens at temperature 0;
@@ -87,6 +87,14 @@ class Head(NamedTuple):
     soft_cap: float | None = None  # logits -> cap * tanh(logits / cap)
 
 
+class Embedding(NamedTuple):
+    """The input embeddings of a model, as its first layer gets them."""
+
+    table: Callable[[Params], Array]  # -> [V, E]
+    width: int  # E
+    dtype: str
+
+
 class InitCache(Protocol):
     def __call__(self, prompt: "Prompt", num_slots: int, /) -> Cache:
         """An empty cache; batch and context come from the prompt."""
@@ -134,6 +142,7 @@ class Model(NamedTuple):
     taps: tuple[str, ...] = ()  # names in `Output.taps`
     num_calls: int = 1  # target calls that one apply counts for (guidance: 2)
     name: str = "model"
+    embedding: Embedding | None = None  # what `Query.extra` is added to, if anything
 
 
 class Prompt(NamedTuple):
@@ -513,6 +522,14 @@ class Codes(NamedTuple):
 
     size: int
     name: str = "codes"
+class Guard(NamedTuple):
+    """Watches what a row says so far, one row at a time.
+
+    apply(params, row) -> bool []: end it now. `row` has no lanes.
+    """
+
+    apply: Callable[[Params, Row], Array]
+    name: str = "guard"
 
 
 class NodeRule(NamedTuple):

@@ -26,6 +26,7 @@ import jax.numpy as jnp
 from pdecode import names
 from pdecode.contracts import DraftHeads, Filter, Model
 from pdecode.contracts import Codes, DraftHeads, Filter, Judge, Model
+from pdecode.contracts import DraftHeads, Filter, Guard, Model
 
 MOST = 2**24  # of a Size, which is a length of arrays
 
@@ -70,6 +71,7 @@ UniformModel = Annotated[Model, Needs("uniform")]
 
 # Networks that are no `Model`.
 _SMALL = {DraftHeads: "heads", Filter: "filter", Judge: "judge", Codes: "codes"}
+_SMALL = {DraftHeads: "heads", Filter: "filter", Guard: "guard"}
 
 
 class Variant(NamedTuple):
@@ -114,6 +116,8 @@ def needs(method: Callable) -> dict[str, str]:
 
     Draft heads are "heads", a filter is a "filter", a judge a "judge" and codes are
     "codes". A role without `Needs` is not listed.
+    What is no model has a word of its own: "heads", "filter", "guard". A role without
+    `Needs` is not listed.
     """
     hints = typing.get_type_hints(method, include_extras=True)
     found = {}

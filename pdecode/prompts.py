@@ -172,6 +172,20 @@ def reopened(
     return tokens, is_hole
 
 
+def pinned_behind_holes(prompt: Prompt) -> Array:
+    """int32 [B]: tokens of text behind the first hole, which a model did not choose.
+
+    Where it is not zero, part of an answer is given and the rest is asked for around
+    it; a model trained to refuse by its first words is not asked for them.
+    """
+    if prompt.masked is None:
+        return jnp.zeros_like(prompt.lengths)
+    place = jnp.arange(prompt.tokens.shape[1])[None]
+    is_text = (place < prompt.lengths[:, None]) & ~prompt.masked
+    is_behind = jnp.cumsum(prompt.masked, 1) > 0
+    return (is_text & is_behind).sum(1, dtype=jnp.int32)
+
+
 def bucket(width: int) -> int:
     """The width that prompts of `width` tokens are padded to, to share programs.
 

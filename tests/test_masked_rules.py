@@ -12,25 +12,36 @@ import pytest
 from pdecode import methods, prompts
 from pdecode.contracts import (
     STOPPED_BY,
+    Embedding,
     Filter,
+    Guard,
     Head,
     Output,
     Prediction,
+    Query,
     Row,
     Sampling,
+    Visibility,
 )
 from pdecode.decode import decode, run
 from pdecode.families import masked
 from pdecode.methods import variants
-from pdecode.models import filters, toy
-from pdecode.rules import blocks, commit, lenses, schedules
+from pdecode.models import filters, toy, transformer
+from pdecode.rules import (
+    beliefs,
+    blocks,
+    commit,
+    histories,
+    lenses,
+    schedules,
+    stops,
+)
 
 # A method hides the module that it stands in.
-adablock, ascending_steps, certainty_density, dimple, klass, learn2pd = (
+adablock, ascending_steps, certainty_density, dimple, learn2pd = (
     importlib.import_module(f"pdecode.methods.masked.{name}")
     for name in (
-        "adablock", "ascending_steps", "certainty_density", "dimple", "klass",
-        "learn2pd",
+        "adablock", "ascending_steps", "certainty_density", "dimple", "learn2pd",
     )
 )  # fmt: skip
 
@@ -128,6 +139,7 @@ def reader_of(length, vocab):
         encode=apply,
         init_cache=init_cache,
         head=lambda params: Head(jnp.eye(vocab + 1)),
+        embedding=Embedding(lambda params: jnp.eye(vocab + 1), vocab + 1, "float32"),
         name="script",
     )
 
@@ -200,7 +212,7 @@ def test_a_filter_reads_its_block_in_place(grid):
 
 
 def test_the_end_of_text_is_where_it_is_said():
-    read = learn2pd.end_of_text((EOS,)).apply
+    read = stops.end_of_text((EOS,)).apply
     token = jnp.array([0, EOS, 1, EOS, EOS])
     log_prob = jnp.log(jnp.array([0.9, 0.2, 0.9, 0.7, 0.5]))
     said = Prediction(token=token, log_prob=log_prob)
@@ -686,7 +698,7 @@ def test_few_kept_tokens_never_overstate_the_divergence(seed):
     for size in (1, 4, 12):
         tops = [jax.lax.top_k(jnp.asarray(law, jnp.float32), size) for law in laws]
         (now, ids), (old, old_ids) = tops
-        got = np.asarray(jax.jit(klass.divergence)(ids, now, old_ids, old))
+        got = np.asarray(jax.jit(histories.divergence)(ids, now, old_ids, old))
         assert (got <= true + 1e-4).all() and (got >= last - 1).all()
     np.testing.assert_allclose(got, true, atol=2e-3)
 
@@ -718,9 +730,9 @@ def test_certainty_is_a_weighted_share_of_known_neighbours():
 
 def test_no_delimiter_is_a_block_of_the_default_length():
     # The mask is in this law, and on the toy it has most of it.
-    plain = on_toy(methods.fast_dllm, block_length=4, knobs={"threshold": 0.1})
+    plain = on_toy(methods.fast_dllm, block_length=4, knobs={"threshold": 0.05})
     assert (plain[1].num_calls < 8).any()
-    values = {"threshold": 0.1, "delimiter_threshold": 2.0}
+    values = {"threshold": 0.05, "delimiter_threshold": 2.0}
     sizes = {"block_length": 4, "delimiter_ids": (0, 1)}
     assert_same(on_toy(methods.adablock, knobs=values, **sizes), plain)
     low = on_toy(
@@ -744,3 +756,157 @@ def test_a_block_ends_at_the_likeliest_delimiter():
     # Position 5 is a likelier delimiter, but five ahead of position 0 is too far.
     assert seen == [[0, 1, 2, 3], [4, 5], [6, 7]]
     assert not open_.any()
+
+
+# Dream's blocks and threshold.
+
+
+def test_dream_decodes_blocks_on_grids_of_their_own():
+    """Two blocks are two decodes: the second begins its shares anew."""
+    model, params = scripted(logits_of([1] * 16, [0.9] * 16)[None])
+    one = prompts.from_rows([[0]], max_new=8)
+    sizes = {"model": model, "params": params, "prompt": one, "alg": "entropy"}
+    _, whole = on_toy(methods.dream, steps=4, block_length=4, **sizes)
+    # floor(4 * 0.4995) and the rest, twice; in one block the shares are of eight.
+    assert whole.committed_per_call[0, :5].tolist() == [0, 2, 0, 2, 0]
+    _, single = on_toy(methods.dream, steps=4, **sizes)
+    assert single.committed_per_call[0, :5].tolist() != [0, 2, 0, 2, 0]
+    with pytest.raises(ValueError, match="leave block_length=4 out"):
+        methods.dream(MASKED, max_new_tokens=8, block_length=4)
+
+
+def test_dream_above_a_threshold_of_the_filtered_law():
+    """Top-2 makes 0.6 of [0.5, 0.3, 0.1, 0.1] 0.625, which passes 0.62."""
+    script = np.log(np.tile([0.5, 0.3, 0.1, 0.1], (1, LENGTH, 1)))
+    script[:, 3] = np.log([0.4, 0.35, 0.15, 0.1])
+    model, params = scripted(script)
+    decoder = functools.partial(
+        on_toy, methods.dream, model=model, params=params, alg="confidence_threshold",
+        prompt=prompts.from_rows([[0]], max_new=8), temperature=1e-3 + 1,
+    )  # fmt: skip
+    assert decoder(knobs={"top_k": 1, "threshold": 0.9})[1].num_calls == 1
+    assert decoder(knobs={"top_k": 4, "threshold": 0.9})[1].num_calls == 8
+
+
+# The guard.
+
+
+def test_a_guard_changes_nothing_or_leaves_the_refusal():
+    guard = Guard(lambda params, row: row.turn >= params)
+
+    def guarded(turn, prompt=PROMPT):
+        params = {"model": LAW, "guard": jnp.int32(turn)}
+        return on_toy(
+            methods.audited, model=(MASKED, guard), params=params, steps=4,
+            refusal_ids=(2, 1, 2), prompt=prompt,
+        )  # fmt: skip
+
+    plain = on_toy(methods.llada, steps=4)
+    never = guarded(99)
+    jax.tree.map(np.testing.assert_array_equal, never, plain)
+    for turn in (0, 3):
+        out, stats = guarded(turn)
+        at = STOPPED_BY.index("vetoed")
+        ended = out.stopped_by == at
+        assert ended.all() if turn == 0 else ended.any()
+        for b in np.flatnonzero(ended):
+            start = out.start[b]
+            assert out.tokens[b, start : start + out.lengths[b]].tolist() == [2, 1, 2]
+            # What was said before the veto stands nowhere.
+            assert not out.committed[b, start + 3 :].any()
+            assert stats.num_committed[b] == 3 and stats.num_revoked[b] > 0
+    with pytest.raises(ValueError, match="none of them an EOS"):
+        methods.audited(MASKED, guard, max_new_tokens=8, refusal_ids=(EOS,))
+
+
+def test_text_pinned_behind_holes_is_counted():
+    made = prompts.from_rows(
+        [[0, 1, 2, 0], [0, 1], [1, 1, 1]],
+        max_new=4,
+        holes=[[False, True, False, False], [False, False], [True, True, True]],
+    )
+    assert prompts.pinned_behind_holes(made).tolist() == [2, 0, 0]
+    assert prompts.pinned_behind_holes(PROMPT).tolist() == [0] * 4
+
+
+def test_params_of_a_role_that_is_not_there_are_asked_for():
+    decoder = methods.learn2pd(MASKED, CONSTANT, max_new_tokens=8)
+    with pytest.raises(ValueError, match=r"role 'filter', but there are \['model'\]"):
+        decode(decoder, {"model": LAW}, PROMPT, KEY)
+
+
+# Latent refinement.
+
+TINY = transformer.Config(
+    vocab_size=VOCAB + 1, width=8, num_layers=2, num_heads=2, predicts="masked",
+    attention="bidirectional", mask_id=VOCAB, eos_ids=(EOS,),
+)  # fmt: skip
+SMALL = {
+    "model": transformer.make_model(TINY),
+    "params": transformer.init(TINY, jax.random.key(3)),
+}
+
+
+def test_no_refinement_is_the_plain_entropy_order():
+    off = {"r_f": 0.0, "tau_decode": 0.0}
+    by = commit.order("entropy")
+    plain = masked.masked_diffusion(
+        SMALL["model"], commit.one_by_one(by), max_new_tokens=8, sampling=Sampling()
+    )
+    expected = jax.jit(lambda params: decode(plain, params, PROMPT, KEY))(
+        SMALL["params"]
+    )
+    got = on_toy(methods.latent_refinement, t_refine=0, knobs=off, **SMALL)
+    assert_same(got, expected)
+    soft = on_toy(methods.latent_refinement, t_refine=0, knobs={**off, "r_f": 1.0},
+                  **SMALL)  # fmt: skip
+    assert_same(soft, expected, same=False)
+
+
+def test_a_still_model_leaves_refinement_at_the_second_call():
+    """The first divergence is defined there; the third call fills the block."""
+    model, params = scripted(logits_of([1] * 16, np.linspace(0.5, 0.9, 16))[None])
+    one = prompts.from_rows([[0]], max_new=8)
+    sizes = {"model": model, "params": params, "prompt": one, "num_kept": VOCAB + 1}
+    _, stats = on_toy(methods.latent_refinement, block_length=4, **sizes)
+    assert stats.num_calls == 6 and stats.num_committed == 8
+    never = {"tau_refine": 0.0, "tau_decode": 0.0}
+    _, stats = on_toy(methods.latent_refinement, block_length=4, t_refine=3,
+                      knobs=never, **sizes)  # fmt: skip
+    assert stats.num_calls == 2 * (3 + 4)
+
+
+def test_a_certain_mask_is_its_token():
+    """Weight one on a one-hot law: the model answers as if the token stood there."""
+    model, params = SMALL["model"], SMALL["params"]
+    soft = beliefs.softened(model, 1.0, 1.0)
+    words, open_ = jnp.array([[0, 1, 2, 1]]), jnp.array([[0, VOCAB, VOCAB, 1]])
+    place = jnp.arange(4)[None]
+    prompt = prompts.from_rows([[0]], max_new=3)
+    table = model.embedding.table(params)
+    certain = jnp.full((1, 4, VOCAB + 1), -1e9).at[0, place[0], words[0]].set(0.0)
+    added = beliefs.shift(certain, table, VOCAB, 1.0, 1.0)
+    np.testing.assert_allclose(added, table[words] - table[VOCAB][None, None], atol=1e-6)
+    # No weight adds nothing; a flat law has none.
+    assert not np.any(beliefs.shift(certain, table, VOCAB, 0.0, 1.0))
+    np.testing.assert_allclose(
+        beliefs.shift(jnp.zeros((1, VOCAB + 1)), table, VOCAB, 1.0, 1.0), 0, atol=1e-5
+    )
+
+    def ask(each, tokens, cache):
+        query = Query(
+            tokens, place, place, Visibility(jnp.zeros_like(place), place * 0 + 4)
+        )
+        return each.apply(params, query, cache)[0].hidden
+
+    expected = ask(model, words, model.init_cache(prompt, 5))
+    cache = soft.init_cache(prompt, 5)
+    plain = ask(soft, open_, cache)
+    cache["mean"] = cache["mean"].at[:, 0, :4].set(added[0])
+    np.testing.assert_allclose(ask(soft, open_, cache), expected, atol=1e-5)
+    assert np.abs(plain - expected).max() > 1e-2
+
+
+def test_a_model_without_embeddings_is_refused():
+    with pytest.raises(ValueError, match="and no embeddings: use a transformer"):
+        methods.latent_refinement(MASKED, max_new_tokens=8)

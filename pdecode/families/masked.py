@@ -154,6 +154,7 @@ def masked_diffusion(
 def init(plan: Plan, params, keys, prompt: Prompt):
     """The canvas before the first step, and the prompt in the cache if asked for."""
     del keys
+    decisions.check_roles(plan, params)
     grid = plan.blocks
     room = (grid.whole or grid.length or 1) - 1 if grid.is_absolute else 0
     laid = rows.layout(prompt, plan.max_new_tokens, plan.model, room)

@@ -35,6 +35,16 @@ class Canvas(NamedTuple):
     num_revoked: Array  # int32 [B]
 
 
+def check_roles(plan: Any, params: dict[str, Params]) -> None:
+    """Raises ValueError if a part wants params of a role that is not there."""
+    for part in (*plan.rules, *plan.lenses):
+        if part is not None and part.role is not None and part.role not in params:
+            raise ValueError(
+                f"a {type(part).__name__.lower()} reads the params of the role "
+                f"{part.role!r}, but there are {sorted(params)}: pass them by role"
+            )
+
+
 def commit_some(plan: Any, now: Moment) -> Canvas:
     """The canvas with what the commit rule chose."""
     state, lanes, prediction = now.state, now.lanes, now.prediction

@@ -21,6 +21,7 @@ _STEPS = {
     "speculative": "speculative.draft_verify",
     "frontier": "frontier.frontier",
     "canvases": "canvases.canvases",
+    "judged": "judged.judged",
 }
 
 

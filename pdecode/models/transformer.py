@@ -18,6 +18,7 @@ from jax import Array
 from pdecode import cache as caches
 from pdecode.contracts import (
     Cache,
+    Embedding,
     Head,
     Model,
     Output,
@@ -86,6 +87,9 @@ def make_model(config: Config) -> Model:
         max_positions=config.max_positions,
         taps=config.taps,
         name=config.name,
+        embedding=Embedding(
+            functools.partial(_table, config), config.width, config.dtype
+        ),
     )
 
 
@@ -287,10 +291,19 @@ def _angles(config: Config, layer: int, positions: Array):
     return None if rope is None else parts.rotary(rope, config.head_dim, positions)
 
 
+def _scaled(config: Config, stream: Array) -> Array:
+    stream = stream.astype(config.dtype)
+    if config.embed_scale is None:
+        return stream
+    return stream * jnp.asarray(config.embed_scale, config.dtype)
+
+
+def _table(config: Config, params: Params) -> Array:
+    return _scaled(config, params["embed"])
+
+
 def _embed(config: Config, params: Params, query: Query) -> Array:
-    stream = params["embed"][query.tokens].astype(config.dtype)
-    if config.embed_scale is not None:
-        stream = stream * jnp.asarray(config.embed_scale, config.dtype)
+    stream = _scaled(config, params["embed"][query.tokens])
     if config.rope is None:
         table = params["positions"]
         stream = stream + table[query.positions].astype(config.dtype)

@@ -161,6 +161,15 @@ def threshold(level: Array | float) -> Rule:
     return stateless(apply)
 
 
+def above(by: Order, level: Array | float) -> Rule:
+    """Every position whose score is >= `level`, and always the best."""
+
+    def apply(key, row: Row, prediction):
+        return sure(by.score(key, row, prediction), row.open, level)
+
+    return stateless(apply, by.wants)
+
+
 def sure(score: Array, open_: Array, level: Array | float) -> Array:
     """bool [W]: the open lanes with score >= `level`, and always the best one."""
     return open_ & (score >= level) | best(score, open_, jnp.int32(1))
@@ -221,6 +230,7 @@ def paced(
 
     def apply(params, key, row: Row, prediction, next_step):
         del params
+        next_step = jnp.where(row.step == 0, 0, next_step)  # each block has its grid
         num_open = row.open.sum()
         counts = jnp.floor(num_open * share).astype(jnp.int32)
         ready = (counts > 0) & (jnp.arange(num_steps) >= next_step)

@@ -1,9 +1,11 @@
 """Cases of methods/masked."""
 
 import jax
+import jax.numpy as jnp
 
-from cases import MASKED, ON_MASKS, TARGET, case
-from pdecode.models import filters
+from cases import CAUSAL, EOS, MASKED, NEAR, ON_MASKS, TARGET, VOCAB, case
+from pdecode.contracts import Guard
+from pdecode.models import filters, transformer
 
 # Where a law has the mask in it, the toy's mask leaves its tokens no more than 0.12.
 
@@ -13,6 +15,37 @@ FILTERED = {
     "params": {"model": TARGET, "filter": filters.init(4, jax.random.key(1))},
 }
 from cases import ON_BLOCKS, ON_MASKS, case
+
+# The toy takes no second input stream.
+CONFIG = transformer.Config(
+    vocab_size=VOCAB + 1,
+    width=8,
+    num_layers=1,
+    num_heads=2,
+    predicts="masked",
+    attention="bidirectional",
+    mask_id=VOCAB,
+    eos_ids=(EOS,),
+)
+TINY = {
+    "model": transformer.make_model(CONFIG),
+    "params": transformer.init(CONFIG, jax.random.key(3)),
+}
+
+# Says when three tokens of one kind were committed.
+GUARDED = {
+    "model": (
+        MASKED,
+        Guard(
+            lambda params, row: (
+                (row.generated & ~row.masked & (row.tokens == params)).sum() >= 3
+            )
+        ),
+    ),
+    "params": {"model": TARGET, "guard": jnp.int32(2)},
+}
+
+JUDGED = {"model": (MASKED, CAUSAL), "params": {"model": TARGET, "judge": NEAR}}
 
 CASES = {
     "llada": case("llada", "lossy", steps=6, block_length=5, **ON_MASKS),
@@ -76,7 +109,7 @@ CASES = {
         "lossy",
         block_length=5,
         radius=2,
-        knobs={"threshold": 0.11, "relaxed_threshold": 0.09},
+        knobs={"threshold": 0.08, "relaxed_threshold": 0.05},
         **ON_MASKS,
     ),
     "dimple": case("dimple", "lossy", steps=6, alg="topk_margin", **ON_MASKS),
@@ -102,7 +135,7 @@ CASES = {
         "hierarchical",
         "lossy",
         block_length=5,
-        knobs={"threshold": 0.11, "low_threshold": 0.08},
+        knobs={"threshold": 0.08, "low_threshold": 0.05},
         **ON_MASKS,
     ),
     "adablock": case(
@@ -110,7 +143,19 @@ CASES = {
         "lossy",
         delimiter_ids=(2,),
         block_length=4,
-        knobs={"threshold": 0.1, "delimiter_threshold": 0.07},
+        knobs={"threshold": 0.06, "delimiter_threshold": 0.05},
+        **ON_MASKS,
+    ),
+    "audited": case("audited", "lossy", refusal_ids=(1, 0), steps=5, **GUARDED),
+    "dream_blocks": case(
+        "dream", "lossy", alg="entropy", steps=6, block_length=5, **ON_MASKS
+    ),
+    "dream_threshold": case(
+        "dream",
+        "lossy",
+        alg="confidence_threshold",
+        block_length=5,
+        knobs={"threshold": 0.09},
         **ON_MASKS,
     ),
     "wino": case(
@@ -173,4 +218,25 @@ CASES = {
     ),
     "dkv_cache": case("dkv_cache", "lossy", cache_steps=3, block_length=5, **ON_MASKS),
     "freedave": case("freedave", "lossy", block_length=5, draft_steps=3, **ON_MASKS),
+    "apd": case(
+        "apd", "lossy", max_lookahead=4, knobs={"mixture_weight": 0.5}, **JUDGED
+    ),
+    "guided_diffusion": case(
+        "guided_diffusion",
+        "lossy",
+        max_lookahead=5,
+        test="threshold",
+        knobs={"threshold": 0.3},
+        **JUDGED,
+    ),
+    "latent_refinement": case(
+        "latent_refinement",
+        "lossy",
+        block_length=5,
+        t_refine=2,
+        num_kept=3,
+        max_calls=16,
+        knobs={"tau_refine": 1e-4, "tau_decode": 1e-4, "r_f": 0.5},
+        **TINY,
+    ),
 }

@@ -2,7 +2,9 @@
 
 from pdecode.knobs import Variant
 from pdecode.methods.masked.adablock import adablock
+from pdecode.methods.masked.apd import apd
 from pdecode.methods.masked.ascending_steps import ascending_steps
+from pdecode.methods.masked.audited import audited
 from pdecode.methods.masked.certainty_density import certainty_density
 from pdecode.methods.masked.credit_decoding import credit_decoding
 from pdecode.methods.masked.d2f import d2f
@@ -16,8 +18,10 @@ from pdecode.methods.masked.dream import dream
 from pdecode.methods.masked.eb_sampler import eb_sampler
 from pdecode.methods.masked.eoser import eoser
 from pdecode.methods.masked.fast_dllm import fast_dllm
+from pdecode.methods.masked.guided_diffusion import guided_diffusion
 from pdecode.methods.masked.hierarchical import hierarchical
 from pdecode.methods.masked.klass import klass
+from pdecode.methods.masked.latent_refinement import latent_refinement
 from pdecode.methods.masked.lavida import lavida
 from pdecode.methods.masked.learn2pd import learn2pd
 from pdecode.methods.masked.llada import llada
@@ -42,7 +46,9 @@ from pdecode.methods.masked.wino import wino
 
 __all__ = [
     "adablock",
+    "apd",
     "ascending_steps",
+    "audited",
     "certainty_density",
     "credit_decoding",
     "d2f",
@@ -56,8 +62,10 @@ __all__ = [
     "eb_sampler",
     "eoser",
     "fast_dllm",
+    "guided_diffusion",
     "hierarchical",
     "klass",
+    "latent_refinement",
     "lavida",
     "learn2pd",
     "llada",
@@ -122,6 +130,11 @@ VARIANTS = {
             "forced": "first",
         },
         "low entropy in several blocks, only the first one forced, arXiv:2601.07568",
+    ),
+    "dream_confidence_threshold": Variant(
+        "dream",
+        {"alg": "confidence_threshold", "threshold": 0.9, "block_length": 32},
+        "all above 0.9 in the filtered law, in blocks of 32, arXiv:2505.22618",
     ),
     "remdm_conf": Variant(
         "remdm",

@@ -1,8 +1,7 @@
 """ASS: 1, 2, 4, ... positions a step, so that the calls grow with log2 of the length.
 
 Yang et al., 2025, arXiv:2509.23924 (ascending step-size scheduler), with its EOS early
-rejection. With several blocks the late, large steps are a block each, from the end, and
-the first block holds the small ones.
+rejection. With several blocks the first holds the small steps, the others are one each.
 """
 
 from typing import Annotated
@@ -43,10 +42,8 @@ def ascending_steps(
 
     def apply(key, row: Row, prediction):
         num_open, ladder = row.open.sum(), 2 ** jnp.minimum(row.step, 30)
-        if num_blocks == 1:  # the last step of floor(log2 L), for any row's own L
-            is_whole = num_open <= 3 * ladder
-        else:
-            is_whole = row.block > 0
+        # With one block the ladder ends at floor(log2) of the row's own length.
+        is_whole = num_open <= 3 * ladder if num_blocks == 1 else row.block > 0
         count = jnp.where(is_whole, num_open, ladder)
         return commit.best(by.score(key, row, prediction), row.open, count)
 
@@ -63,25 +60,19 @@ def block_sizes(length: int, num_blocks: int) -> list[int]:
     """Lengths of the blocks; ValueError if there are more of them than steps."""
     num_steps = max(length.bit_length() - 1, 1)
     if num_blocks > num_steps:
-        raise ValueError(
-            f"{num_blocks=} exceeds the {num_steps} steps of {length} tokens"
-        )
-    quotas = [2**i for i in range(num_steps - 1)]
-    quotas.append(length - sum(quotas))
-    cut = num_steps - num_blocks + 1
-    return [sum(quotas[:cut]), *quotas[cut:]]
+        raise ValueError(f"{num_blocks=} exceeds the {num_steps} steps of {length=}")
+    taken = [2**i - 1 for i in range(num_steps - num_blocks + 1, num_steps)]
+    return np.diff([0, *taken, length]).tolist()
 
 
 def _uneven(sizes: list[int]) -> Blocks:
     """Blocks of these lengths, counted from the end of each row's prompt."""
-    edges = jnp.asarray(np.cumsum(sizes)[:-1])
 
     def index(positions: Array, row: Row) -> Array:
-        place = positions - row.prompt_end
-        return jnp.searchsorted(edges, place, side="right").astype(jnp.int32)
+        edges = jnp.asarray(np.cumsum(sizes)[:-1]) + row.prompt_end
+        return (positions[:, None] >= edges[None]).sum(1, dtype=jnp.int32)
 
     def active(row: Row) -> Array:
-        place = jnp.arange(row.masked.shape[0], dtype=jnp.int32)
-        return index(place, row) == row.block
+        return index(jnp.arange(row.masked.shape[0]), row) == row.block
 
     return Blocks(index, active, lambda row: row.start, None)

@@ -6,7 +6,7 @@ distillation).
 
 from typing import Annotated
 
-from pdecode.contracts import Decoder, Row, Sampling
+from pdecode.contracts import Decoder, Sampling
 from pdecode.families import masked
 from pdecode.knobs import Count, Knob, MaskedModel, Temperature
 from pdecode.rules import blocks, commit
@@ -29,14 +29,9 @@ def dparallel(
     """
     if model.attention != "block_causal":
         block_length = min(block_length or 32, max_new_tokens)
-
-    def apply(key, row: Row, prediction):
-        del key
-        return commit.sure(-prediction.entropy, row.open, -entropy_threshold)
-
     return masked.masked_diffusion(
         model,
-        commit.stateless(apply, ("entropy",)),
+        commit.above(commit.order("entropy"), -entropy_threshold),
         max_new_tokens=max_new_tokens,
         sampling=Sampling(temperature),
         blocks=blocks.of(model, block_length),

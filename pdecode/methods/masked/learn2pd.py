@@ -10,20 +10,10 @@ from typing import Annotated
 import jax
 import jax.numpy as jnp
 
-from pdecode.contracts import (
-    Blocks,
-    Decoder,
-    Filter,
-    Prediction,
-    Read,
-    Row,
-    Rule,
-    Sampling,
-)
+from pdecode.contracts import Blocks, Decoder, Filter, Row, Rule, Sampling
 from pdecode.families import masked
 from pdecode.knobs import Count, Knob, MaskedModel, Temperature
-from pdecode.rules import blocks, commit
-from pdecode.sampling import among
+from pdecode.rules import blocks, commit, stops
 
 
 def learn2pd(
@@ -50,7 +40,7 @@ def learn2pd(
         max_new_tokens=max_new_tokens,
         sampling=Sampling(temperature, undrawn=masked.undrawn(model)),
         blocks=grid,
-        truncate=end_of_text(model.eos_ids) if predict_eot else None,
+        truncate=stops.end_of_text(model.eos_ids) if predict_eot else None,
     )
 
 
@@ -74,18 +64,3 @@ def filtered(filter: Filter, grid: Blocks, level) -> Rule:
         return chosen | commit.best(prediction.log_prob, row.open, 1), memory
 
     return Rule(lambda length: (), apply, role="filter")
-
-
-def end_of_text(eos_ids: tuple[int, ...]) -> Read:
-    """The end behind an EOS just committed, else behind the likeliest one predicted."""
-
-    def apply(row: Row, prediction: Prediction):
-        is_open = row.masked[row.positions]
-        is_end = among(prediction.token, eos_ids)
-        taken = row.open & ~is_open & is_end
-        said = (row.open | is_open) & is_end
-        score = jnp.where(said, prediction.log_prob, -jnp.inf)
-        lane = jnp.where(taken.any(), jnp.argmax(taken), jnp.argmax(score))
-        return jnp.where(said.any(), row.positions[lane] + 1, row.end)
-
-    return Read(apply)

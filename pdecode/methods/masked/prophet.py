@@ -7,12 +7,10 @@ where the caller says; a phrase before it is a prompt that ends in it, with hole
 
 from typing import Annotated
 
-import jax.numpy as jnp
-
-from pdecode.contracts import Decoder, Prediction, Read, Row, Sampling
+from pdecode.contracts import Decoder, Sampling
 from pdecode.families import masked
 from pdecode.knobs import Count, Knob, MaskedModel, Size, Temperature
-from pdecode.rules import blocks, commit
+from pdecode.rules import blocks, commit, stops
 
 
 def prophet(
@@ -46,22 +44,5 @@ def prophet(
         max_new_tokens=max_new_tokens,
         sampling=Sampling(temperature, undrawn=masked.undrawn(model)),
         blocks=grid,
-        stop=is_clear(answer_start, length, total, (high, middle, low)),
+        stop=stops.clear_gap(answer_start, length, total, (high, middle, low)),
     )
-
-
-def is_clear(start: int, length: int, steps: int, levels: tuple) -> Read:
-    """Whether the answer's mean gap is at least the level of this stage."""
-
-    def apply(row: Row, prediction: Prediction):
-        place = row.positions - row.prompt_end - start
-        inside = (place >= 0) & (place < length) & (row.positions < row.end)
-        best, second = jnp.moveaxis(prediction.top_log_probs, -1, 0)
-        total = jnp.where(inside, best - second, 0).sum()
-        progress = row.turn / steps
-        level = jnp.where(
-            progress < 0.33, levels[0], jnp.where(progress < 0.67, levels[1], levels[2])
-        )
-        return inside.any() & (total >= level * inside.sum())
-
-    return Read(apply, ("top:2",))
