@@ -522,6 +522,8 @@ class Codes(NamedTuple):
 
     size: int
     name: str = "codes"
+
+
 class Guard(NamedTuple):
     """Watches what a row says so far, one row at a time.
 

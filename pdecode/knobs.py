@@ -24,9 +24,7 @@ import jax
 import jax.numpy as jnp
 
 from pdecode import names
-from pdecode.contracts import DraftHeads, Filter, Model
-from pdecode.contracts import Codes, DraftHeads, Filter, Judge, Model
-from pdecode.contracts import DraftHeads, Filter, Guard, Model
+from pdecode.contracts import Codes, DraftHeads, Filter, Guard, Judge, Model
 
 MOST = 2**24  # of a Size, which is a length of arrays
 

@@ -157,6 +157,8 @@ def row_ids(rows: Sequence[Sequence[int]]) -> list[int]:
         found.append(int.from_bytes(digest[:4], "big") >> 1)
         seen[text] += 1
     return found
+
+
 def reopened(
     row: Sequence[int], start: int, stop: int, size: int
 ) -> tuple[list[int], list[bool]]:

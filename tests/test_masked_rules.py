@@ -886,7 +886,9 @@ def test_a_certain_mask_is_its_token():
     table = model.embedding.table(params)
     certain = jnp.full((1, 4, VOCAB + 1), -1e9).at[0, place[0], words[0]].set(0.0)
     added = beliefs.shift(certain, table, VOCAB, 1.0, 1.0)
-    np.testing.assert_allclose(added, table[words] - table[VOCAB][None, None], atol=1e-6)
+    np.testing.assert_allclose(
+        added, table[words] - table[VOCAB][None, None], atol=1e-6
+    )
     # No weight adds nothing; a flat law has none.
     assert not np.any(beliefs.shift(certain, table, VOCAB, 0.0, 1.0))
     np.testing.assert_allclose(

@@ -291,8 +291,6 @@ def cut(plan: Plan, now: decisions.Moment, state: CanvasState) -> CanvasState:
 def output(plan: Plan, state: CanvasState) -> Generation:
     """The result so far."""
     made = rows.generation(
-        _progress(state), state.log_probs, state.failed, plan.model.eos_ids
-    return rows.generation(
         progress_of.progress(state), state.log_probs, state.failed, plan.model.eos_ids
     )
     at_length = made.stopped_by == STOPPED_BY.index("length")

@@ -86,7 +86,7 @@ def max_remask(schedule: Ancestral) -> Array:
     return jnp.where(schedule.alpha_from > 0, bound, 1)
 
 
-def quota(num_open: Array, step: Array, steps: int) -> Array:
+def quota(num_open: Array, step: Array, steps: int | Array) -> Array:
     """How many of `num_open` to commit at `step` of `steps`: equal shares, the
     remainder in the first steps."""
     return num_open // steps + (step < num_open % steps)
@@ -110,6 +110,8 @@ def shares(decided: Callable[[Array], Array], num_open: Array, steps: int) -> Ar
     total = jnp.minimum(jax.lax.cummax(spare) + place, num_open)
     total = total.at[-1].set(num_open)
     return jnp.diff(total, append=total[-1:]).astype(jnp.int32)
+
+
 def unfilled(num_open: Array, step: Array, steps: int) -> Array:
     """How many of `num_open` are open after `step` of `steps`, by `quota`."""
     done = jnp.minimum(step + 1, steps)

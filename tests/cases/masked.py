@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from cases import CAUSAL, EOS, MASKED, NEAR, ON_MASKS, TARGET, VOCAB, case
+from cases import CAUSAL, EOS, MASKED, NEAR, ON_BLOCKS, ON_MASKS, TARGET, VOCAB, case
 from pdecode.contracts import Guard
 from pdecode.models import filters, transformer
 
@@ -14,7 +14,6 @@ FILTERED = {
     "model": (MASKED, filters.make_filter(4)),
     "params": {"model": TARGET, "filter": filters.init(4, jax.random.key(1))},
 }
-from cases import ON_BLOCKS, ON_MASKS, case
 
 # The toy takes no second input stream.
 CONFIG = transformer.Config(

@@ -1,10 +1,9 @@
 """Cases of methods/speculative."""
 
-from cases import STORED, TWO, TWO_HEADS, case
 import jax.numpy as jnp
 import numpy as np
 
-from cases import CAUSAL, NEAR, TARGET, TWO, TWO_HEADS, VOCAB, case
+from cases import CAUSAL, NEAR, STORED, TARGET, TWO, TWO_HEADS, VOCAB, case
 from pdecode.contracts import Codes, Judge
 from pdecode.rules import relaxed
 

@@ -5,39 +5,35 @@ from pdecode.methods.masked.adablock import adablock
 from pdecode.methods.masked.apd import apd
 from pdecode.methods.masked.ascending_steps import ascending_steps
 from pdecode.methods.masked.audited import audited
+from pdecode.methods.masked.bd3lm import bd3lm
 from pdecode.methods.masked.certainty_density import certainty_density
 from pdecode.methods.masked.credit_decoding import credit_decoding
 from pdecode.methods.masked.d2f import d2f
 from pdecode.methods.masked.dimple import dimple
-from pdecode.methods.masked.dparallel import dparallel
-from pdecode.methods.masked.bd3lm import bd3lm
-from pdecode.methods.masked.d2f import d2f
 from pdecode.methods.masked.discrete_diffusion_vla import discrete_diffusion_vla
 from pdecode.methods.masked.dkv_cache import dkv_cache
+from pdecode.methods.masked.dparallel import dparallel
 from pdecode.methods.masked.dream import dream
 from pdecode.methods.masked.eb_sampler import eb_sampler
 from pdecode.methods.masked.eoser import eoser
 from pdecode.methods.masked.fast_dllm import fast_dllm
+from pdecode.methods.masked.fast_dllm_v2 import fast_dllm_v2
+from pdecode.methods.masked.freedave import freedave
+from pdecode.methods.masked.genmol import genmol
 from pdecode.methods.masked.guided_diffusion import guided_diffusion
 from pdecode.methods.masked.hierarchical import hierarchical
+from pdecode.methods.masked.hmar import hmar
 from pdecode.methods.masked.klass import klass
 from pdecode.methods.masked.latent_refinement import latent_refinement
 from pdecode.methods.masked.lavida import lavida
 from pdecode.methods.masked.learn2pd import learn2pd
 from pdecode.methods.masked.llada import llada
+from pdecode.methods.masked.llada2 import llada2
 from pdecode.methods.masked.local_leap import local_leap
 from pdecode.methods.masked.maskgit import maskgit
 from pdecode.methods.masked.mdlm import mdlm
-from pdecode.methods.masked.prophet import prophet
-from pdecode.methods.masked.fast_dllm_v2 import fast_dllm_v2
-from pdecode.methods.masked.freedave import freedave
-from pdecode.methods.masked.genmol import genmol
-from pdecode.methods.masked.hmar import hmar
-from pdecode.methods.masked.llada import llada
-from pdecode.methods.masked.llada2 import llada2
-from pdecode.methods.masked.maskgit import maskgit
-from pdecode.methods.masked.mdlm import mdlm
 from pdecode.methods.masked.mmm import mmm
+from pdecode.methods.masked.prophet import prophet
 from pdecode.methods.masked.rcr import rcr
 from pdecode.methods.masked.refine import refine
 from pdecode.methods.masked.remdm import remdm
@@ -49,39 +45,35 @@ __all__ = [
     "apd",
     "ascending_steps",
     "audited",
+    "bd3lm",
     "certainty_density",
     "credit_decoding",
     "d2f",
     "dimple",
-    "dparallel",
-    "bd3lm",
-    "d2f",
     "discrete_diffusion_vla",
     "dkv_cache",
+    "dparallel",
     "dream",
     "eb_sampler",
     "eoser",
     "fast_dllm",
+    "fast_dllm_v2",
+    "freedave",
+    "genmol",
     "guided_diffusion",
     "hierarchical",
+    "hmar",
     "klass",
     "latent_refinement",
     "lavida",
     "learn2pd",
     "llada",
+    "llada2",
     "local_leap",
     "maskgit",
     "mdlm",
-    "prophet",
-    "fast_dllm_v2",
-    "freedave",
-    "genmol",
-    "hmar",
-    "llada",
-    "llada2",
-    "maskgit",
-    "mdlm",
     "mmm",
+    "prophet",
     "rcr",
     "refine",
     "remdm",
