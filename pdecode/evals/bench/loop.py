@@ -103,9 +103,7 @@ def overhead(
     for _ in range(repeats):
         decoded = programs_module.timed(programs, params, prompt, key)
         loop_s.append(decoded.decode_s / num_steps)
-        began = time.perf_counter()
-        jax.block_until_ready(bare(*arguments))
-        calls_s.append((time.perf_counter() - began) / count)
+        calls_s.append(_seconds(bare, arguments) / count)
     # Apart, for its many small programs leave the processor's caches cold.
     host_s = [host() / num_steps for _ in range(repeats)]
     loop_ms, calls_ms, host_ms = (
@@ -123,6 +121,12 @@ def overhead(
         ratio=statistics.median(map(operator.truediv, loop_s, calls_s)),
         host_ratio=host_ms / calls_ms,
     )
+
+
+def _seconds(program, arguments) -> float:
+    began = time.perf_counter()
+    jax.block_until_ready(program(*arguments))
+    return time.perf_counter() - began
 
 
 def table(found: list[Overhead]) -> str:
