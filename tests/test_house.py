@@ -17,7 +17,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # Floors, the lowest first. A module may import its own floor and those below it.
 FLOORS = (
-    ("version", "files", "contracts"),
+    ("version", "files", "names", "shown", "contracts"),
     ("rng", "trees", "prompts", "knobs", "sampling"),
     ("sharding",),
     ("cache",),
@@ -27,8 +27,9 @@ FLOORS = (
     ("checkpoints", "rules"),
     ("families", "drafters"),
     ("decode", "methods"),
-    ("train",),
+    ("train", "recipes", "results"),
     ("programs",),
+    ("assembly",),
     ("generation",),
     ("evals", "hardware"),
     ("cli", "__main__"),
