@@ -259,12 +259,15 @@ def test_a_prediction_prices_every_call_at_its_width():
         tokens_per_call=3.0, queries_per_call=8.0, drafter_calls=5.0,
         drafter_queries_computed=10.0,
     )  # fmt: skip
-    (found,) = curve.predict([row], costs, there)
+    plain, found = curve.predict([fake_row(), row], costs, there)
     # A drafter call of 2 lanes lies halfway between 1 and 4 in the logarithm.
     assert found.predicted_here == pytest.approx(3 / (2 + 5 * 0.2))
     assert found.predicted_there == pytest.approx(3 * 10 / (10 + 5 * 3))
-    (plain,) = curve.predict([fake_row()], costs, there)
-    assert plain.predicted_here == plain.predicted_there == pytest.approx(1)
+    assert plain.predicted_here == plain.predicted_there == 1
+    # Ratios are to the first row, whichever it is.
+    first, second = curve.predict([row, fake_row()], costs, there)
+    assert first.predicted_here == 1
+    assert second.predicted_there == pytest.approx(1 / found.predicted_there)
 
 
 def test_the_cost_of_calls_is_kept_by_device_and_model(tmp_path, monkeypatch):
@@ -519,6 +522,8 @@ def test_near_ties_are_listed():
     event = {"row": 3, "place": 7, "margin": 5e-5}
     row = fake_row(differences={"near_ties": [event], "mismatches": []})
     finished = compare.Finished((row,))
+    text = report.footer(fake_context(), finished, {}, 80)
+    assert all(len(line) <= 80 for line in text.splitlines() if "Try next" not in line)
     text = report.footer(fake_context(), finished, {})
     assert "near-tie: autoregressive, row 3, token 7, margin 5.0e-05" in text
 

@@ -47,7 +47,7 @@ def run(args) -> int:
             finished = finished._replace(rows=tuple(shown.rows))
     spent["total"] = time.perf_counter() - began
     spent["processor"] = time.process_time()
-    print(report.footer(context, finished, spent), file=out)
+    print(report.footer(context, finished, spent, shown.room), file=out)
     made = outcome.document(context, finished, spent, is_complete=is_complete)
     for path in outcome.write(folder, made, finished.rows):
         print(f"written: {path}", file=out)

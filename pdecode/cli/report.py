@@ -1,6 +1,7 @@
 """What a comparison says in words: below its table, and its closing sentences."""
 
 import shlex
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,7 +23,9 @@ RULE = (
 )
 
 
-def footer(context: Context, finished: Finished, spent: dict[str, float]) -> str:
+def footer(
+    context: Context, finished: Finished, spent: dict[str, float], width: int = 149
+) -> str:
     """What stands below the table, the two closing sentences last."""
     rows = finished.rows
     lines = ["", *_quality_lines(context, rows), *_timing_lines(context, rows)]
@@ -51,7 +54,14 @@ def footer(context: Context, finished: Finished, spent: dict[str, float]) -> str
         "",
         *closing(context, rows),
     ]
-    return "\n".join(lines)
+    return "\n".join(part for each in lines for part in _wrapped(each, width))
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    """Lines of `width` columns; a row of numbers and the command stay whole."""
+    if len(text) <= width or "  " in text or text.startswith("Try next: "):
+        return [text]
+    return textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False)
 
 
 def closing(context: Context, rows: Sequence[Row]) -> list[str]:

@@ -145,12 +145,12 @@ class Table:
         self.columns = columns(first)
         if room < width(self.columns):
             self.columns = columns(first, is_narrow=True)
-        self._room, self._status = room, ""
+        self.room, self._status = room, ""
         self._live: Any = None
 
     def __enter__(self) -> "Table":
         # A line that wraps could not be redrawn in place.
-        if self.file.isatty() and self._room >= width(self.columns):
+        if self.file.isatty() and self.room >= width(self.columns):
             from rich.console import Console
             from rich.live import Live
 

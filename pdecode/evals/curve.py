@@ -93,7 +93,7 @@ def predict(rows: Sequence[Row], costs: Costs, there: Priced) -> tuple[Row, ...]
     """Rows with the wall ratios that their counts would have at these costs.
 
     Tokens a call over the cost of a round: one target call of the queries computed, and
-    the drafter's calls of theirs; over a call of one query.
+    the drafter's calls of theirs; over the same of the first row.
     """
     drafter = costs.drafter
 
@@ -105,12 +105,16 @@ def predict(rows: Sequence[Row], costs: Costs, there: Priced) -> tuple[Row, ...]
         cost = target(row.queries_per_call) + drafted
         return row.tokens_per_call * target(1) / cost
 
+    found = [
+        (ratio(row, costs.target.at, here), ratio(row, there.target, there.drafter))
+        for row in rows
+    ]
+    # As measured ratios are, over the first row.
     return tuple(
         row._replace(
-            predicted_here=ratio(row, costs.target.at, here),
-            predicted_there=ratio(row, there.target, there.drafter),
+            predicted_here=each[0] / found[0][0], predicted_there=each[1] / found[0][1]
         )
-        for row in rows
+        for row, each in zip(rows, found)
     )
 
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from pdecode import generation, methods, prompts
+from pdecode import generation, methods, prompts, rng
 from pdecode import programs as programs_module
 from pdecode.hardware import roofline
 
@@ -73,10 +73,9 @@ def overhead(
     """
     model, params, _ = generation.load(case.model)
     model = model._replace(eos_ids=())
-    draw = np.random.default_rng(seed)
-    rows = draw.integers(32, 127, (batch_size, prompt_len)).tolist()
+    rows = np.random.default_rng(seed).integers(32, 127, (batch_size, prompt_len))
     prompt = prompts.from_rows(rows, max_new=max_new_tokens, model=model)
-    key = jax.random.key(seed)
+    key = rng.key(seed)
     settings: dict[str, Any] = {**case.settings, "max_new_tokens": max_new_tokens}
     programs = programs_module.compiled(
         case.method, model, params, prompt, is_dated=False, **settings
