@@ -14,10 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pdecode import assembly, knobs, methods, prompts
 from pdecode import decode as decode_module
-from pdecode import methods, prompts
 from pdecode.contracts import Prefix, Sampling
-from pdecode.data import datastore
+from pdecode.data import datastore, snippets
 from pdecode.decode import decode_state, finish, with_trace
 from pdecode.drafters import (
     aligned,
@@ -30,6 +30,7 @@ from pdecode.drafters import (
     retrieval,
 )
 from pdecode.families import speculative, speculative_calls
+from pdecode.methods import variants
 from pdecode.models import toy, transformer
 
 VOCAB, LENGTH, NEW = 4, 40, 24
@@ -639,3 +640,51 @@ def copies_in_loops(text, shape):
         ):
             found.append(line.strip()[:120])
     return found
+
+
+# A transformer's wide and narrow calls differ in the last bits; see quality.identity.
+EMBEDDED = {
+    "alignment_sampling": {"num_draft": 4},
+    "cllm": {},
+    "lookahead": {"level": 3, "window_size": 4, "guess_set_size": 3},
+    "ouroboros": {"num_draft": 4, "phrase_len": 3, "num_phrases": 2},
+    "pld_original": {"num_draft": 4},
+    "rest": {"num_draft": 12, "draft_len": 4, "num_matches": 16},
+    "sam_decoding": {"num_draft": 6, "widths": (3, 3)},
+    "stand": {"widths": (3, 3)},
+    "token_recycling": {"widths": (3, 3, 2)},
+}
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("name", EMBEDDED)
+def test_the_embedded_target_says_what_it_says_alone(name):
+    """Tokens of plain sampling with the same seed, rows of a batch of four."""
+    model, params, tokenizer = assembly.load("target")
+    found = snippets.prompts(4, max_prompt=128)
+    rows = [tokenizer.encode(each.prompt) for each in found]
+    prompt = prompts.from_rows(rows, max_new=24, model=model)
+    method, own = variants.resolve(name)
+    store, texts = datastore.build([tokenizer.encode(each.reference) for each in found])
+    second = {
+        "drafter": assembly.load("drafter")[:2],
+        "corpus": (store, jax.tree.map(jnp.asarray, texts)),
+    }
+    roles = knobs.roles(method)[1:]
+    models = (model, *(second[role][0] for role in roles))
+    every = {"model": params, **{role: second[role][1] for role in roles}}
+    num_near = 0
+    for temperature in (0.0, 0.8):
+        given = {"knobs": {"temperature": temperature}, "max_new_tokens": 24}
+        key = jax.random.key(4)
+        plain, _ = decode_module.run(
+            methods.autoregressive, model, params, prompt, key, **given
+        )
+        out, stats = decode_module.run(
+            method, models, every, prompt, key, **given, **own, **EMBEDDED[name]
+        )
+        same = (np.asarray(out.tokens) == np.asarray(plain.tokens)).all(1)
+        num_near += int((~same).sum())
+        if temperature == 0:
+            assert (np.asarray(stats.num_calls) < stats.num_committed).any()
+    assert num_near == 0, "a near-tie? look at its margin before you trust this"
