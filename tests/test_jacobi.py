@@ -208,3 +208,22 @@ def test_an_entry_that_needs_a_law_is_refused_without_one():
         iterates.iterate(CAUSAL, 3, Sampling(1.0), entry=iterates.neighbour())
     with pytest.raises(ValueError, match="start='vertical' needs row_length"):
         methods.sjd(CAUSAL, max_new_tokens=4, start="vertical")
+
+
+def test_groups_of_one_token_are_plain_speculative_jacobi():
+    def tokens(method, temperature=1.0, **settings):
+        knobs = {"temperature": temperature}
+        if "max_gap" in settings:
+            knobs["max_gap"] = settings.pop("max_gap")
+        out, stats = run(
+            method, CAUSAL, LAW, PROMPT, jax.random.key(3), knobs=knobs,
+            max_new_tokens=NEW, window=4, **settings,
+        )  # fmt: skip
+        return np.asarray(out.tokens), int(stats.num_calls.sum())
+
+    plain, num_calls = tokens(methods.sjd, transport="independent")
+    alone, same_calls = tokens(methods.gsd, max_gap=0.0)
+    np.testing.assert_array_equal(alone, plain)
+    assert same_calls == num_calls
+    _, fewer = tokens(methods.gsd, max_gap=1.0)
+    assert fewer < num_calls

@@ -22,5 +22,6 @@ CASES = {
     "sjd_vertical": case("sjd", "law", window=4, start="vertical", row_length=3),
     "sjd_sample": case("sjd", "law", window=4, start="sample"),
     "gs_equal": case("sjd", "plain", window=4, transport="gumbel_equal"),
+    "gsd": case("gsd", "lossy", window=4, size=2),
     "gs_sjd": case("sjd", "law", window=4, transport="gumbel"),
 }

@@ -51,6 +51,15 @@ CASES = {
         knobs={"threshold": -0.7},
         **TWO,
     ),
+    "ouroboros": case(
+        "ouroboros",
+        "plain",
+        num_draft=3,
+        phrase_len=2,
+        num_phrases=2,
+        num_kept=3,
+        **TWO,
+    ),
     "speculative": case("speculative_sampling", "law", num_draft=3, **TWO),
     "coupled": case(
         "speculative_sampling", "plain", num_draft=3, acceptance="coupled", **TWO

@@ -2,12 +2,14 @@
 
 from pdecode.knobs import Variant
 from pdecode.methods.jacobi.early_exit import early_exit
+from pdecode.methods.jacobi.gsd import gsd
 from pdecode.methods.jacobi.jacobi import jacobi
 from pdecode.methods.jacobi.lookahead import lookahead
 from pdecode.methods.jacobi.sjd import sjd
 
 __all__ = [
     "early_exit",
+    "gsd",
     "jacobi",
     "lookahead",
     "sjd",

@@ -13,6 +13,7 @@ from pdecode.methods.speculative.dynamic_tree import dynamic_tree
 from pdecode.methods.speculative.judge_decoding import judge_decoding
 from pdecode.methods.speculative.lantern import lantern
 from pdecode.methods.speculative.opt_tree import opt_tree
+from pdecode.methods.speculative.ouroboros import ouroboros
 from pdecode.methods.speculative.pcg import pcg
 from pdecode.methods.speculative.prompt_lookup import prompt_lookup
 from pdecode.methods.speculative.rest import rest
@@ -38,6 +39,7 @@ __all__ = [
     "judge_decoding",
     "lantern",
     "opt_tree",
+    "ouroboros",
     "pcg",
     "prompt_lookup",
     "rest",
