@@ -1,12 +1,14 @@
 """Lenses: changes of the law before anything is drawn from it or measured on it."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from pdecode.contracts import Lens, View
+from pdecode.sampling import BANNED
 
 
 class Credits(NamedTuple):
@@ -49,3 +51,132 @@ def credit(
         return logits.at[ids].add(raised, mode="drop"), Credits(ids, kept)
 
     return Lens(apply, init)
+
+
+# Logit processing of next-token decoding: functions of the position's own context, the
+# text before it, with nothing remembered. Give the same lens to the target and to its
+# drafter: what the target forbids is then not drafted.
+
+
+def before(view: View) -> Array:
+    """bool [L]: the known tokens in front of the position."""
+    return view.known & (jnp.arange(view.tokens.shape[0]) < view.position)
+
+
+def repetition_penalty(penalty: Any, *, with_prompt: bool = True) -> Lens:
+    """Logits of tokens that stand in the text: over `penalty` if positive, else times.
+
+    Keskar et al., 2019, arXiv:1909.05858, as in the libraries: a token counts once.
+    `with_prompt=False` leaves the prompt's tokens alone. 1 changes nothing.
+    """
+
+    def apply(params, view: View, logits: Array, memory):
+        del params
+        seen = _counts(view, logits, with_prompt) > 0
+        lowered = jnp.where(logits > 0, logits / penalty, logits * penalty)
+        return jnp.where(seen & (logits > BANNED), lowered, logits), memory
+
+    return Lens(apply)
+
+
+def presence_penalty(presence: Any = 0.0, frequency: Any = 0.0) -> Lens:
+    """logits - presence * [token was generated] - frequency * times it was.
+
+    The prompt does not count. Zeros change nothing.
+    """
+
+    def apply(params, view: View, logits: Array, memory):
+        del params
+        counts = _counts(view, logits, with_prompt=False)
+        lowered = logits - presence * (counts > 0) - frequency * counts
+        return jnp.where(logits > BANNED, lowered, logits), memory
+
+    return Lens(apply)
+
+
+def ban(ids: tuple[int, ...]) -> Lens:
+    """Tokens `ids` are not in the law. ValueError for none."""
+    if not ids:
+        raise ValueError("ids=() bans nothing: leave the lens out")
+
+    def apply(params, view: View, logits: Array, memory):
+        del params, view
+        return logits.at[jnp.asarray(ids)].set(BANNED), memory
+
+    return Lens(apply)
+
+
+def force(at: dict[int, int]) -> Lens:
+    """Token at[n] is the n-th generated, from 0; other positions are free.
+
+    ValueError for a negative place or id, and for none.
+    """
+    if not at or min(*at, *at.values()) < 0:
+        raise ValueError(f"{at=} must map places from 0 to ids from 0, at least one")
+    places, ids = jnp.array(list(at), jnp.int32), jnp.array(list(at.values()))
+
+    def apply(params, view: View, logits: Array, memory):
+        del params
+        here = places == view.position - view.prompt_end
+        token = jnp.where(here, ids, 0).sum()
+        only = jnp.where(jnp.arange(logits.shape[0]) == token, logits, BANNED)
+        return jnp.where(here.any(), only, logits), memory
+
+    return Lens(apply)
+
+
+def grammar(moves: np.ndarray, start: int = 0, ends: tuple[int, ...] = ()) -> Lens:
+    """Only tokens that a deterministic automaton allows.
+
+    moves[s, t], int [S, V], is the state after token t in state s; below zero t is not
+    allowed there. The state before a position is that after the tokens generated so
+    far, from `start`. Every state that can be reached must allow a token, such as an
+    EOS that leads back to it; `ends` are ids allowed everywhere, which leave the state
+    as it is. ValueError for a table with a state out of range or a dead end.
+    """
+    moves = np.array(moves, np.int32)
+    num_states = moves.shape[0]
+    for token in ends:
+        moves[:, token] = np.arange(num_states)
+    _check_grammar(moves, start)
+    table = jnp.asarray(moves)
+
+    def apply(params, view: View, logits: Array, memory):
+        del params
+        counted = before(view) & (jnp.arange(view.tokens.shape[0]) >= view.prompt_end)
+
+        def read(state, place):
+            after = table[state, view.tokens[place]]
+            moved = jnp.where(counted[place] & (after >= 0), after, state)
+            return moved, None
+
+        places = jnp.arange(view.tokens.shape[0])
+        state, _ = jax.lax.scan(read, jnp.int32(start), places)
+        return jnp.where(table[state] >= 0, logits, BANNED), memory
+
+    return Lens(apply)
+
+
+def _counts(view: View, logits: Array, with_prompt: bool) -> Array:
+    """How often each token stands before the position [V]."""
+    counted = before(view)
+    if not with_prompt:
+        counted &= jnp.arange(view.tokens.shape[0]) >= view.prompt_end
+    blank = jnp.zeros(logits.shape, logits.dtype)
+    return blank.at[view.tokens].add(counted.astype(logits.dtype), mode="drop")
+
+
+def _check_grammar(moves: np.ndarray, start: int) -> None:
+    num_states = moves.shape[0]
+    if not 0 <= start < num_states or moves.max() >= num_states:
+        raise ValueError(
+            f"{start=} and the states of moves must lie in [0, {num_states})"
+        )
+    reached, fresh = {start}, [start]
+    while fresh:
+        state = fresh.pop()
+        after = set(moves[state][moves[state] >= 0].tolist())
+        if not after:
+            raise ValueError(f"state {state} of the grammar allows no token")
+        fresh += after - reached
+        reached |= after

@@ -1,0 +1,210 @@
+"""Every drafter with every acceptance rule, and drafters that propose nonsense."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pdecode import prompts, rng, trees
+from pdecode.contracts import Draft, Drafter, Judge, Prediction, Sampling
+from pdecode.decode import decode
+from pdecode.drafters import causal, grown, ignore, ngram, nothing
+from pdecode.families import speculative, speculative_calls
+from pdecode.models import toy
+from pdecode.rules import accept, relaxed
+
+VOCAB, LENGTH, NEW = 4, 20, 12
+TARGET, NEAR = toy.chain(5, VOCAB, LENGTH), toy.chain(6, VOCAB, LENGTH)
+MODEL = toy.make_model(VOCAB, LENGTH)
+PROMPT = prompts.from_rows([[0, 1], [2], [3, 3, 1], [1]], max_new=[12, 10, 12, 12])
+SAMPLING = Sampling(1.0)
+
+
+def tree(draws):
+    return causal.draft_model(MODEL, trees.expand((2, 2)), SAMPLING, draws=draws)
+
+
+# Name: (drafter, is a chain, siblings are independent draws).
+DRAFTERS = {
+    "nothing": (nothing(), True, False),
+    "lookup": (ngram.prompt_lookup(3, 2), True, False),
+    "chain": (causal.draft_model(MODEL, trees.chain(3), SAMPLING), True, True),
+    "coupled": (
+        causal.draft_model(MODEL, trees.chain(3), SAMPLING, draws="coupled"),
+        True, False,
+    ),
+    "unsure": (
+        causal.draft_model(MODEL, trees.chain(3), SAMPLING, min_confidence=0.5),
+        True, True,
+    ),
+    "iid": (tree("with_replacement"), False, True),
+    "in_turn": (tree("without_replacement"), False, False),
+    "greedy": (tree("greedy"), False, False),
+    "grown": (grown.grown_tree(MODEL, 6, width=2, max_depth=3), False, False),
+}  # fmt: skip
+RULES = {
+    "rejection": accept.by_node(accept.rejection(2)),
+    "k_seq": accept.by_node(accept.k_seq(2)),
+    "block": accept.block_verification(),
+    "traversal": accept.traversal_verification(),
+    "top_match": relaxed.top_match(2),
+    "typical": relaxed.typical(),
+    "conditional": relaxed.conditional(),
+    "rollback": relaxed.rollback(1.0),
+    "grouped": accept.by_node(relaxed.grouped(1)),
+    "lantern": accept.by_node(relaxed.lantern(2, delta=0.2)),
+    "coarse": accept.by_node(relaxed.coarse()),
+    "judged": relaxed.judged(accept.rejection(2), Judge(lambda w, hidden: hidden @ w)),
+}
+OTHER = {
+    "lantern": jnp.asarray(relaxed.nearest(np.eye(VOCAB + 1), 3)),
+    "coarse": jnp.eye(VOCAB + 1),
+    "judged": jnp.ones(VOCAB + 1),
+}
+
+
+def decoder_of(drafter, rule):
+    return speculative.draft_verify(
+        MODEL, drafter, max_new_tokens=NEW, sampling=SAMPLING, acceptance=rule
+    )
+
+
+@functools.cache
+def drafted(name):
+    """A draft of every row after the prompt, and random laws at its lanes."""
+    drafter = DRAFTERS[name][0]
+    params = {"model": TARGET, "drafter": NEAR}
+
+    @jax.jit
+    def propose(key):
+        keys = rng.row_keys(key, PROMPT.row_ids)
+        plan = decoder_of(drafter, "match").init.args[0]
+        state, _ = speculative.init(plan, params, keys, PROMPT)
+        draft, _ = drafter.propose(params, keys, state.drafter, state.prefix)
+        return speculative_calls.sanitized(draft, plan)
+
+    draft = propose(jax.random.key(1))
+    shape = (PROMPT.lengths.shape[0], 1 + drafter.num_nodes, VOCAB + 1)
+    logits = jnp.asarray(np.random.default_rng(0).normal(size=shape), jnp.float32)
+    ids = jax.lax.top_k(logits, 2)[1]
+    prediction = Prediction(probs=jax.nn.softmax(logits), logits=logits, top_ids=ids)
+    return draft._replace(cost=None), prediction
+
+
+@functools.cache
+def jitted(rule, axes):
+    return jax.jit(jax.vmap(rule.apply, axes))
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_every_drafter_meets_every_rule_or_is_refused(rule):
+    """Refused where the rule's proof needs what the drafter is not; else a law."""
+    made = RULES[rule]
+    for name, (drafter, is_chain, is_iid) in DRAFTERS.items():
+        fits = "chain" not in made.needs or is_chain
+        fits &= "iid" not in made.needs or is_iid or is_chain
+        if not fits:
+            with pytest.raises(ValueError, match="this rule"):
+                decoder_of(drafter, made)
+            continue
+        decoder = decoder_of(drafter, made)
+        assert (decoder.guarantee == "lossless") == made.is_lossless
+        draft, prediction = drafted(name)
+        given, axes = (), (0, 0)
+        if made.role is not None:
+            given, axes = (OTHER[rule], prediction.logits), (0, 0, None, 0)
+        stop, residual = jitted(made, axes)(draft, prediction, *given)
+        np.testing.assert_allclose(stop.sum(1), 1, atol=1e-5, err_msg=name)
+        assert (stop >= -1e-6).all() and (residual >= 0).all(), name
+        # Where the path may end there is a law of the next token.
+        total = residual.sum(-1)[np.asarray(stop) > 1e-6]
+        np.testing.assert_allclose(total, 1, atol=1e-5, err_msg=name)
+        absent = np.asarray(draft.tokens) < 0
+        assert (np.asarray(stop)[:, 1:][absent] <= 1e-6).all(), name
+
+
+def test_the_pairs_are_not_idle():
+    """Something is accepted by each rule, and some pairs are refused."""
+    accepting = {
+        rule: name
+        for rule, made in RULES.items()
+        if made.role is None and "iid" not in made.needs
+        for name in ("chain",)
+        if np.asarray(jitted(made, (0, 0))(*drafted(name))[0])[:, 1:].sum() > 1e-3
+    }
+    assert len(accepting) == 8
+    assert any(made.needs == ("chain",) for made in RULES.values())
+
+
+# Nonsense. A table of drafts is data: params of the role "drafter", one entry a round.
+
+
+def nonsense(num_nodes, max_depth):
+    def init(params, keys, prompt, prefix, output):
+        return ()
+
+    def propose(params, keys, state, prefix):
+        tokens, parents = params["drafter"]
+        turn = prefix.length % tokens.shape[0]
+        return Draft(tokens[turn], parents[turn]), state
+
+    return Drafter(num_nodes, max_depth, init, propose, ignore)
+
+
+def tables(seed, num_nodes, kind):
+    """Tokens and parents [T, N] with every fault that comes to mind."""
+    gen = np.random.default_rng(seed)
+    size = (8, num_nodes)
+    tokens = gen.integers(-2, VOCAB + 4, size)
+    nodes = np.arange(num_nodes)
+    parents = {
+        "random": gen.integers(-3, num_nodes + 3, size),
+        "cycle": (nodes + 1) % num_nodes + 0 * tokens,
+        "own parent": nodes + 0 * tokens,
+        "after children": num_nodes - 1 - nodes + 0 * tokens,
+        "too deep": nodes - 1 + 0 * tokens,
+        "a tree": gen.integers(-1, np.maximum(nodes, 1), size) - (nodes == 0) * 1,
+    }[kind]
+    return jnp.asarray(tokens, jnp.int32), jnp.asarray(parents, jnp.int32)
+
+
+KINDS = ("random", "cycle", "own parent", "after children", "too deep", "a tree")
+
+
+@functools.partial(jax.jit, static_argnames="decoder")
+def run(decoder, params, key):
+    return decode(decoder, params, PROMPT, key)
+
+
+@functools.cache
+def plain():
+    keys = [jax.random.key(seed) for seed in range(8)]
+    decoder = decoder_of(nothing(), "match")
+    return [run(decoder, {"model": TARGET}, key)[0] for key in keys]
+
+
+def faults(decoder, num_nodes, num_seeds):
+    """Decodes that are not plain sampling, of `num_seeds` of every kind."""
+    wrong = 0
+    for kind in KINDS:
+        for seed in range(num_seeds):
+            params = {"model": TARGET, "drafter": tables(seed, num_nodes, kind)}
+            out, stats = run(decoder, params, jax.random.key(seed % 8))
+            assert (stats.num_calls <= stats.num_committed).all()
+            wrong += not np.array_equal(out.tokens, plain()[seed % 8].tokens)
+    return wrong
+
+
+@pytest.mark.parametrize("num_nodes, max_depth", [(6, 3), (4, 4)])
+def test_whatever_is_proposed_the_output_is_plain_sampling(num_nodes, max_depth):
+    decoder = decoder_of(nonsense(num_nodes, max_depth), "match")
+    assert faults(decoder, num_nodes, 40) == 0
+
+
+def test_unsanitised_nonsense_is_caught(monkeypatch):
+    """Negative control: the same drafts taken as they are."""
+    monkeypatch.setattr(speculative_calls, "sanitized", lambda draft, plan: draft)
+    decoder = decoder_of(nonsense(6, 3), "match")
+    assert faults(decoder, 6, 8) > 0

@@ -1,0 +1,203 @@
+"""Logit processing of next-token decoding: against plain loops, alone and in drafts."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pdecode import prompts, trees
+from pdecode.contracts import Sampling, View
+from pdecode.decode import decode
+from pdecode.drafters import causal, nothing
+from pdecode.families import speculative
+from pdecode.models import toy
+from pdecode.rules import accept, lenses
+
+VOCAB, LENGTH, NEW = 4, 20, 12
+TARGET = toy.chain(5, VOCAB, LENGTH)
+NEAR = toy.mixed(TARGET, toy.chain(6, VOCAB, LENGTH), 0.3)
+MODEL = toy.make_model(VOCAB, LENGTH)
+PROMPT = prompts.from_rows([[0, 1], [2], [3, 3, 1], [1]], max_new=[12, 10, 12, 12])
+
+# After a 0 only 1 or 2, after that anything but the same again; 3 is always allowed.
+MOVES = np.array(
+    [[1, 2, 2, 0, 0], [-1, 2, 2, 0, 0], [1, -1, 2, 0, 0], [0, 0, 0, 0, 0]], np.int32
+)
+LENSES = {
+    "repetition": lenses.repetition_penalty(1.7),
+    "repetition_new": lenses.repetition_penalty(1.7, with_prompt=False),
+    "presence": lenses.presence_penalty(0.8, 0.4),
+    "ban": lenses.ban((1, 3)),
+    "force": lenses.force({0: 2, 3: 0}),
+    "grammar": lenses.grammar(MOVES),
+}
+
+
+def slowly(name, logits, text, prompt_end):
+    """The same on lists, for the position behind `text`."""
+    out, new = list(logits), text[prompt_end:]
+    if name.startswith("repetition"):
+        for token in set(text if name == "repetition" else new):
+            out[token] = out[token] / 1.7 if out[token] > 0 else out[token] * 1.7
+    if name == "presence":
+        for token in set(new):
+            out[token] -= 0.8 + 0.4 * new.count(token)
+    if name == "ban":
+        out[1] = out[3] = -1e30
+    if name == "force" and len(new) in (0, 3):
+        only = {0: 2, 3: 0}[len(new)]
+        out = [out[t] if t == only else -1e30 for t in range(len(out))]
+    if name == "grammar":
+        state = 0
+        for token in new:
+            state = MOVES[state, token] if MOVES[state, token] >= 0 else state
+        out = [out[t] if MOVES[state, t] >= 0 else -1e30 for t in range(len(out))]
+    return out
+
+
+@pytest.mark.parametrize("name", LENSES)
+def test_a_lens_is_what_a_plain_loop_does(name):
+    gen = np.random.default_rng(0)
+    moved = 0
+    look = jax.jit(lambda *args: LENSES[name].apply(None, *args, ())[0])
+    for _ in range(30):
+        size = int(gen.integers(1, 9))
+        end = int(gen.integers(1, size + 1))
+        text = gen.integers(0, VOCAB, size).tolist()
+        logits = gen.normal(size=VOCAB + 1).astype(np.float32)
+        logits[VOCAB] = -1e30  # what is banned stays so
+        junk = gen.integers(0, VOCAB, 10 - size).tolist()  # not to be read
+        view = View(
+            jnp.array(text + junk), jnp.arange(10) < size, jnp.array(size),
+            jnp.array(end),
+        )  # fmt: skip
+        got = look(view, jnp.asarray(logits))
+        slow = np.array(slowly(name, logits, text, end), np.float32)
+        slow[VOCAB] = min(slow[VOCAB], -1e30) if got[VOCAB] <= -1e29 else 0.0
+        np.testing.assert_allclose(got, np.maximum(slow, -1e30), rtol=1e-6)
+        moved += not np.allclose(got, logits)
+    assert moved > 5
+
+
+@functools.partial(jax.jit, static_argnames="decoder")
+def run(decoder, key):
+    params = {"model": TARGET, "drafter": NEAR}
+    return decode(decoder, params, PROMPT, key)
+
+
+def decoder_of(drafter, lens, acceptance="match"):
+    return speculative.draft_verify(
+        MODEL, drafter, max_new_tokens=NEW, sampling=Sampling(1.0),
+        acceptance=acceptance, lenses=(lens,),
+    )  # fmt: skip
+
+
+def one_by_one(name, seed):
+    """Plain sampling where a host loop applies the slow lens to the toy's own law."""
+    out, _ = run(decoder_of(nothing(), LENSES[name]), jax.random.key(seed))
+    return out
+
+
+EVERY = [
+    pytest.param(name, marks=() if name in ("grammar",) else pytest.mark.thorough)
+    for name in LENSES
+]
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_drafts_under_a_lens_give_plain_sampling_under_it(name):
+    """Each node's law is that of its own context, in chains and in trees."""
+    lens = LENSES[name]
+    for topology, draws in (
+        (trees.chain(3), "coupled"),
+        (trees.expand((2, 1, 1)), None),
+    ):
+        drafter = causal.draft_model(
+            MODEL, topology, Sampling(1.0), lenses=(lens,),
+            draws=draws or "with_replacement",
+        )  # fmt: skip
+        decoder = decoder_of(drafter, lens)
+        for seed in range(10):
+            out, stats = run(decoder, jax.random.key(seed))
+            plain = one_by_one(name, seed)
+            np.testing.assert_array_equal(out.tokens, plain.tokens)
+            obeys(name, out)
+        assert (stats.num_calls < stats.num_committed).any()
+
+
+def obeys(name, out):
+    for row in range(4):
+        start, length = int(out.start[row]), int(out.lengths[row])
+        text = np.asarray(out.tokens[row, : start + length]).tolist()
+        for place in range(start, start + length):
+            allowed = slowly(name, [0.0] * (VOCAB + 1), text[:place], start)
+            assert allowed[text[place]] > -1e29
+
+
+def test_rejection_under_a_lens_is_lossless_in_law():
+    """p and q both through the lens, by enumeration of what is emitted first."""
+    lens = LENSES["presence"]
+    drafter = causal.draft_model(MODEL, trees.chain(2), Sampling(1.0), lenses=(lens,))
+    rule = accept.by_node(accept.rejection())
+    decoder = decoder_of(drafter, lens, rule)
+    counts = {True: 0, False: 0}
+    wide = prompts.from_rows([[0]] * 4000, max_new=3)
+
+    @functools.partial(jax.jit, static_argnames="decoder")
+    def outcomes(decoder, key):
+        params = {"model": TARGET, "drafter": NEAR}
+        out, _ = decode(decoder, params, wide, key)
+        codes = (out.tokens[:, 1:4] * jnp.array([[16, 4, 1]])).sum(1)
+        return jnp.zeros(64, jnp.int32).at[codes].add(1)
+
+    law = np.zeros(64)
+    moves = np.asarray(TARGET.moves)
+    for code in range(64):
+        text = [0]
+        mass = 1.0
+        for nth in range(3):
+            place = len(text)
+            row = np.log(moves[place, place][text[-1]])
+            row = np.array(slowly("presence", row, text, 1))
+            row = np.exp(row - row.max())
+            token = code // 4 ** (2 - nth) % 4
+            mass *= row[token] / row.sum()
+            text.append(token)
+        law[code] = mass
+    assert abs(law.sum() - 1) < 1e-9
+
+    def off(decoder):
+        total = sum(np.asarray(outcomes(decoder, jax.random.key(s))) for s in range(6))
+        return 0.5 * np.abs(total / total.sum() - law).sum()
+
+    draws = np.random.default_rng(0).multinomial(24000, law, 2000) / 24000
+    floor = np.quantile(0.5 * np.abs(draws - law).sum(1), 0.999)
+    assert off(decoder) < floor
+    # Negative control: the lens of another position, as one law a call would be.
+    late = lens._replace(
+        apply=lambda params, view, logits, memory: lens.apply(
+            params,
+            view._replace(position=jnp.minimum(view.position, 2)),
+            logits,
+            memory,
+        )
+    )
+    assert off(decoder_of(drafter, late, rule)) > floor
+    del counts
+
+
+def test_bad_lenses_are_named():
+    for make, message in (
+        (lambda: lenses.ban(()), "bans nothing"),
+        (lambda: lenses.force({}), "at least one"),
+        (lambda: lenses.force({-1: 2}), "from 0"),
+        (lambda: lenses.grammar(np.array([[1, -1], [-1, -1]])), "allows no token"),
+        (lambda: lenses.grammar(np.array([[5, 0]])), "must lie in"),
+        (lambda: lenses.grammar(np.array([[0, 0]]), start=3), "start=3"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            make()
+    # An end that every state allows saves a grammar from its dead end.
+    lenses.grammar(np.array([[1, -1], [-1, -1]]), ends=(1,))
