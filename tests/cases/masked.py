@@ -238,4 +238,5 @@ CASES = {
         knobs={"tau_refine": 1e-4, "tau_decode": 1e-4, "r_f": 0.5},
         **TINY,
     ),
+    "assd": case("assd", "lossy", num_draft=3, **ON_MASKS),
 }

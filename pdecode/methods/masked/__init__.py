@@ -4,6 +4,7 @@ from pdecode.knobs import Variant
 from pdecode.methods.masked.adablock import adablock
 from pdecode.methods.masked.apd import apd
 from pdecode.methods.masked.ascending_steps import ascending_steps
+from pdecode.methods.masked.assd import assd
 from pdecode.methods.masked.audited import audited
 from pdecode.methods.masked.bd3lm import bd3lm
 from pdecode.methods.masked.certainty_density import certainty_density
@@ -44,6 +45,7 @@ __all__ = [
     "adablock",
     "apd",
     "ascending_steps",
+    "assd",
     "audited",
     "bd3lm",
     "certainty_density",
