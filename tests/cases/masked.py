@@ -239,4 +239,7 @@ CASES = {
         **TINY,
     ),
     "assd": case("assd", "lossy", num_draft=3, **ON_MASKS),
+    "magnet": case(
+        "magnet", "lossy", decoding_steps=(3, 2), span_len=2, max_calls=5, **ON_MASKS
+    ),
 }

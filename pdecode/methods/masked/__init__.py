@@ -31,6 +31,7 @@ from pdecode.methods.masked.learn2pd import learn2pd
 from pdecode.methods.masked.llada import llada
 from pdecode.methods.masked.llada2 import llada2
 from pdecode.methods.masked.local_leap import local_leap
+from pdecode.methods.masked.magnet import magnet
 from pdecode.methods.masked.maskgit import maskgit
 from pdecode.methods.masked.mdlm import mdlm
 from pdecode.methods.masked.mmm import mmm
@@ -72,6 +73,7 @@ __all__ = [
     "llada",
     "llada2",
     "local_leap",
+    "magnet",
     "maskgit",
     "mdlm",
     "mmm",
