@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from pdecode import methods, prompts, rng, trees
-from pdecode.contracts import Sampling
+from pdecode.contracts import NodeRule, Sampling
 from pdecode.decode import decode
 from pdecode.drafters import causal, iterates
-from pdecode.families import masked, speculative
+from pdecode.families import any_subset, masked, speculative
 from pdecode.models import toy
 from pdecode.rules import accept, commit
 
@@ -115,6 +115,8 @@ EXACT = {
     "llada_max_prob": lambda: single(methods.llada, MASKED, order="max_prob"),
     "eb_gamma_0": lambda: single(methods.eb_sampler, MASKED, gamma=0.0),
     "bd3lm": lambda: single(methods.bd3lm, IN_BLOCKS),
+    "assd_2": lambda: single(methods.assd, MASKED, num_draft=2),
+    "assd": lambda: single(methods.assd, MASKED, num_draft=4),
     "raster": lambda: single(methods.any_order, MASKED, order="raster"),
     "random_order": lambda: single(methods.any_order, MASKED, order="random"),
 }
@@ -152,6 +154,15 @@ def test_two_tokens_a_step_are_biased():
         max_new_tokens=NEW,
         sampling=Sampling(1.0),
     )
+    assert_biased(decoder, JOINT)
+
+
+def test_drafts_taken_as_they_are_are_biased():
+    """Independent drafts of several positions are not the joint."""
+    decoder = any_subset.any_subset(
+        MASKED, max_new_tokens=NEW, num_draft=3, sampling=Sampling(1.0),
+        rule=NodeRule(lambda p, q, tokens: (jnp.ones(1), p), max_children=1),
+    )  # fmt: skip
     assert_biased(decoder, JOINT)
 
 

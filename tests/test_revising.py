@@ -404,3 +404,24 @@ def test_a_fragment_is_reopened_and_the_others_stay():
     assert out.tokens[0, 7:10].tolist() == row[6:]
     with pytest.raises(ValueError, match="no span of a row of 9"):
         prompts.reopened(row, 3, 10, 4)
+
+
+def test_magnet_decodes_spans_codebook_by_codebook():
+    model, params = tiny()
+    made = prompts.from_rows([[0], [1, 2]], max_new=24)
+    decoder = methods.magnet(
+        model, max_new_tokens=24, decoding_steps=(5, 2), span_len=3, top_p=None
+    )
+    _, stats, saved = traced(decoder, params, made)
+    # Of four spans cos(pi / 8 * j) stay open; in the second codebook one, then none.
+    first = [int(4 * np.cos(np.pi / 8 * j)) for j in (1, 2, 3)] + [0]
+    left = [12 + 3 * n for n in first] + [3, 0]
+    assert left_open(saved, stats, [24] * 2) == [left] * 2
+    assert num_survivors_reopened(saved) == 0
+    for b, start in enumerate((1, 2)):
+        whole = saved[:, b, start : start + 24].reshape(24, 8, 3)
+        assert (whole.all(-1) == whole.any(-1)).all()  # never a part of a span
+        before = saved[: stats.num_calls[b] - 2, b, start + 12 :]
+        assert not before.any()  # the second codebook waits
+    with pytest.raises(ValueError, match="no multiple of the 2 codebooks"):
+        methods.magnet(model, max_new_tokens=25, decoding_steps=(5, 2))

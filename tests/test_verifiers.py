@@ -5,7 +5,7 @@ import functools
 import jax
 import numpy as np
 import pytest
-from test_revising import scripted, sure_of, traced
+from test_revising import scripted, sure_of, tiny, traced
 
 from pdecode import decode, methods, prompts
 from pdecode.families import canvas_chain
@@ -98,3 +98,46 @@ def test_freedave_refuses_what_it_does_not_serve():
         methods.freedave(blocks, max_new_tokens=8)
     with pytest.raises(ValueError, match="unequally"):
         methods.freedave(TOY, max_new_tokens=8, steps=3)
+
+
+# ASSD.
+
+
+def test_assd_needs_at_most_a_call_a_token():
+    """With holes; on laws of every sharpness, and with fewer calls somewhere."""
+    made = prompts.from_rows(
+        [[0, 1, 2, 0], [2, 2], [1, 3, 0, 2, 1]],
+        max_new=[7, 6, 7],
+        holes=[[False, True, True, False], [True, False], [False] * 5],
+    )
+    method = methods.assd(TOY, max_new_tokens=7, num_draft=4)
+    run_ = jax.jit(functools.partial(decode.decode, method))
+    total = 0
+    for seed in range(60):
+        law = toy.chain(seed, VOCAB, LENGTH, sharpness=1.0 + seed / 15)
+        out, stats = run_(law, made, jax.random.key(seed))
+        assert stats.num_committed.tolist() == [9, 7, 7]
+        assert (stats.num_calls <= stats.num_committed).all()
+        total += int(stats.num_calls.sum())
+        tokens = np.asarray(out.tokens)
+        assert tokens[0, 0] == 0 and tokens[0, 3] == 0 and tokens[1, 1] == 2
+    assert total < 60 * 23
+
+
+def test_assd_on_a_deep_model_is_its_raster_order():
+    """Keys are those of one position a call: greedy tokens and their probabilities."""
+    model, params = tiny()
+    made = prompts.from_rows([[0, 1], [2], [1, 3, 0, 2]], max_new=8)
+    results = [
+        jax.jit(functools.partial(decode.decode, method))(
+            params, made, jax.random.key(0)
+        )
+        for method in (
+            methods.any_order(model, max_new_tokens=8, order="raster", temperature=0.0),
+            methods.assd(model, max_new_tokens=8, num_draft=3, temperature=0.0),
+        )
+    ]
+    (one, stats), (other, its) = results
+    np.testing.assert_array_equal(one.tokens, other.tokens)
+    np.testing.assert_allclose(one.log_probs, other.log_probs, atol=1e-4)
+    assert (its.num_calls <= stats.num_calls).all()

@@ -238,4 +238,8 @@ CASES = {
         knobs={"tau_refine": 1e-4, "tau_decode": 1e-4, "r_f": 0.5},
         **TINY,
     ),
+    "assd": case("assd", "lossy", num_draft=3, **ON_MASKS),
+    "magnet": case(
+        "magnet", "lossy", decoding_steps=(3, 2), span_len=2, max_calls=5, **ON_MASKS
+    ),
 }

@@ -4,6 +4,7 @@ from pdecode.knobs import Variant
 from pdecode.methods.masked.adablock import adablock
 from pdecode.methods.masked.apd import apd
 from pdecode.methods.masked.ascending_steps import ascending_steps
+from pdecode.methods.masked.assd import assd
 from pdecode.methods.masked.audited import audited
 from pdecode.methods.masked.bd3lm import bd3lm
 from pdecode.methods.masked.certainty_density import certainty_density
@@ -30,6 +31,7 @@ from pdecode.methods.masked.learn2pd import learn2pd
 from pdecode.methods.masked.llada import llada
 from pdecode.methods.masked.llada2 import llada2
 from pdecode.methods.masked.local_leap import local_leap
+from pdecode.methods.masked.magnet import magnet
 from pdecode.methods.masked.maskgit import maskgit
 from pdecode.methods.masked.mdlm import mdlm
 from pdecode.methods.masked.mmm import mmm
@@ -44,6 +46,7 @@ __all__ = [
     "adablock",
     "apd",
     "ascending_steps",
+    "assd",
     "audited",
     "bd3lm",
     "certainty_density",
@@ -70,6 +73,7 @@ __all__ = [
     "llada",
     "llada2",
     "local_leap",
+    "magnet",
     "maskgit",
     "mdlm",
     "mmm",
