@@ -729,10 +729,9 @@ def test_certainty_is_a_weighted_share_of_known_neighbours():
 
 
 def test_no_delimiter_is_a_block_of_the_default_length():
-    # The mask is in this law, and on the toy it has most of it.
-    plain = on_toy(methods.fast_dllm, block_length=4, knobs={"threshold": 0.05})
+    plain = on_toy(methods.fast_dllm, block_length=4, knobs={"threshold": 0.4})
     assert (plain[1].num_calls < 8).any()
-    values = {"threshold": 0.05, "delimiter_threshold": 2.0}
+    values = {"threshold": 0.4, "delimiter_threshold": 2.0}
     sizes = {"block_length": 4, "delimiter_ids": (0, 1)}
     assert_same(on_toy(methods.adablock, knobs=values, **sizes), plain)
     low = on_toy(

@@ -7,8 +7,6 @@ from cases import CAUSAL, EOS, MASKED, NEAR, ON_BLOCKS, ON_MASKS, TARGET, VOCAB,
 from pdecode.contracts import Guard
 from pdecode.models import filters, transformer
 
-# Where a law has the mask in it, the toy's mask leaves its tokens no more than 0.12.
-
 # Untrained: some positions pass, others do not.
 FILTERED = {
     "model": (MASKED, filters.make_filter(4)),
@@ -108,7 +106,7 @@ CASES = {
         "lossy",
         block_length=5,
         radius=2,
-        knobs={"threshold": 0.08, "relaxed_threshold": 0.05},
+        knobs={"threshold": 0.8, "relaxed_threshold": 0.5},
         **ON_MASKS,
     ),
     "dimple": case("dimple", "lossy", steps=6, alg="topk_margin", **ON_MASKS),
@@ -134,7 +132,7 @@ CASES = {
         "hierarchical",
         "lossy",
         block_length=5,
-        knobs={"threshold": 0.08, "low_threshold": 0.05},
+        knobs={"threshold": 0.8, "low_threshold": 0.4},
         **ON_MASKS,
     ),
     "adablock": case(
@@ -142,7 +140,7 @@ CASES = {
         "lossy",
         delimiter_ids=(2,),
         block_length=4,
-        knobs={"threshold": 0.06, "delimiter_threshold": 0.05},
+        knobs={"threshold": 0.6, "delimiter_threshold": 0.4},
         **ON_MASKS,
     ),
     "audited": case("audited", "lossy", refusal_ids=(1, 0), steps=5, **GUARDED),
@@ -154,7 +152,7 @@ CASES = {
         "lossy",
         alg="confidence_threshold",
         block_length=5,
-        knobs={"threshold": 0.09},
+        knobs={"threshold": 0.6},
         **ON_MASKS,
     ),
     "wino": case(
