@@ -1,5 +1,6 @@
 """Commit rules, schedules, stops and lenses of the masked family, each by its paper."""
 
+import dataclasses
 import functools
 import importlib
 import math
@@ -12,6 +13,7 @@ import pytest
 from pdecode import methods, prompts
 from pdecode.contracts import (
     STOPPED_BY,
+    Background,
     Embedding,
     Filter,
     Guard,
@@ -911,3 +913,49 @@ def test_a_certain_mask_is_its_token():
 def test_a_model_without_embeddings_is_refused():
     with pytest.raises(ValueError, match="and no embeddings: use a transformer"):
         methods.latent_refinement(MASKED, max_new_tokens=8)
+
+
+# PC-Sampler and set block decoding.
+
+
+def test_trivial_tokens_wait_and_the_front_goes_first():
+    frequency = jnp.array([0.9, 0.1, 1e-12, 0.0, 0.0])
+    token, log_prob = jnp.array([0, 1, 2, 1]), np.log([0.9, 0.5, 0.4, 0.6])
+    here = row([True] * 4)
+    place = np.arange(4)
+    for pull, clip in ((0.25, 10.0), (0.0, 10.0), (3.0, 10.0), (0.0, 0.5)):
+        score = np.exp(-pull * place) * np.minimum(
+            -np.exp(log_prob) * np.log(np.asarray(frequency)[token] + 1e-9), clip
+        )
+        best = np.argsort(-score, kind="stable")[:2]
+        rule = rule_of(
+            methods.pc_sampler, MASKED, Background(VOCAB + 1), steps=2,
+            lambda_val=pull, alpha=clip,
+        )  # fmt: skip
+        got = chosen(rule, here, frequency, token=token, log_prob=log_prob)
+        assert got == sorted(best.tolist()), (pull, clip)
+    # Control: by confidence alone the trivial token is first.
+    assert 0 in chosen(commit.quota(commit.order("low_confidence"), 2), here,
+                       token=token, log_prob=log_prob)  # fmt: skip
+    with pytest.raises(ValueError, match="the background has 3 frequencies"):
+        methods.pc_sampler(MASKED, Background(3), max_new_tokens=8)
+
+
+@pytest.mark.parametrize("attention", ["block_causal", "bidirectional"])
+def test_set_block_decoding_is_the_entropy_bound_without_a_cache(attention):
+    """Exact where blocks see nothing behind them; elsewhere the cache must show."""
+    is_exact = attention == "block_causal"
+    config = dataclasses.replace(
+        TINY, attention=attention, block_len=4 if is_exact else None
+    )
+    given = {"model": transformer.make_model(config), "params": SMALL["params"]}
+    sizes = {} if is_exact else {"block_length": 4}
+    method, settings = variants.resolve("set_block_decoding")
+    knobs = {"gamma": 0.5}
+    cached, spent = on_toy(method, knobs=knobs, **given, **sizes, **settings)
+    plain, calls = on_toy(method, knobs=knobs, **given, **sizes)
+    assert np.array_equal(cached.tokens, plain.tokens) == is_exact
+    if is_exact:
+        np.testing.assert_array_equal(spent.num_calls, calls.num_calls)
+        np.testing.assert_allclose(cached.log_probs, plain.log_probs, atol=1e-4)
+        assert (spent.num_query_tokens < calls.num_query_tokens).all()

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from cases import CAUSAL, EOS, MASKED, NEAR, ON_BLOCKS, ON_MASKS, TARGET, VOCAB, case
-from pdecode.contracts import Guard
+from pdecode.contracts import Background, Guard
 from pdecode.models import filters, transformer
 
 # Untrained: some positions pass, others do not.
@@ -42,6 +42,13 @@ GUARDED = {
     "params": {"model": TARGET, "guard": jnp.int32(2)},
 }
 
+RARE = {
+    "model": (MASKED, Background(VOCAB + 1)),
+    "params": {
+        "model": TARGET,
+        "background": jnp.array([0.4, 0.3, 0.2, 0.1, 0.0]),
+    },
+}
 JUDGED = {"model": (MASKED, CAUSAL), "params": {"model": TARGET, "judge": NEAR}}
 
 CASES = {
@@ -236,4 +243,5 @@ CASES = {
         knobs={"tau_refine": 1e-4, "tau_decode": 1e-4, "r_f": 0.5},
         **TINY,
     ),
+    "pc_sampler": case("pc_sampler", "lossy", steps=5, **RARE),
 }

@@ -33,6 +33,7 @@ from pdecode.methods.masked.local_leap import local_leap
 from pdecode.methods.masked.maskgit import maskgit
 from pdecode.methods.masked.mdlm import mdlm
 from pdecode.methods.masked.mmm import mmm
+from pdecode.methods.masked.pc_sampler import pc_sampler
 from pdecode.methods.masked.prophet import prophet
 from pdecode.methods.masked.rcr import rcr
 from pdecode.methods.masked.refine import refine
@@ -73,6 +74,7 @@ __all__ = [
     "maskgit",
     "mdlm",
     "mmm",
+    "pc_sampler",
     "prophet",
     "rcr",
     "refine",
@@ -132,6 +134,12 @@ VARIANTS = {
         "remdm",
         {"variant": "conf"},
         "reopens tokens that were unlikely when committed, arXiv:2503.00307",
+    ),
+    "set_block_decoding": Variant(
+        "eb_sampler",
+        {"cache": "dual"},
+        "the entropy bound inside the next block, over a cache that is exact for "
+        "block-causal models, Gat et al., arXiv:2509.04185",
     ),
     "first_hitting": Variant(
         "llada",
