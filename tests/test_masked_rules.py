@@ -959,3 +959,19 @@ def test_set_block_decoding_is_the_entropy_bound_without_a_cache(attention):
         np.testing.assert_array_equal(spent.num_calls, calls.num_calls)
         np.testing.assert_allclose(cached.log_probs, plain.log_probs, atol=1e-4)
         assert (spent.num_query_tokens < calls.num_query_tokens).all()
+
+
+# FreeCache.
+
+
+def test_a_reach_of_the_canvas_is_no_cache_and_a_short_one_shows():
+    sizes = {"steps": 4, "block_length": 4}
+    plain, calls = on_toy(methods.llada, **sizes, **SMALL)
+    whole = on_toy(methods.free_cache, reach=64, **sizes, **SMALL)
+    assert_same(whole, (plain, calls))
+    near, spent = on_toy(methods.free_cache, reach=4, **sizes, **SMALL)
+    assert (spent.num_calls == calls.num_calls).all()
+    assert (spent.num_query_tokens < calls.num_query_tokens).all()
+    assert np.abs(near.log_probs - plain.log_probs).max() > 1e-3
+    with pytest.raises(ValueError, match="reach=3 is less than block_length=4"):
+        methods.free_cache(MASKED, max_new_tokens=8, block_length=4, reach=3)

@@ -244,4 +244,7 @@ CASES = {
         **TINY,
     ),
     "pc_sampler": case("pc_sampler", "lossy", steps=5, **RARE),
+    "free_cache": case(
+        "free_cache", "lossy", steps=6, block_length=5, reach=5, **ON_MASKS
+    ),
 }

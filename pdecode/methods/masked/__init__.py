@@ -18,6 +18,7 @@ from pdecode.methods.masked.eb_sampler import eb_sampler
 from pdecode.methods.masked.eoser import eoser
 from pdecode.methods.masked.fast_dllm import fast_dllm
 from pdecode.methods.masked.fast_dllm_v2 import fast_dllm_v2
+from pdecode.methods.masked.free_cache import free_cache
 from pdecode.methods.masked.freedave import freedave
 from pdecode.methods.masked.genmol import genmol
 from pdecode.methods.masked.guided_diffusion import guided_diffusion
@@ -59,6 +60,7 @@ __all__ = [
     "eoser",
     "fast_dllm",
     "fast_dllm_v2",
+    "free_cache",
     "freedave",
     "genmol",
     "guided_diffusion",
