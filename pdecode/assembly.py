@@ -61,10 +61,15 @@ def assemble(
         )
     found, models, trees = [model_name], [target], [params]
     for role in roles[1:]:
+        wanted = knobs.needs(recipe.method).get(role, "next")
+        if wanted not in (*KINDS, "heads"):
+            raise ValueError(
+                f"{recipe.label} needs a {role}, which no model folder holds: make "
+                "its record and params in Python and call pdecode.run"
+            )
         name, second, tree, words = _second(
             role, recipe, model_name, drafter, dtype, mesh
         )
-        wanted = knobs.needs(recipe.method).get(role, "next")
         if isinstance(second, Model) and second.predicts != wanted:
             raise ValueError(
                 f"{recipe.label} needs {KINDS[wanted][0]} as its drafter, but {name} "

@@ -524,6 +524,13 @@ class Codes(NamedTuple):
     name: str = "codes"
 
 
+class Background(NamedTuple):
+    """How frequent each token is anyway; its params are float32 [V], which sum to 1."""
+
+    vocab_size: int
+    name: str = "background"
+
+
 class Guard(NamedTuple):
     """Watches what a row says so far, one row at a time.
 

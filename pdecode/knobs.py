@@ -24,7 +24,15 @@ import jax
 import jax.numpy as jnp
 
 from pdecode import names
-from pdecode.contracts import Codes, DraftHeads, Filter, Guard, Judge, Model
+from pdecode.contracts import (
+    Background,
+    Codes,
+    DraftHeads,
+    Filter,
+    Guard,
+    Judge,
+    Model,
+)
 
 MOST = 2**24  # of a Size, which is a length of arrays
 
@@ -68,8 +76,14 @@ UniformModel = Annotated[Model, Needs("uniform")]
 
 
 # Networks that are no `Model`.
-_SMALL = {DraftHeads: "heads", Filter: "filter", Judge: "judge", Codes: "codes"}
-_SMALL = {DraftHeads: "heads", Filter: "filter", Guard: "guard"}
+_SMALL = {
+    DraftHeads: "heads",
+    Filter: "filter",
+    Judge: "judge",
+    Codes: "codes",
+    Guard: "guard",
+    Background: "background",
+}
 
 
 class Variant(NamedTuple):
@@ -112,10 +126,8 @@ def used(method: Callable, values: dict[str, Any]) -> dict[str, Any]:
 def needs(method: Callable) -> dict[str, str]:
     """What each model of `method` must predict, by role.
 
-    Draft heads are "heads", a filter is a "filter", a judge a "judge" and codes are
-    "codes". A role without `Needs` is not listed.
-    What is no model has a word of its own: "heads", "filter", "guard". A role without
-    `Needs` is not listed.
+    What is no model has a word of its own: "heads", "filter", "judge", "codes",
+    "guard", "background". A role without `Needs` is not listed.
     """
     hints = typing.get_type_hints(method, include_extras=True)
     found = {}

@@ -1,5 +1,6 @@
 """Commit rules, schedules, stops and lenses of the masked family, each by its paper."""
 
+import dataclasses
 import functools
 import importlib
 import math
@@ -12,6 +13,7 @@ import pytest
 from pdecode import methods, prompts
 from pdecode.contracts import (
     STOPPED_BY,
+    Background,
     Embedding,
     Filter,
     Guard,
@@ -729,10 +731,9 @@ def test_certainty_is_a_weighted_share_of_known_neighbours():
 
 
 def test_no_delimiter_is_a_block_of_the_default_length():
-    # The mask is in this law, and on the toy it has most of it.
-    plain = on_toy(methods.fast_dllm, block_length=4, knobs={"threshold": 0.05})
+    plain = on_toy(methods.fast_dllm, block_length=4, knobs={"threshold": 0.4})
     assert (plain[1].num_calls < 8).any()
-    values = {"threshold": 0.05, "delimiter_threshold": 2.0}
+    values = {"threshold": 0.4, "delimiter_threshold": 2.0}
     sizes = {"block_length": 4, "delimiter_ids": (0, 1)}
     assert_same(on_toy(methods.adablock, knobs=values, **sizes), plain)
     low = on_toy(
@@ -912,3 +913,65 @@ def test_a_certain_mask_is_its_token():
 def test_a_model_without_embeddings_is_refused():
     with pytest.raises(ValueError, match="and no embeddings: use a transformer"):
         methods.latent_refinement(MASKED, max_new_tokens=8)
+
+
+# PC-Sampler and set block decoding.
+
+
+def test_trivial_tokens_wait_and_the_front_goes_first():
+    frequency = jnp.array([0.9, 0.1, 1e-12, 0.0, 0.0])
+    token, log_prob = jnp.array([0, 1, 2, 1]), np.log([0.9, 0.5, 0.4, 0.6])
+    here = row([True] * 4)
+    place = np.arange(4)
+    for pull, clip in ((0.25, 10.0), (0.0, 10.0), (3.0, 10.0), (0.0, 0.5)):
+        score = np.exp(-pull * place) * np.minimum(
+            -np.exp(log_prob) * np.log(np.asarray(frequency)[token] + 1e-9), clip
+        )
+        best = np.argsort(-score, kind="stable")[:2]
+        rule = rule_of(
+            methods.pc_sampler, MASKED, Background(VOCAB + 1), steps=2,
+            lambda_val=pull, alpha=clip,
+        )  # fmt: skip
+        got = chosen(rule, here, frequency, token=token, log_prob=log_prob)
+        assert got == sorted(best.tolist()), (pull, clip)
+    # Control: by confidence alone the trivial token is first.
+    assert 0 in chosen(commit.quota(commit.order("low_confidence"), 2), here,
+                       token=token, log_prob=log_prob)  # fmt: skip
+    with pytest.raises(ValueError, match="the background has 3 frequencies"):
+        methods.pc_sampler(MASKED, Background(3), max_new_tokens=8)
+
+
+@pytest.mark.parametrize("attention", ["block_causal", "bidirectional"])
+def test_set_block_decoding_is_the_entropy_bound_without_a_cache(attention):
+    """Exact where blocks see nothing behind them; elsewhere the cache must show."""
+    is_exact = attention == "block_causal"
+    config = dataclasses.replace(
+        TINY, attention=attention, block_len=4 if is_exact else None
+    )
+    given = {"model": transformer.make_model(config), "params": SMALL["params"]}
+    sizes = {} if is_exact else {"block_length": 4}
+    method, settings = variants.resolve("set_block_decoding")
+    knobs = {"gamma": 0.5}
+    cached, spent = on_toy(method, knobs=knobs, **given, **sizes, **settings)
+    plain, calls = on_toy(method, knobs=knobs, **given, **sizes)
+    assert np.array_equal(cached.tokens, plain.tokens) == is_exact
+    if is_exact:
+        np.testing.assert_array_equal(spent.num_calls, calls.num_calls)
+        np.testing.assert_allclose(cached.log_probs, plain.log_probs, atol=1e-4)
+        assert (spent.num_query_tokens < calls.num_query_tokens).all()
+
+
+# FreeCache.
+
+
+def test_a_reach_of_the_canvas_is_no_cache_and_a_short_one_shows():
+    sizes = {"steps": 4, "block_length": 4}
+    plain, calls = on_toy(methods.llada, **sizes, **SMALL)
+    whole = on_toy(methods.free_cache, reach=64, **sizes, **SMALL)
+    assert_same(whole, (plain, calls))
+    near, spent = on_toy(methods.free_cache, reach=4, **sizes, **SMALL)
+    assert (spent.num_calls == calls.num_calls).all()
+    assert (spent.num_query_tokens < calls.num_query_tokens).all()
+    assert np.abs(near.log_probs - plain.log_probs).max() > 1e-3
+    with pytest.raises(ValueError, match="reach=3 is less than block_length=4"):
+        methods.free_cache(MASKED, max_new_tokens=8, block_length=4, reach=3)

@@ -4,10 +4,8 @@ import jax
 import jax.numpy as jnp
 
 from cases import CAUSAL, EOS, MASKED, NEAR, ON_BLOCKS, ON_MASKS, TARGET, VOCAB, case
-from pdecode.contracts import Guard
+from pdecode.contracts import Background, Guard
 from pdecode.models import filters, transformer
-
-# Where a law has the mask in it, the toy's mask leaves its tokens no more than 0.12.
 
 # Untrained: some positions pass, others do not.
 FILTERED = {
@@ -44,6 +42,13 @@ GUARDED = {
     "params": {"model": TARGET, "guard": jnp.int32(2)},
 }
 
+RARE = {
+    "model": (MASKED, Background(VOCAB + 1)),
+    "params": {
+        "model": TARGET,
+        "background": jnp.array([0.4, 0.3, 0.2, 0.1, 0.0]),
+    },
+}
 JUDGED = {"model": (MASKED, CAUSAL), "params": {"model": TARGET, "judge": NEAR}}
 
 CASES = {
@@ -108,7 +113,7 @@ CASES = {
         "lossy",
         block_length=5,
         radius=2,
-        knobs={"threshold": 0.08, "relaxed_threshold": 0.05},
+        knobs={"threshold": 0.8, "relaxed_threshold": 0.5},
         **ON_MASKS,
     ),
     "dimple": case("dimple", "lossy", steps=6, alg="topk_margin", **ON_MASKS),
@@ -134,7 +139,7 @@ CASES = {
         "hierarchical",
         "lossy",
         block_length=5,
-        knobs={"threshold": 0.08, "low_threshold": 0.05},
+        knobs={"threshold": 0.8, "low_threshold": 0.4},
         **ON_MASKS,
     ),
     "adablock": case(
@@ -142,7 +147,7 @@ CASES = {
         "lossy",
         delimiter_ids=(2,),
         block_length=4,
-        knobs={"threshold": 0.06, "delimiter_threshold": 0.05},
+        knobs={"threshold": 0.6, "delimiter_threshold": 0.4},
         **ON_MASKS,
     ),
     "audited": case("audited", "lossy", refusal_ids=(1, 0), steps=5, **GUARDED),
@@ -154,7 +159,7 @@ CASES = {
         "lossy",
         alg="confidence_threshold",
         block_length=5,
-        knobs={"threshold": 0.09},
+        knobs={"threshold": 0.6},
         **ON_MASKS,
     ),
     "wino": case(
@@ -241,5 +246,8 @@ CASES = {
     "assd": case("assd", "lossy", num_draft=3, **ON_MASKS),
     "magnet": case(
         "magnet", "lossy", decoding_steps=(3, 2), span_len=2, max_calls=5, **ON_MASKS
+    "pc_sampler": case("pc_sampler", "lossy", steps=5, **RARE),
+    "free_cache": case(
+        "free_cache", "lossy", steps=6, block_length=5, reach=5, **ON_MASKS
     ),
 }

@@ -19,6 +19,7 @@ from pdecode.methods.masked.eb_sampler import eb_sampler
 from pdecode.methods.masked.eoser import eoser
 from pdecode.methods.masked.fast_dllm import fast_dllm
 from pdecode.methods.masked.fast_dllm_v2 import fast_dllm_v2
+from pdecode.methods.masked.free_cache import free_cache
 from pdecode.methods.masked.freedave import freedave
 from pdecode.methods.masked.genmol import genmol
 from pdecode.methods.masked.guided_diffusion import guided_diffusion
@@ -35,6 +36,7 @@ from pdecode.methods.masked.magnet import magnet
 from pdecode.methods.masked.maskgit import maskgit
 from pdecode.methods.masked.mdlm import mdlm
 from pdecode.methods.masked.mmm import mmm
+from pdecode.methods.masked.pc_sampler import pc_sampler
 from pdecode.methods.masked.prophet import prophet
 from pdecode.methods.masked.rcr import rcr
 from pdecode.methods.masked.refine import refine
@@ -61,6 +63,7 @@ __all__ = [
     "eoser",
     "fast_dllm",
     "fast_dllm_v2",
+    "free_cache",
     "freedave",
     "genmol",
     "guided_diffusion",
@@ -77,6 +80,7 @@ __all__ = [
     "maskgit",
     "mdlm",
     "mmm",
+    "pc_sampler",
     "prophet",
     "rcr",
     "refine",
@@ -136,6 +140,12 @@ VARIANTS = {
         "remdm",
         {"variant": "conf"},
         "reopens tokens that were unlikely when committed, arXiv:2503.00307",
+    ),
+    "set_block_decoding": Variant(
+        "eb_sampler",
+        {"cache": "dual"},
+        "the entropy bound inside the next block, over a cache that is exact for "
+        "block-causal models, Gat et al., arXiv:2509.04185",
     ),
     "first_hitting": Variant(
         "llada",
