@@ -205,6 +205,15 @@ def test_repeated_call_runs(is_canvas):
     assert (np.asarray(log_prob) < 0).all()
 
 
+def test_a_ratio_is_of_neighbours():
+    """A machine that became ten times slower changes no ratio."""
+    first = fake_row(num_committed=100)
+    timed = evals_rows.Timed([], [], [1.0, 10.0, 2.0], [2.0, 20.0, 1.0])
+    found = evals_rows.ratios(timed, 200, first)
+    assert found == pytest.approx((2.5, 4.0, 4.0))  # of 4, 4 and 1
+    assert evals_rows.ratios(timed, 200, None) == (1, 1, 1)
+
+
 # Drafters are counted, and priced as wide as they were.
 
 
@@ -243,7 +252,7 @@ def test_a_chain_of_five_drafts_costs_five_calls_and_six_lanes_a_round():
     )
     # As `compare` says it: a round is a target call.
     decoded = programs_module.Decoded(*seen[-1], prefill_s=0.1, decode_s=0.2)
-    counts = evals_rows.counted(evals_rows.Timed([decoded], [0.1], [0.2]), 8, True)
+    counts = evals_rows.counted(evals_rows.Timed([decoded], [0.1], [0.2], []), 8, True)
     assert counts["drafter_calls"] == 5 and counts["drafter_queries_computed"] == 6
     assert 5 < counts["drafter_queries"] < 6 and counts["prefill_drafter_calls"] == 1
     row = fake_row(**counts)
@@ -300,8 +309,9 @@ def fake_row(**changed) -> evals_rows.Row:
     row = evals_rows.Row(
         name="autoregressive", settings={}, guarantee="lossless", temperature=0.0,
         tokens_per_call=1.0, calls_per_row=48.0, queries_per_token=1.0,
-        queries_per_token_computed=1.0, mean_accepted=0.0, tokens_per_s=1000.0,
-        ratio=1.0, prefill_s=0.1, decode_s=(0.1,), compile_s=2.0, num_cached=0,
+        queries_per_token_computed=1.0, num_committed=384, mean_accepted=0.0,
+        tokens_per_s=1000.0, ratio=1.0, prefill_s=0.1, decode_s=(0.1,),
+        compile_s=2.0, num_cached=0,
         identical="yes", differences={"near_ties": [], "mismatches": []},
         bits_per_byte=1.0, distinct_4=0.5, exact_match=0.5, white_space=0.2,
     )  # fmt: skip

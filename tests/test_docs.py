@@ -10,7 +10,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 
 
 @pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md"])
-def test_python_blocks_run(name):
+def test_python_blocks_run_and_print_what_they_say(name, capsys):
     text = (ROOT / name).read_text()
     blocks = re.findall(r"^```python\n(.*?)^```", text, re.S | re.M)
     assert blocks
@@ -18,3 +18,5 @@ def test_python_blocks_run(name):
     with jax.numpy_rank_promotion("allow"):
         for block in blocks:
             exec(compile(block, name, "exec"), namespace)
+    said = re.findall(r"^# prints (.*)$", "".join(blocks), re.M)
+    assert capsys.readouterr().out.splitlines() == said

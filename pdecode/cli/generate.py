@@ -32,6 +32,8 @@ def run(args) -> int:
             begin += len(part.row_ids)
     if not bad or args.allow_not_finite:
         return 0
+    if out is None:  # process 0 says it
+        return NOT_FINITE
     print(
         f"pdecode: error: row {', '.join(bad)} ended where the model says what is no "
         "number (not_finite): try another --dtype, check the weights, or take what is "

@@ -194,9 +194,9 @@ def _timing_lines(context: Context, rows: Sequence[Row]) -> list[str]:
         "tokens are counted up to EOS; prefill, compiling and warm-up are apart. comp. "
         "*: from the cache on disk.",
         "times: medians of "
-        f"{min((len(row.decode_s) for row in rows), default=0)} or more repeats; "
-        "middle half: what is left of the ratio without the slowest and fastest "
-        "quarters.",
+        f"{min((len(row.decode_s) for row in rows), default=0)} or more repeats, the "
+        "first method timed anew beside each; middle half: without the slowest and "
+        "fastest quarters.",
         "drafter/call: calls of the drafter's own model a target call, and its queries "
         "asked for and computed.",
     ]

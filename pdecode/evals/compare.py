@@ -3,7 +3,8 @@
 Every method decodes the same prompts in the same batches through the same loop. Two
 methods compile at a time, in threads, while the ones before them are judged; timing
 runs alone. Prefill, compile and warm-up are apart from decoding; tokens behind EOS are
-not counted; wall times are medians of repeats, each over all prompts.
+not counted; wall times are medians of repeats, each over all prompts; ratios are to the
+first method, timed anew beside every repeat.
 """
 
 import time
@@ -163,6 +164,7 @@ def race(
     generator to stop early.
     """
     baseline: Judged | None = None
+    first: tuple[Entry, programs_module.Programs] | None = None
     pool = ThreadPoolExecutor(NUM_COMPILED, thread_name_prefix=COMPILER)
     spent |= dict.fromkeys(("compile", "wait", "timing", "judging"), 0.0)
     groups = [
@@ -185,7 +187,9 @@ def race(
             began = time.perf_counter()
             programs = [future.result() for future in pending]
             waited = time.perf_counter()
-            timed = [_timed(context, *pair) for pair in zip(group, programs)]
+            if first is None:
+                first = group[0], programs[0]
+            timed = [_timed(context, *pair, first) for pair in zip(group, programs)]
             ended = time.perf_counter()
             pending = submit(groups[number + 1]) if number + 1 < len(groups) else []
             spent["compile"] += sum(each.compile_s for each in programs)
@@ -317,20 +321,31 @@ def _compiled(context: Context, entry: Entry) -> programs_module.Programs:
     )
 
 
-def _timed(context: Context, entry: Entry, programs: programs_module.Programs) -> Timed:
-    """One warm-up of one batch, then repeats of all batches."""
+def _timed(
+    context: Context,
+    entry: Entry,
+    programs: programs_module.Programs,
+    first: tuple[Entry, programs_module.Programs],
+) -> Timed:
+    """One warm-up of one batch, then repeats of all, the first method's beside each."""
     key = rng.key(context.settings.seed)
     if context.settings.mesh is not None:
         key = sharding.replicate(key, context.settings.mesh)
-    programs_module.timed(programs, entry.params, context.batches[0], key)
-    prefills, decodes = [], []
-    while len(decodes) < MIN_REPEATS or (
-        len(decodes) < MAX_REPEATS and sum(decodes) < REPEAT_BUDGET_S
-    ):
-        last = [
+
+    def once(entry: Entry, programs) -> list[programs_module.Decoded]:
+        return [
             programs_module.timed(programs, entry.params, batch, key)
             for batch in context.batches
         ]
+
+    programs_module.timed(programs, entry.params, context.batches[0], key)
+    last, prefills, decodes, beside = [], [], [], []
+    while len(decodes) < MIN_REPEATS or (
+        len(decodes) < MAX_REPEATS and sum(decodes) < REPEAT_BUDGET_S
+    ):
+        last = once(entry, programs)
         prefills.append(sum(each.prefill_s for each in last))
         decodes.append(sum(each.decode_s for each in last))
-    return Timed(last, prefills, decodes)
+        if entry is not first[0]:
+            beside.append(sum(each.decode_s for each in once(*first)))
+    return Timed(last, prefills, decodes, beside)

@@ -23,9 +23,10 @@ class Row(NamedTuple):
     calls_per_row: float
     queries_per_token: float  # asked for
     queries_per_token_computed: float  # padding lanes included
+    num_committed: int  # tokens of all rows
     mean_accepted: float | None  # drafted tokens kept a call, the next token apart
     tokens_per_s: float  # of decoding alone, the median of the repeats
-    ratio: float  # of tokens_per_s to the first row's
+    ratio: float  # of tokens a second to the first method's, timed beside it; median
     prefill_s: float  # median, all batches
     decode_s: tuple[float, ...]  # repeats, all batches
     compile_s: float
@@ -37,7 +38,7 @@ class Row(NamedTuple):
     exact_match: float | None
     white_space: float | None = None  # share of the text's characters
     tokens_per_s_half: tuple[float, float] = (0.0, 0.0)  # the middle half of repeats
-    ratio_half: tuple[float, float] = (0.0, 0.0)  # as far as both halves allow
+    ratio_half: tuple[float, float] = (0.0, 0.0)  # the middle half of these ratios
     queries_per_call: float = 1.0  # computed
     drafter_calls: float = 0.0  # a round: calls of the drafter's own model
     drafter_queries: float = 0.0  # a round, asked for
@@ -65,6 +66,7 @@ class Timed(NamedTuple):
     decodes: list[programs_module.Decoded]  # of the last repeat
     prefill_s: list[float]
     decode_s: list[float]
+    beside_s: list[float]  # the first method's, timed anew beside each of them
 
 
 class Judging(NamedTuple):
@@ -104,24 +106,17 @@ def judged(
     bits, margins, same = _quality(entry, made, against, baseline)
     low, middle, high = np.percentile(timed.decode_s, (25, 50, 75))
     committed = totals(timed)["num_committed"]
-    half = (committed / high, committed / low)
-    first = None if baseline is None else baseline.row
-    rate = committed / middle
+    ratio = ratios(timed, committed, None if baseline is None else baseline.row)
     row = Row(
         name=entry.name,
         settings=entry.settings,
         guarantee=entry.guarantee,
         temperature=entry.temperature,
-        tokens_per_s=rate,
-        tokens_per_s_half=half,
-        ratio=1.0 if first is None else rate / first.tokens_per_s,
-        # The least and most that the two middle halves allow.
-        ratio_half=(1.0, 1.0)
-        if first is None
-        else (
-            half[0] / first.tokens_per_s_half[1],
-            half[1] / first.tokens_per_s_half[0],
-        ),
+        num_committed=committed,
+        tokens_per_s=committed / middle,
+        tokens_per_s_half=(committed / high, committed / low),
+        ratio=ratio[1],
+        ratio_half=(ratio[0], ratio[2]),
         prefill_s=statistics.median(timed.prefill_s),
         decode_s=tuple(timed.decode_s),
         compile_s=programs.compile_s,
@@ -140,6 +135,19 @@ def judged(
         **counted(timed, len(texts), entry.models[0].predicts == "next"),
     )
     return Judged(row, made.with_eos, margins)
+
+
+def ratios(timed: Timed, committed: int, first: Row | None) -> tuple[float, ...]:
+    """Lower quartile, median and upper quartile of the speeds over the first method's.
+
+    Each repeat is held against one of the first method's beside it: a machine that
+    slows down for a while slows both.
+    """
+    if first is None:
+        return 1.0, 1.0, 1.0
+    pairs = np.array(timed.beside_s) / np.array(timed.decode_s)
+    found = np.percentile(pairs * committed / first.num_committed, (25, 50, 75))
+    return tuple(float(each) for each in found)
 
 
 def counted(timed: Timed, num_rows: int, is_draft: bool) -> dict[str, Any]:
