@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 from pdecode import methods, prompts
 from pdecode.decode import run
@@ -22,7 +23,7 @@ OPTIMIZER = optax.adam(1e-2)
 PROMPT = prompts.from_rows([[i % 8, (3 * i) % 8] for i in range(32)], max_new=14)
 
 
-def sharp(seed, scale=3.0):
+def sharp(seed, scale=2.0):
     """Random parameters, far enough from zero for laws that differ."""
     params = transformer.init(CONFIG, jax.random.key(seed))
     return jax.tree.map(lambda leaf: leaf * scale, params)
@@ -51,22 +52,24 @@ def decode(target, drafter, seed):
     return out, (np.asarray(stats.num_committed).sum() - calls) / calls
 
 
+@pytest.mark.thorough
 def test_a_drafter_that_follows_keeps_what_one_left_behind_loses():
     first, last = sharp(0), sharp(1)
     frozen, follower = first, online.begin(first, OPTIMIZER)
     even = jnp.ones(len(PROMPT.lengths))
     left, kept = [], []
-    for step, share in enumerate(np.linspace(0, 1, 4)):
+    for step, share in enumerate(np.linspace(0, 0.5, 4)):
         target = between(first, last, share)
         out, accepted = decode(target, follower.params, step)
         kept.append(accepted)
         left.append(decode(target, frozen, step)[1])
-        for _ in range(20):
+        for _ in range(30):
             follower, _ = follow(OPTIMIZER, follower, target, out, even)
     kept.append(decode(target, follower.params, 9)[1])
     left.append(decode(target, frozen, 9)[1])
-    assert left[0] == kept[0] > 2.5, (kept, left)  # the target itself drafts
-    assert left[-1] < left[0] - 1, (kept, left)
+    # At first the target itself drafts: 4 + 4 + 4 + 2 tokens of 14 in four calls.
+    assert left[0] == kept[0] == 2.5, (kept, left)
+    assert left[-1] < 0.5, (kept, left)
     assert kept[-1] > left[-1] + 0.5, (kept, left)
 
 
