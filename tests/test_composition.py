@@ -70,6 +70,17 @@ STOPS = {
 ROLES = (LENSES, COMMITS, REMASKS, EDITS, WINDOWS, STOPS)
 EVERY = list(itertools.product(*ROLES))
 FEW = random.Random(5).sample(EVERY, 6)
+# Parts that only these few lines try.
+REMASKS["least sure"] = remask.least_sure(lambda row: row.step % 2)
+WINDOWS["delayed"] = {"window": windows.delayed, "refresh": windows.every(3)}
+WINDOWS["shadowed"] = {"window": windows.shadowed}
+WINDOWS["open"] = {"window": windows.open_blocks(2), "refresh": windows.at_block_start}
+FEW += [
+    ("credit", "threshold", "least sure", "rethink", "delayed", "gap"),
+    ("none", "entropy bound", "least sure", "none", "shadowed", "end of text"),
+    ("credit", "quota", "doubt", "rethink", "shadowed", "none"),
+    ("none", "threshold", "chance", "rethink", "open", "end of text"),
+]
 
 
 def made_of(names):
@@ -161,6 +172,11 @@ UNFIT = [
     ({"fill": STOPS["gap"]["stop"]}, "nothing to fill: set stop or max_steps"),
     ({"window": windows.active_block, "blocks": None}, "needs blocks: set block_len"),
     ({"window": _probing, "refresh": windows.at_block_start}, "cannot be refreshed"),
+    ({"settle": 3}, "settle=3 waits for edits"),
+    (
+        {"window": windows.unit, "refresh": windows.finished(blocks.absolute(4))},
+        "keeps finished blocks, but toy has bidirectional",
+    ),
     ({"edit": EDITS["rethink"]._replace(wants=("sure",))}, "no leaf of Prediction"),
     (
         {"lenses": (lenses.credit(2, 1, 1, 1)._replace(role="credit"),)},

@@ -36,6 +36,7 @@ def tiny(**changes):
 
 CAUSAL = tiny()
 MASKED = tiny(attention="bidirectional", predicts="masked")
+IN_BLOCKS = tiny(attention="block_causal", block_len=4, predicts="masked")
 # Unequal rows, so that every per-row path is taken.
 PROMPT = prompts.from_rows([[1, 2, 3], [4], [5, 6, 7, 8, 9], [1, 1]], max_new=14)
 
@@ -53,6 +54,8 @@ PROMPT = prompts.from_rows([[1, 2, 3], [4], [5, 6, 7, 8, 9], [1, 1]], max_new=14
         ),
         (methods.llada, MASKED, {}),
         (methods.fast_dllm, MASKED, {"cache": "dual", "block_length": 7}),
+        (methods.fast_dllm, IN_BLOCKS, {"cache": "dual"}),
+        (methods.assd, MASKED, {"num_draft": 3}),
         (methods.any_order, MASKED, {"steps": 5}),
     ],
 )

@@ -324,6 +324,12 @@ def _checked(
         raise ValueError("a remask rule needs max_steps: it may undo every commit")
     if fill is not None and stop is None and max_steps is None:
         raise ValueError("fill has nothing to fill: set stop or max_steps")
+    if refresh is not None and refresh.has_prefill:
+        if model.attention != "block_causal":
+            raise ValueError(
+                f"the refresh keeps finished blocks, but {model.name} has "
+                f"{model.attention} attention: use windows.at_block_start"
+            )
     if settle and rules[2] is None:
         raise ValueError(f"{settle=} waits for edits: give an edit rule")
     parts = [part for part in (*rules, stop, fill, truncate) if part is not None]
