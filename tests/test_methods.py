@@ -149,7 +149,7 @@ def test_no_retrace_when_a_knob_changes(name):
 
 def test_a_retrace_is_caught():
     """Negative control: another shape traces the method again."""
-    table.base("autoregressive", 0.0)
+    table.decode("autoregressive", table.prompt(), 0.0)
     with pytest.raises(AssertionError, match="traced > 1 times"):
         table.decode("autoregressive", table.prompt(width=WIDTH - 1), 0.0)
 

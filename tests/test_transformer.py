@@ -58,9 +58,9 @@ VARIANTS = {
 }
 
 
-@functools.partial(jax.jit, static_argnames=("model", "layers"))
-def apply(model, params, query, cache, layers=None):
-    return model.apply(params, query, cache, layers=layers)
+@functools.partial(jax.jit, static_argnames=("model",))
+def apply(model, params, query, cache):
+    return model.apply(params, query, cache)
 
 
 @functools.cache
@@ -232,28 +232,18 @@ def test_packed_segments_equal_their_parts():
             np.testing.assert_allclose(packed[:, first:last], alone, atol=1e-5)
 
 
-def test_taps_and_partial_layers():
-    config = dataclasses.replace(TINY, taps=("embed", "layer_1"))
+def test_taps_are_the_stream_between_layers():
+    config = dataclasses.replace(TINY, taps=("embed", "layer_2"))
     model, params, tokens, cache = setup(config)
     query = causal_query(tokens, 0)
-    want, full = apply(model, params, query, cache)
-    assert set(want.taps) == {"embed", "layer_1"}
-    np.testing.assert_array_equal(want.taps["embed"], params["embed"][tokens])
-    first, part = apply(model, params, query, cache, layers=(0, 2))
-    np.testing.assert_allclose(first.taps["layer_1"], want.taps["layer_1"], atol=1e-6)
-    np.testing.assert_array_equal(part[2]["k"], 0)
-    norm = init(TINY)["norm"]["weight"]
-    stream = first.taps["layer_1"]
+    found, _ = apply(model, params, query, cache)
+    assert set(found.taps) == {"embed", "layer_2"}
+    np.testing.assert_array_equal(found.taps["embed"], params["embed"][tokens])
+    # The last layer's stream, normalised, is what comes out.
+    stream = found.taps["layer_2"]
     scale = jax.lax.rsqrt(jnp.mean(stream**2, -1, keepdims=True) + 1e-6)
-    np.testing.assert_allclose(
-        first.hidden, stream * scale * norm[None, None], atol=1e-5
-    )
-    rest = query._replace(extra=stream)
-    second, whole = apply(model, params, rest, part, layers=(2, 3))
-    np.testing.assert_allclose(second.hidden, want.hidden, atol=1e-5)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), whole, full)
-    with pytest.raises(ValueError, match="of a model with 3"):
-        apply(model, params, query, cache, layers=(0, 4))
+    wanted = stream * scale * params["norm"]["weight"][None, None]
+    np.testing.assert_allclose(found.hidden, wanted, atol=1e-5)
 
 
 def test_extra_is_added_where_there_is_one():
