@@ -103,6 +103,14 @@ EXACT = {
     "specinfer_without": lambda: paired(
         methods.specinfer, branching=(2, 2), draws="without_replacement"
     ),
+    "greedy_multi_draft": lambda: paired(
+        methods.specinfer, branching=(2, 2), draws="greedy"
+    ),
+    "spectr": lambda: paired(methods.spectr, num_drafts=3, num_draft=2),
+    "traversal": lambda: paired(methods.traversal_verification, branching=(2, 2)),
+    "sequoia": lambda: paired(
+        methods.sequoia, num_nodes=5, max_depth=3, rates=(60, 30)
+    ),
     "sjd": lambda: single(methods.sjd, window=3, transport="independent"),
     "mc_sjd": lambda: single(methods.sjd, window=3, transport="maximal"),
     "mc_sjd_repeat": lambda: single(
