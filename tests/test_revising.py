@@ -45,9 +45,9 @@ def decoded(decoder, params, prompt=ROWS, key=0):
     return jax.tree.map(np.asarray, program(params, prompt, jax.random.key(key)))
 
 
-# WINO. The mask has weight e^2 in the toy's law and is never drawn: with it in the
+# WINO. The mask has weight e^-2 in the toy's law and is never drawn: with it in the
 # softmax, as in LLaDA's, probabilities are so much smaller.
-SCALE = 1 / (1 + np.exp(2.0))
+SCALE = 1 / (1 + np.exp(-2.0))
 
 
 def test_a_probe_does_not_see_its_twin_and_is_not_seen():
