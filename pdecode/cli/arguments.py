@@ -132,10 +132,13 @@ def decode(args) -> dict[str, Any]:
 
 
 def prompts(args) -> Asked:
-    """The texts of --prompt, --prompt-file and --prompts, or ids of --prompt-ids."""
+    """The texts of --prompt, --prompt-file, --prompts and --class, or --prompt-ids."""
     if args.prompt is not None:
         given = [{"prompt": text} for text in args.prompt]
         return Asked(args.prompt, given, len(args.prompt) > 1)
+    if args.classes is not None:
+        texts = names(args.classes, "--class")
+        return Asked(texts, [{"prompt": t} for t in texts], len(texts) > 1)
     if args.prompt_file is not None:
         return Asked([read(args.prompt_file)], [], False)
     if args.prompts is not None:
@@ -256,7 +259,7 @@ def check_count(name: str, value: int) -> None:
 
 def bench(args) -> tuple[list[str], str]:
     """Shapes and dtype of the suite "hotpath"; refused where "loop" would drop them."""
-    if args.suite == "loop" and (args.shapes or args.dtype):
+    if args.suite != "hotpath" and (args.shapes or args.dtype):
         raise ValueError("--shapes and --dtype are for --suite hotpath")
     shapes = "3m,30m" if args.shapes is None else args.shapes
     return names(shapes, "--shapes"), args.dtype or "float32"

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pdecode import files
-from pdecode.cli import outcome
+from pdecode.cli import outcome, visual
 from pdecode.evals.bench import hotpath, loop
 from pdecode.models import shapes as known_shapes
 
@@ -23,9 +23,10 @@ def run(
     repeats: int | None,
     out: str | None,
 ) -> None:
-    """Runs "loop" or "hotpath"; ValueError for sizes, shapes or dtypes it lacks.
+    """Runs a suite; ValueError for sizes, shapes or dtypes it lacks.
 
-    `out` is a JSON file, written whole at the end; its folder must be there.
+    `out` is a JSON file, written whole at the end; its folder must be there. The suite
+    "visual" puts its plot and its sheets of samples beside it.
     """
     if repeats is None:
         repeats = 51 if suite == "loop" else 5
@@ -34,7 +35,9 @@ def run(
             raise ValueError(f"{name}={value} must be at least 1")
     if out and not os.path.isdir(os.path.dirname(out) or "."):
         raise ValueError(f"out={out} lies in no folder: make it first")
-    if suite == "loop":
+    if suite == "visual":
+        measured = visual.run(out)
+    elif suite == "loop":
         measured = _loop(batch_size, repeats)
     else:
         measured = _hotpath(shapes, dtype, batch_size, repeats)

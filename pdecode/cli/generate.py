@@ -23,13 +23,18 @@ def run(args) -> int:
         options = arguments.decode(args)
         asked = arguments.chat(args, arguments.prompts(args), options)
         job = generation.prepare(asked.rows, **options)
-        bad, begin = [], 0
+        bad, begin, drawn = [], 0, []
         for part in generation.slices(job, args.batch_size):
             made = _decoded(part, args)
             if out is not None:
                 _print(made, asked, begin, args, out)
             bad += [str(begin + index) for index in made.not_finite]
             begin += len(part.row_ids)
+            drawn += made.tokens
+        if out is not None and args.out is not None:
+            from pdecode.cli import visual
+
+            visual.save(args.out, drawn)
     if not bad or args.allow_not_finite:
         return 0
     if out is None:  # process 0 says it
@@ -94,6 +99,10 @@ def _check(args) -> None:
         raise ValueError("--watch shows one process: leave out --num-processes")
     if args.batch_size is not None:
         arguments.check_count("batch_size", args.batch_size)
+    if args.out is not None:
+        from pdecode.cli import visual
+
+        visual.check(args.out)
     if args.pace is not None and not args.watch:
         raise ValueError(f"--pace {args.pace} is for --watch: give both or neither")
     if args.pace is not None and not 0 <= args.pace <= 60:

@@ -117,6 +117,10 @@ def parser() -> argparse.ArgumentParser:
         help="a prompt a line, or .jsonl with prompt or ids",
     )
     source.add_argument("--prompt-ids", help="rows of ids, as [[1,2,3],[4,5]]")
+    source.add_argument(
+        "--class", dest="classes", help="of the image models: 7, or 0,1,2"
+    )
+    made.add_argument("--out", help="PNG file for the images of an image model")
     made.add_argument("--chat", action="store_true", help="ask for a reply")
     made.add_argument("--system", metavar="TEXT", help="--chat: what goes before it")
     made.add_argument("--batch-size", type=int, help="rows at a time (default: all)")
@@ -154,7 +158,7 @@ def parser() -> argparse.ArgumentParser:
     _add_processes(made, "on a folder that all share; a batch is split over them")
 
     made = add("bench", _bench, "benchmarks of the framework itself")
-    made.add_argument("--suite", choices=("loop", "hotpath"), default="loop")
+    made.add_argument("--suite", choices=("loop", "hotpath", "visual"), default="loop")
     made.add_argument("--batch-size", type=int, default=1)
     made.add_argument("--repeats", type=int, help="default: 51; 5 for hotpath decodes")
     made.add_argument(

@@ -51,13 +51,15 @@ class Sampler(NamedTuple):
 
     Epoch e lays the stream in a circle and cuts it into rows at its own offset, drawn
     from (seed, e), so that row edges move and no end is seen less than the middle.
-    What fills no row, and rows that fill no batch, are left out of that epoch.
+    What fills no row, and rows that fill no batch, are left out of that epoch. Of
+    records, rows that stand alone, none is cut: the offset is zero.
     """
 
     tokens: np.ndarray  # integer [N]
     row_len: int
     batch_size: int
     seed: int
+    is_records: bool = False
 
     @property
     def batches_per_epoch(self) -> int:
@@ -67,6 +69,7 @@ class Sampler(NamedTuple):
         """int32 [batch_size, row_len], the batch of a step counted from zero."""
         epoch, turn = divmod(step, self.batches_per_epoch)
         offset, order = _order(self.seed, epoch, len(self.tokens), self.row_len)
+        offset = 0 if self.is_records else offset
         chosen = order[turn * self.batch_size : (turn + 1) * self.batch_size]
         starts = offset + chosen * self.row_len
         index = starts[:, None] + np.arange(self.row_len)[None, :]
@@ -81,9 +84,16 @@ def _order(seed: int, epoch: int, length: int, row_len: int) -> tuple[int, np.nd
     return int(draw.integers(length)), draw.permutation(length // row_len)
 
 
-def sampler(tokens: np.ndarray, *, row_len: int, batch_size: int, seed: int) -> Sampler:
+def sampler(
+    tokens: np.ndarray,
+    *,
+    row_len: int,
+    batch_size: int,
+    seed: int,
+    is_records: bool = False,
+) -> Sampler:
     """A `Sampler`; ValueError if the stream is too short for one batch."""
-    made = Sampler(tokens, row_len, batch_size, seed)
+    made = Sampler(tokens, row_len, batch_size, seed, is_records)
     if made.batches_per_epoch < 1:
         need = batch_size * row_len
         raise ValueError(
@@ -123,12 +133,14 @@ def save(path: str | os.PathLike, tokens: np.ndarray) -> None:
         np.save(file, tokens)
 
 
-def load_split(split: str, data_dir: str | None = None) -> np.ndarray:
-    """The token stream of a split of the standard library corpus, uint16 [N].
+def load_split(
+    split: str, data_dir: str | None = None, data: str = "code"
+) -> np.ndarray:
+    """The token stream of a split of "code" (the standard library) or "digits".
 
     A folder that holds `{split}.npy` (as `save` wrote it) is read as it is; any other
-    is where TensorFlow Datasets keeps, or now prepares, the corpus. Raises ValueError,
-    naming the file, for one that is no array.
+    is where TensorFlow Datasets keeps, or now prepares, the data. Returns uint16 [N];
+    raises ValueError, naming the file, for one that is no array.
     """
     if data_dir is not None:
         ready = pathlib.Path(data_dir) / f"{split}.npy"
@@ -137,6 +149,10 @@ def load_split(split: str, data_dir: str | None = None) -> np.ndarray:
                 return np.load(ready, mmap_mode="r")
             except (ValueError, EOFError, OSError) as error:
                 raise ValueError(f"{ready} is no .npy array: {error}") from None
+    if data == "digits":
+        from pdecode.data import digits
+
+        return digits.stream(split, data_dir)
     from pdecode.data import stdlib_code
 
     return stream(stdlib_code.documents(split, data_dir))

@@ -10,8 +10,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pdecode.data import packing
+from pdecode.models import digits
 
 SPLITS = ("train", "validation")
+# The data that a run may name, and the length of its records: rows that stand alone.
+# None: a text, which may be cut anywhere.
+RECORDS: dict[str, int | None] = {"code": None, "digits": digits.RECORD}
 
 
 class Text(NamedTuple):
@@ -21,6 +25,7 @@ class Text(NamedTuple):
     name: str  # of its split or file, for messages
     unit: str = "byte"  # what figures are divided by: "byte" or "token"
     given_ids: tuple[int, ...] = ()  # tokens that nobody predicts, such as BOS
+    record_len: int | None = None  # rows of so many tokens stand alone
 
     def is_unit(self, tokens: np.ndarray) -> np.ndarray:
         """bool, as `tokens`: what counts in the denominator of a figure."""
@@ -46,8 +51,8 @@ class Text(NamedTuple):
         return sum(int(is_counted(part).sum()) for part in parts)
 
 
-def read(data_dir: str | None) -> tuple[np.ndarray, np.ndarray]:
-    """Training and validation streams, integer [N], of a folder or of the library.
+def read(data_dir: str | None, data: str = "code") -> tuple[np.ndarray, np.ndarray]:
+    """Training and validation streams, integer [N], of a folder or of `data`.
 
     A folder that holds train.npy must hold validation.npy too: figures of one text on
     the model of another mean nothing. Raises ValueError, naming the file.
@@ -61,7 +66,7 @@ def read(data_dir: str | None) -> tuple[np.ndarray, np.ndarray]:
                 f"data_dir={data_dir} holds {there[0]}.npy but no {missing}.npy: put "
                 "both there (pdecode.data.packing.save), or neither"
             )
-    training, validation = (packing.load_split(name, data_dir) for name in SPLITS)
+    training, validation = (packing.load_split(name, data_dir, data) for name in SPLITS)
     return training, validation
 
 
@@ -80,6 +85,11 @@ def check(text: Text, *, vocab_size: int, mask_id: int | None, min_len: int) -> 
         raise ValueError(
             f"the {text.name} text has {len(tokens)} tokens and takes {min_len} at "
             "least (training: one batch); lower batch_size or row_len, or give more"
+        )
+    if text.record_len is not None and len(tokens) % text.record_len:
+        raise ValueError(
+            f"the {text.name} text has {len(tokens)} tokens, no whole records of "
+            f"{text.record_len}"
         )
     for is_bad, why in (
         (lambda part: (part < 0) | (part >= vocab_size), f"no id of {vocab_size=}"),

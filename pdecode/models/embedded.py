@@ -1,9 +1,11 @@
 """The small trained models that come with the package, by name.
 
 `target` autoregressive, `drafter` the same task much cheaper, `heads` blockwise heads
-on `target`, `diffusion` masked diffusion of the target's size. Each is a safetensors
-file (bfloat16) in pdecode/models/weights with a JSON record of what made it and what it
-reaches; configs/byte_NAME.py retrains it.
+on `target`, `diffusion` masked diffusion of the target's size; `digits_raster`,
+`digits_order` and `digits_masked` draw handwritten digits, and `digits` is the one of
+them that a method takes. Each is a safetensors file (bfloat16) in
+pdecode/models/weights with a JSON record of what made it and what it reaches;
+configs/byte_NAME.py, or configs/digits_NAME.py, retrains it.
 """
 
 import dataclasses
@@ -11,6 +13,7 @@ import hashlib
 import json
 import os
 import pathlib
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,19 +22,22 @@ import numpy as np
 import safetensors
 
 from pdecode.contracts import DraftHeads, Model, Params
+from pdecode.models import bytes as byte_text
 from pdecode.models import config as config_module
+from pdecode.models import digits, transformer, two_pass
 from pdecode.models import draft_heads as heads_module
-from pdecode.models import transformer
-from pdecode.models.bytes import ByteTokenizer, tokenizer
 
 NAMES = ("target", "drafter", "heads", "diffusion")
+NAMES += ("digits_raster", "digits_order", "digits_masked")
+# One name for models of one kind of data, of which a method takes the first it can.
+SETS = {"digits": ("digits_raster", "digits_order", "digits_masked")}
 DTYPES = {"BF16": ml_dtypes.bfloat16, "F32": np.float32}
 FOLDER = pathlib.Path(__file__).parent / "weights"
 
 
 def load(
     name: str, folder: pathlib.Path = FOLDER, *, dtype: str | None = None
-) -> tuple[Model | DraftHeads, Params, ByteTokenizer]:
+) -> tuple[Model | DraftHeads, Params, Any]:
     """(model, params, tokenizer); for "heads" the model is a `DraftHeads`.
 
     In float32, or `dtype`.
@@ -43,7 +49,14 @@ def load(
     params, record = read_from(name) if is_run(name) else read(name, folder)
     dtype = "float32" if dtype is None else config_module.checked_dtype(dtype)
     params = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), params)
-    return KINDS[holds(record)["kind"]](record, dtype), params, tokenizer
+    made = KINDS[holds(record)["kind"]](record, dtype)
+    return made, params, tokenizer_of(record)
+
+
+def tokenizer_of(record: dict) -> Any:
+    """Of the data that a record's model was trained on."""
+    is_digits = record["config"].get("data", "code") == "digits"
+    return digits.tokenizer if is_digits else byte_text.tokenizer
 
 
 def holds(record: dict) -> dict:
@@ -107,8 +120,14 @@ def read(name: str, folder: pathlib.Path = FOLDER) -> tuple[dict, dict]:
     except ValueError as error:
         raise ValueError(
             f"embedded model {name!r}: {error}; install pdecode again, or retrain with "
-            f"pdecode train --config configs/byte_{name}.py"
+            f"pdecode train --config {config_of(name)}"
         ) from None
+
+
+def config_of(name: str) -> str:
+    """The config that retrains an embedded model."""
+    is_digits = name in SETS["digits"]
+    return f"configs/{name if is_digits else f'byte_{name}'}.py"
 
 
 def read_from(source: str | os.PathLike) -> tuple[dict, dict]:
@@ -178,6 +197,9 @@ def transformer_config(record: dict) -> transformer.Config:
 # What a record's parameters may be -> what decodes with them, out of the record.
 KINDS = {
     "transformer": lambda record, dtype: transformer.make_model(
+        dataclasses.replace(transformer_config(record), dtype=dtype)
+    ),
+    "two_pass": lambda record, dtype: two_pass.make_model(
         dataclasses.replace(transformer_config(record), dtype=dtype)
     ),
     "draft_heads": lambda record, dtype: heads_module.make_heads(

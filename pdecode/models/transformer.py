@@ -123,7 +123,7 @@ def forward(
         index = jnp.arange(tokens.shape[1], dtype=jnp.int32)
         positions = jnp.broadcast_to(index, tokens.shape)
     query = Query(tokens, positions, positions, visible, extra, has_extra)
-    stream = _embed(config, params, query)
+    stream = embedded(config, params, query)
     if not train:
         return _run(config, params, query, stream, None)[0]
     if config.taps:
@@ -145,7 +145,7 @@ def forward(
         return stream, None
 
     stream, _ = jax.lax.scan(body, stream, stacked)
-    return Output(_final_norm(config, params, stream))
+    return Output(final_norm(config, params, stream))
 
 
 def sequence_visibility(
@@ -256,7 +256,7 @@ def _init_cache(config: Config, prompt: Prompt, num_slots: int) -> Cache:
 def _apply(
     config: Config, params: Params, query: Query, cache: Cache
 ) -> tuple[Output, Cache]:
-    return _run(config, params, query, _embed(config, params, query), cache)
+    return _run(config, params, query, embedded(config, params, query), cache)
 
 
 def _run(config, params, query, stream, cache) -> tuple[Output, Cache]:
@@ -269,7 +269,7 @@ def _run(config, params, query, stream, cache) -> tuple[Output, Cache]:
         )
         if f"layer_{layer}" in config.taps:
             taps[f"layer_{layer}"] = stream
-    return Output(_final_norm(config, params, stream), taps), tuple(caches)
+    return Output(final_norm(config, params, stream), taps), tuple(caches)
 
 
 def _layer(config, layer: int, block, query: Query, stream: Array, cache: Any):
@@ -302,7 +302,7 @@ def _table(config: Config, params: Params) -> Array:
     return _scaled(config, params["embed"])
 
 
-def _embed(config: Config, params: Params, query: Query) -> Array:
+def embedded(config: Config, params: Params, query: Query) -> Array:
     stream = _scaled(config, params["embed"][query.tokens])
     if config.rope is None:
         table = params["positions"]
@@ -315,7 +315,7 @@ def _embed(config: Config, params: Params, query: Query) -> Array:
     return stream
 
 
-def _final_norm(config: Config, params: Params, stream: Array) -> Array:
+def final_norm(config: Config, params: Params, stream: Array) -> Array:
     return parts.applied(parts.norm(config), params["norm"], stream)
 
 

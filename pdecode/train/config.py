@@ -5,6 +5,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from pdecode.data import texts
 from pdecode.models import bytes as text
 from pdecode.models.config import Config
 
@@ -62,6 +63,7 @@ class TrainConfig:
     seed: int = 0
     # Data. The last `long_steps` batches use whole rows; before them rows are cut to
     # `short_len`, which is cheaper and sees as many tokens.
+    data: str = "code"  # or "digits", whose rows are records that stand alone
     data_dir: str | None = None
     unit: str | None = (
         None  # "byte" or "token"; None: bytes if the vocabulary is theirs
@@ -145,6 +147,7 @@ class TrainConfig:
             ("forward", FORWARDS),
             ("matmul_dtype", DTYPES),
             ("unit", (None, *UNITS)),
+            ("data", tuple(texts.RECORDS)),
         ):
             value = getattr(self, field)
             if value not in known:
@@ -195,6 +198,15 @@ class TrainConfig:
             raise ValueError(
                 f"long_steps={self.long_steps} needs a short_len: without one every "
                 "step has whole rows"
+            )
+        record_len = texts.RECORDS[self.data]
+        if record_len is not None and (self.row_len, self.short_len) != (
+            record_len,
+            None,
+        ):
+            raise ValueError(
+                f"row_len={self.row_len} and short_len={self.short_len} cut records of "
+                f"data={self.data!r}: use row_len={record_len} and no short_len"
             )
         limit = self.model.max_positions
         if limit is not None and self.row_len > limit:

@@ -26,8 +26,15 @@ class Rows(NamedTuple):
 
 
 def rows(text: Text, row_len: int, stride: int, max_rows: int | None = None) -> Rows:
-    """Rows that score every token once; `max_rows` of them, spread evenly."""
-    tokens, scored = packing.windows(text.tokens, row_len, stride)
+    """Rows that score every token once; `max_rows` of them, spread evenly.
+
+    Records are rows as they are, and the first token of each is given.
+    """
+    if text.record_len is None:
+        tokens, scored = packing.windows(text.tokens, row_len, stride)
+    else:
+        tokens = text.tokens.reshape(-1, text.record_len).astype(np.int32)
+        scored = np.arange(text.record_len)[None] > np.zeros((len(tokens), 1))
     if max_rows is not None and max_rows < len(tokens):
         spread = np.linspace(0, len(tokens) - 1, max_rows).astype(int)
         tokens, scored = tokens[spread], scored[spread]

@@ -2,9 +2,17 @@
 
 from pdecode.knobs import Variant
 from pdecode.methods.visual.any_order import any_order
+from pdecode.methods.visual.arpg import arpg
+from pdecode.methods.visual.diagonal_decoding import diagonal_decoding
+from pdecode.methods.visual.lpd import lpd
+from pdecode.methods.visual.zipar import zipar
 
 __all__ = [
     "any_order",
+    "arpg",
+    "diagonal_decoding",
+    "lpd",
+    "zipar",
 ]
 
 VARIANTS = {
