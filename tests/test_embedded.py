@@ -10,16 +10,19 @@ import pytest
 
 from pdecode.data import packing, snippets
 from pdecode.models import bytes as text
-from pdecode.models import draft_heads, embedded
+from pdecode.models import digits, draft_heads, embedded
 from pdecode.train import losses
 
 MAX_BYTES = 12_000_000
 
 
+BYTES = [name for name in embedded.NAMES if name not in embedded.SETS["digits"]]
+
+
 @pytest.mark.parametrize("name", embedded.NAMES)
 def test_models_load_and_fit_their_record(name):
     model, params, tokenizer = embedded.load(name)
-    assert tokenizer is text.tokenizer
+    assert tokenizer is (text if name in BYTES else digits).tokenizer
     leaves = jax.tree.leaves(params)
     _, record = embedded.read(name)
     assert sum(leaf.size for leaf in leaves) == record["num_params"]
@@ -28,6 +31,10 @@ def test_models_load_and_fit_their_record(name):
     assert again is model  # static arguments compare by identity first
     if name == "heads":
         assert model.apply(params, jnp.ones((2, 192))).shape == (2, 6, 192)
+    elif name not in BYTES:
+        assert model.vocab_size == digits.VOCAB_SIZE
+        assert model.mask_id == digits.MASK_ID and model.eos_ids == ()
+        assert model.max_positions == digits.RECORD
     else:
         assert model.vocab_size == text.VOCAB_SIZE
         assert model.mask_id == text.MASK_ID and model.eos_ids == (text.EOS_ID,)
@@ -44,9 +51,11 @@ def record_width(record):
 def test_records_say_how_and_how_well():
     for name in embedded.NAMES:
         _, record = embedded.read(name)
-        for field in ("data_hash", "steps", "validation", "heldout", "ngram"):
+        for field in ("data_hash", "steps", "validation", "heldout"):
             assert record[field]
-        assert record["command"].startswith("pdecode train --config configs/byte_")
+        assert (name in BYTES) == bool(record.get("ngram"))
+        start = f"pdecode train --config {embedded.config_of(name)}"
+        assert record["command"].startswith(start)
         assert record["config"]["seed"] == 0
         assert "/" not in str(record["config"]["data_dir"])
     folder = embedded.FOLDER
@@ -77,6 +86,9 @@ def test_heads_guess_the_text_better_than_its_bytes_frequencies():
 def test_unknown_names_list_the_known_ones():
     with pytest.raises(ValueError, match="known: target, drafter, heads, diffusion"):
         embedded.load("verifier")
+    for name in set(embedded.SETS["digits"]) - set(embedded.NAMES):
+        with pytest.raises(ValueError, match=f"{name}' is not trained here: pdecode"):
+            embedded.load(name)
 
 
 def test_missing_and_truncated_files_say_so(tmp_path):

@@ -58,8 +58,6 @@ def save(path: str, rows: list[list[int]]) -> None:
     """
     from pdecode.evals import images
 
-    size = digits.SIDE**2
-    if any(len(row) != size or max(row) >= digits.NUM_LEVELS for row in rows):
+    if any(len(row) != digits.SIDE**2 for row in rows):
         raise ValueError(f"--out {path}: what was generated is no whole image")
-    levels = np.array(rows, np.uint8).reshape(-1, digits.SIDE, digits.SIDE)
-    images.sheet(path, levels, columns=min(10, len(rows)), scale=16)
+    images.sheet(path, digits.pictures(rows), columns=min(10, len(rows)), scale=16)

@@ -74,8 +74,9 @@ def shipped() -> tuple[np.ndarray, np.ndarray]:
             "the digits come with scikit-learn, which is not installed: "
             "pip install 'pdecode[images]'"
         ) from None
-    found = datasets.load_digits()
-    return found.images.astype(np.uint8), found.target.astype(np.int32)
+    pixels, labels = map(np.asarray, datasets.load_digits(return_X_y=True))
+    shape = (-1, digits.SIDE, digits.SIDE)
+    return pixels.reshape(shape).astype(np.uint8), labels.astype(np.int32)
 
 
 def images(split: str, data_dir: str | None = None) -> tuple[np.ndarray, np.ndarray]:

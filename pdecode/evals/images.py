@@ -81,8 +81,8 @@ def _scaled(images) -> jax.Array:
 def _layers(params, x) -> tuple[jax.Array, jax.Array]:
     """Last hidden layer and logits."""
     for layer in params[:-1]:
-        x = jax.nn.relu(x @ layer["w"] + layer["b"])
-    return x, x @ params[-1]["w"] + params[-1]["b"]
+        x = jax.nn.relu(x @ layer["w"] + layer["b"][None])
+    return x, x @ params[-1]["w"] + params[-1]["b"][None]
 
 
 def worth(by: Judge, images: np.ndarray, classes: np.ndarray) -> Worth:

@@ -45,21 +45,30 @@ class DigitTokenizer(NamedTuple):
         return [FIRST_CLASS + int(text)]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """A drawing of grey levels, a line for each row of pixels; others are dropped.
+        """A drawing, a line for each row of pixels.
 
         Raises ValueError for a negative id, which is no token.
         """
-        levels = [int(i) for i in np.asarray(list(ids), dtype=np.int64).ravel()]
-        if levels and min(levels) < 0:
-            raise ValueError(f"token ids must be >= 0, but got {min(levels)}")
-        drawn = [self.pixel(level) for level in levels if level < NUM_LEVELS]
+        found = [int(i) for i in np.asarray(list(ids), dtype=np.int64).ravel()]
+        if found and min(found) < 0:
+            raise ValueError(f"token ids must be >= 0, but got {min(found)}")
+        drawn = [self.pixel(token) for token in found]
         lines = [drawn[i : i + SIDE] for i in range(0, len(drawn), SIDE)]
         return "\n".join("".join(line) for line in lines)
 
-    def pixel(self, level: int) -> str:
-        """Two characters, darker for more ink."""
-        level = min(level, NUM_LEVELS - 1)
-        return 2 * _INK[level * (len(_INK) - 1) // (NUM_LEVELS - 1)]
+    def pixel(self, token: int) -> str:
+        """Two characters, darker for more ink; a class is its number, the mask ??."""
+        if token >= MASK_ID:
+            return "??"
+        if token >= FIRST_CLASS:
+            return f"{token - FIRST_CLASS:2}"
+        return 2 * _INK[token * (len(_INK) - 1) // (NUM_LEVELS - 1)]
+
+
+def pictures(rows: Iterable[Iterable[int]]) -> np.ndarray:
+    """uint8 [N, 8, 8] of rows of 64 ids; what is no grey level is empty."""
+    levels = np.array(list(rows), np.int64).reshape(-1, SIDE, SIDE)
+    return np.where(levels < NUM_LEVELS, levels, 0).astype(np.uint8)
 
 
 tokenizer = DigitTokenizer()

@@ -1,11 +1,13 @@
 """The small trained models that come with the package, by name.
 
 `target` autoregressive, `drafter` the same task much cheaper, `heads` blockwise heads
-on `target`, `diffusion` masked diffusion of the target's size; `digits_raster`,
-`digits_order` and `digits_masked` draw handwritten digits, and `digits` is the one of
-them that a method takes. Each is a safetensors file (bfloat16) in
-pdecode/models/weights with a JSON record of what made it and what it reaches;
-configs/byte_NAME.py, or configs/digits_NAME.py, retrains it.
+on `target`, `diffusion` masked diffusion of the target's size. Each is a safetensors
+file (bfloat16) in pdecode/models/weights with a JSON record of what made it and what it
+reaches; configs/byte_NAME.py retrains it.
+
+`digits_raster`, `digits_order` and `digits_masked` draw handwritten digits, and
+`digits` is the one of them that a method takes. They are there where
+configs/digits_NAME.py was trained and `pdecode.train.embed` stored the result.
 """
 
 import dataclasses
@@ -27,12 +29,17 @@ from pdecode.models import config as config_module
 from pdecode.models import digits, transformer, two_pass
 from pdecode.models import draft_heads as heads_module
 
-NAMES = ("target", "drafter", "heads", "diffusion")
-NAMES += ("digits_raster", "digits_order", "digits_masked")
+FOLDER = pathlib.Path(__file__).parent / "weights"
 # One name for models of one kind of data, of which a method takes the first it can.
 SETS = {"digits": ("digits_raster", "digits_order", "digits_masked")}
+NAMES = (
+    "target",
+    "drafter",
+    "heads",
+    "diffusion",
+    *(name for name in SETS["digits"] if (FOLDER / f"{name}.json").is_file()),
+)
 DTYPES = {"BF16": ml_dtypes.bfloat16, "F32": np.float32}
-FOLDER = pathlib.Path(__file__).parent / "weights"
 
 
 def load(
@@ -113,6 +120,12 @@ def read(name: str, folder: pathlib.Path = FOLDER) -> tuple[dict, dict]:
 
     Errors as in `load`.
     """
+    if name in SETS["digits"] and name not in NAMES:
+        raise ValueError(
+            f"embedded model {name!r} is not trained here: pdecode train --config "
+            f"{config_of(name)}, then python -m pdecode.train.embed results/{name} "
+            f"{name}, or give the run's folder"
+        )
     if name not in NAMES:
         raise ValueError(f"unknown embedded model {name!r}; known: {', '.join(NAMES)}")
     try:

@@ -56,7 +56,13 @@ class Cross(nn.Module):
         query = query.reshape(*x.shape[:2], config.num_heads, config.head_dim)
         query = query if angles is None else parts.rotate(query, angles)
         seen = attention_kernel.attention(
-            query, *stored, visible, *fresh, scale=config.head_dim**-0.5
+            query,
+            stored[0],
+            stored[1],
+            visible,
+            fresh[0],
+            fresh[1],
+            scale=config.head_dim**-0.5,
         )
         seen = seen.reshape(*x.shape[:2], size)
         x = x + parts.dense(config, config.width, False, "out")(seen)

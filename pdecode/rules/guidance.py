@@ -45,9 +45,10 @@ def guided(
             hidden = null(query, cache.prompt_lengths)
             cond, cond_cache = function(params, query, cache.cond)
             free, null_cache = function(params, hidden, cache.null)
-            share = scale
             if callable(scale):
                 share = scale(query, cache.prompt_lengths)[..., None]
+            else:
+                share = scale
             mixed = (1 + share) * cond.hidden - share * free.hidden
             output = Output(mixed.astype(cond.hidden.dtype), cond.taps)
             return output, Pair(cond_cache, null_cache, cache.prompt_lengths)
@@ -81,11 +82,13 @@ def guided(
     )
 
 
-def growing(model: Model, scale: Array | float, max_new_tokens: int) -> Model:
-    """Guidance from 1 to `scale`, linear in how much of the row is decided.
+def by_prompt(
+    model: Model, scale: Array | float, max_new_tokens: int, is_growing: bool = True
+) -> Model:
+    """logits = g * cond - (g - 1) * null, where null has masks for its prompt.
 
-    logits = g * cond - (g - 1) * null, g = 1 + (scale - 1) * decided / max_new_tokens:
-    a query's share is told by the tokens that it sees. Masks stand for the prompt.
+    g is `scale`, or grows to it: g = 1 + (scale - 1) * decided / max_new_tokens, and
+    how much is decided is told by the tokens that a query sees.
     """
     if model.mask_id is None:
         raise ValueError(
@@ -100,7 +103,7 @@ def growing(model: Model, scale: Array | float, max_new_tokens: int) -> Model:
         decided = jnp.maximum(seen - prompt_lengths[:, None], 0)
         return (scale - 1) * decided / max_new_tokens
 
-    return guided(model, share, mask_prompt(model.mask_id))
+    return guided(model, share if is_growing else scale - 1, mask_prompt(model.mask_id))
 
 
 def mask_prompt(mask_id: int) -> Callable[[Query, Array], Query]:

@@ -161,7 +161,8 @@ def local(
     members. Ties are drawn from `seed`. The grid ends behind `total` cells.
     """
     draw = np.random.default_rng(seed)
-    cells = np.stack(np.indices((height, width)), -1).reshape(-1, 2)[:total]
+    rows, columns = np.indices((height, width))
+    cells = np.stack([rows.reshape(-1), columns.reshape(-1)], -1)[:total]
     rank = np.full(len(cells), -1, np.int32)
     for group, size in enumerate(sizes):
         open_ = draw.permutation(np.flatnonzero(rank < 0))

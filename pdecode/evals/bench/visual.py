@@ -98,10 +98,7 @@ class Drawn(NamedTuple):
 
 
 def draw(entry: Entry, num_samples: int, seed: int = 0) -> Drawn:
-    """`num_samples` images, their classes in turn.
-
-    A pixel that is no grey level, which no trained model should draw, is empty.
-    """
+    """`num_samples` images, their classes in turn."""
     classes = np.arange(num_samples) % digits.NUM_CLASSES
     job = generation.prepare(
         [[digits.FIRST_CLASS + int(label)] for label in classes],
@@ -117,10 +114,7 @@ def draw(entry: Entry, num_samples: int, seed: int = 0) -> Drawn:
         made = generation.decoded(part, seed=seed)
         tokens += made.tokens
         calls += made.stats["calls"]
-    levels = np.array(tokens)
-    levels = np.where(levels < digits.NUM_LEVELS, levels, 0).astype(np.uint8)
-    pictures = levels.reshape(-1, digits.SIDE, digits.SIDE)
-    return Drawn(pictures, classes, calls, guarantee)
+    return Drawn(digits.pictures(tokens), classes, calls, guarantee)
 
 
 def line(entry: Entry, by: images.Judge, made: Drawn) -> Line:

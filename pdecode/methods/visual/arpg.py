@@ -43,11 +43,10 @@ def arpg(
         orders.of("random", max_new_tokens, None, order_seed),
         orders.masked_sizes(max_new_tokens, steps, schedule),
     )
-    if guidance_scale is not None and guidance_growth == "linear":
-        model = guidance.growing(model, guidance_scale, max_new_tokens)
-    elif guidance_scale is not None:
-        null = guidance.mask_prompt(model.mask_id)
-        model = guidance.guided(model, guidance_scale - 1, null)
+    if guidance_scale is not None:
+        model = guidance.by_prompt(
+            model, guidance_scale, max_new_tokens, guidance_growth == "linear"
+        )
     return frontier.frontier(
         model,
         rank,

@@ -47,7 +47,7 @@ def lpd(
         total=max_new_tokens,
     )
     if guidance_scale is not None:
-        model = guidance.growing(model, guidance_scale, max_new_tokens)
+        model = guidance.by_prompt(model, guidance_scale, max_new_tokens)
     return frontier.frontier(
         model,
         rank,

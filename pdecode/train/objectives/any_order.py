@@ -69,7 +69,7 @@ def start(config, key, given):
     return two_pass.init(config.model, key)
 
 
-def random_ranks(shape: tuple[int, int], key: Array, grouped: float = 0.0) -> Array:
+def random_ranks(shape: tuple[int, ...], key: Array, grouped: float = 0.0) -> Array:
     """int32 [B, L]: the first position is 0, the others 1, 2, .. in a random order.
 
     A fraction of the rows has groups instead, K of them with K random and sizes that
@@ -118,6 +118,7 @@ def any_order_loss(
     """
     how = passes.of_decoding(model) if how is None else how
     batch, length = tokens.shape
+    assert model.mask_id is not None, "the objective asks for one"
     both = jnp.concatenate([tokens, jnp.full_like(tokens, model.mask_id)], 1)
     place = jnp.broadcast_to(jnp.arange(2 * length) % length, both.shape)
     nowhere = jnp.zeros_like(place)
