@@ -10,7 +10,7 @@ import optax
 import pytest
 
 from pdecode import methods, prompts
-from pdecode.contracts import Query, Sampling, Visibility
+from pdecode.contracts import DraftHeads, Query, Sampling, Visibility
 from pdecode.decode import decode, run
 from pdecode.families import frontier, masked, wavefront
 from pdecode.models import toy, transformer, two_pass
@@ -403,6 +403,77 @@ def test_calls_of_zipar_have_a_closed_form(is_first_whole):
     assert paper.max() + 1 == 713
 
 
+def test_a_place_of_nar_is_the_mean_of_what_its_neighbours_say():
+    """Against sums over the joint, and a head for what is below made by hand."""
+    turned = np.roll(np.eye(VOCAB + 1), 1, 1).astype(np.float32)
+    heads = DraftHeads(1, lambda params, hidden: (hidden @ params)[:, None])
+    params = {"model": JOINT, "heads": jnp.asarray(turned)}
+    made = methods.nar(CAUSAL, heads, max_new_tokens=PIXELS, row_length=SIDE)
+    diagonal = orders.diagonal(HEIGHT, SIDE)
+
+    def law(sees_own_diagonal=True, is_mean=True):
+        def said(tokens, place):
+            """What the lane at `place` says of the next one; -1 is the class."""
+            if place + 1 == PIXELS:
+                return np.zeros(VOCAB + 1)
+            near = diagonal[place] + sees_own_diagonal if place >= 0 else 0
+            given = {0: tokens[0]} | {
+                1 + p: tokens[1 + p] for p in range(PIXELS)
+                if diagonal[p] < near or p == place
+            }  # fmt: skip
+            # What is known is certain; the toy's impossible is finite.
+            with np.errstate(divide="ignore"):
+                chances = [log_chance(given, 2 + place, t) for t in range(VOCAB)]
+            return np.maximum([*chances, -2.0], toy.IMPOSSIBLE)
+
+        def expected(tokens):
+            found = []
+            for place in range(PIXELS):
+                row, column = divmod(place, SIDE)
+                logits = []
+                if column or not row:
+                    logits.append(said(tokens, place - 1))
+                if row or not column:
+                    above = place - SIDE if row else -1
+                    logits.append(said(tokens, above) @ turned)
+                whole = (np.mean if is_mean else np.sum)(logits, 0)[:VOCAB]
+                whole = whole - np.logaddexp.reduce(whole)
+                found.append(whole[tokens[1 + place]])
+            return found
+
+        return expected
+
+    out = drawn(made, params=params)
+    assert gap(out, law()) < 1e-4
+    # Controls: a diagonal whose tokens do not see each other; a sum of logits.
+    assert gap(out, law(sees_own_diagonal=False)) > 1e-2
+    assert gap(out, law(is_mean=False)) > 1e-2
+    for height, width in ((8, 8), (3, 5)):
+        sizes = dict(max_new_tokens=height * width, row_length=width)
+        assert methods.nar(CAUSAL, heads, **sizes).max_steps == height + width - 1
+
+
+@pytest.mark.parametrize("is_first_whole", [False, True])
+def test_blocks_follow_a_first_one(is_first_whole):
+    out, stats = run(
+        methods.next_block, MASKED, JOINT, PROMPT, jax.random.key(0),
+        knobs={"temperature": 1.0}, block_length=2, is_first_whole=is_first_whole,
+        max_new_tokens=PIXELS,
+    )  # fmt: skip
+    rank = np.array([0, 0, 1, 1, 2, 2] if is_first_whole else [0, 1, 2, 2, 3, 3])
+    assert gap(out, any_order_law(rank)) < 1e-5
+    assert gap(out, any_order_law(np.arange(PIXELS))) > 1e-2
+    assert (stats.num_calls == len(set(rank))).all()
+    # NBP: 1280 tokens in blocks of 16; DetailFlow: 128 in blocks of 8.
+    for total, size, calls in ((1280, 16, 95), (128, 8, 23)):
+        made = methods.next_block(MASKED, max_new_tokens=total, block_length=size)
+        assert made.max_steps == calls
+    whole = dict(block_length=16, is_first_whole=True, max_new_tokens=768)
+    assert methods.next_block(MASKED, **whole).max_steps == 48
+    one = methods.next_block(MASKED, max_new_tokens=PIXELS, block_length=1)
+    assert one.guarantee == "exact"
+
+
 def test_frames_follow_each_other_or_overlap():
     height, width, frames, window = 3, 4, 5, 2
     sizes = (frames * height * width, width, window)
@@ -428,7 +499,8 @@ def test_what_does_not_fit_is_refused():
     sizes = dict(max_new_tokens=PIXELS)
     with pytest.raises(ValueError, match="the wavefront family reads a causal model"):
         rank = orders.wavefront(PIXELS, SIDE, 1)
-        wavefront.wavefront(MASKED, rank, rank, sampling=SAMPLING, **sizes)
+        above = orders.latest_above(rank, SIDE)
+        wavefront.wavefront(MASKED, rank, above, sampling=SAMPLING, **sizes)
     with pytest.raises(ValueError, match=r"stand_in\[3\]=5 is drawn no earlier"):
         rank = orders.wavefront(PIXELS, SIDE, 1)
         wavefront.tables(rank, np.full(PIXELS, 5))

@@ -8,6 +8,7 @@ and a stand-in's is written over by its true token as soon as that is drawn.
 """
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -56,6 +57,10 @@ class Plan(NamedTuple):
     tables: Tables
     sampling: Sampling
     max_new_tokens: int
+    # (params, hidden [B, M, E], turn int32 [B]) -> [B, G, E], what each member is
+    # predicted from; None: the first G lanes.
+    read: Callable[..., Array] | None = None
+    is_causal: bool = True  # a lane sees what stands before it; else all that was fed
 
 
 def wavefront(
@@ -73,29 +78,43 @@ def wavefront(
     own sampling, token for token. Raises ValueError for a model that is not causal, and
     for a stand-in that is not drawn in time.
     """
-    if model.predicts != "next" or model.attention != "causal":
-        raise ValueError(
-            f"the wavefront family reads a causal model, but {model.name} has "
-            f"predicts={model.predicts!r} and {model.attention} attention: use the "
-            "frontier or the masked family"
-        )
     rank, stand_in = np.asarray(rank), np.asarray(stand_in)
     if rank.shape != (max_new_tokens,) or stand_in.shape != rank.shape:
         raise ValueError(
             f"rank and stand_in have shapes {rank.shape} and {stand_in.shape}, but "
             f"max_new_tokens={max_new_tokens}: give one of each to every position"
         )
-    plan = Plan(
-        model, tables(rank, stand_in), without_mask(model, sampling), max_new_tokens
+    made = of_tables(
+        model, tables(rank, stand_in), max_new_tokens=max_new_tokens, sampling=sampling
     )
     is_raster = (np.diff(rank) > 0).all()
+    return made._replace(guarantee="lossless" if is_raster else "lossy")
+
+
+def of_tables(
+    model: Model,
+    tables: Tables,
+    *,
+    max_new_tokens: int,
+    sampling: Sampling,
+    read: Callable[..., Array] | None = None,
+    is_causal: bool = True,
+) -> Decoder:
+    """A Decoder of tables made elsewhere; `read` and `is_causal` as in `Plan`."""
+    if model.predicts != "next" or model.attention != "causal":
+        raise ValueError(
+            f"the wavefront family reads a causal model, but {model.name} has "
+            f"predicts={model.predicts!r} and {model.attention} attention: use the "
+            "frontier or the masked family"
+        )
+    own = without_mask(model, sampling)
+    plan = Plan(model, tables, own, max_new_tokens, read, is_causal)
     return Decoder(
         init=functools.partial(init, plan),
         step=functools.partial(step, plan),
         done=functools.partial(frontier.done, plan),
         output=functools.partial(frontier.output, plan),
         max_steps=len(plan.tables.groups),
-        guarantee="lossless" if is_raster else "lossy",
     )
 
 
@@ -161,6 +180,8 @@ def step(plan: Plan, params, keys, state: WavefrontState):
     asked, query, num_lanes = front(plan, state, active)
     output, cache = plan.model.apply(params["model"], query, state.cache)
     hidden = output.hidden[:, : asked.positions.shape[1]]
+    if plan.read is not None:
+        hidden = plan.read(params, output.hidden, state.group)
     places = functools.partial(rng.noise, keys, rng.TARGET, asked.positions)
     prediction = vocab_head.statistics(
         plan.model.head(params["model"]),
@@ -204,10 +225,11 @@ def front(plan: Plan, state: WavefrontState, active: Array):
     index = jnp.clip(place + 1, 0, fed.shape[1] - 1)
     written = (place < -1) | jnp.take_along_axis(fed, index, 1)
     start = jnp.zeros_like(position)
+    stop = position + 1 if plan.is_causal else jnp.full_like(position, length)
     query = Query(
         tokens=jnp.where(is_lane, tokens, 0),
         positions=jnp.where(is_lane, position, 0),
         slots=jnp.where(is_lane, position, caches.UNSTORED),
-        visible=Visibility(start, jnp.where(is_lane, position + 1, 0), written=written),
+        visible=Visibility(start, jnp.where(is_lane, stop, 0), written=written),
     )
     return asked, query, is_lane.sum(1, dtype=jnp.int32)
