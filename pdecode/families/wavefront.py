@@ -20,6 +20,7 @@ from pdecode import prompts, rng
 from pdecode.contracts import Cache, Decoder, Model, Prompt, Query, Sampling, Visibility
 from pdecode.families import frontier, rows
 from pdecode.kernels.head import api as vocab_head
+from pdecode.rules import orders
 from pdecode.sampling import without_mask
 
 
@@ -150,6 +151,32 @@ def tables(rank: np.ndarray, stand_in: np.ndarray) -> Tables:
                 place[step, here], source[step, here] = zip(*some)
         written[step:, 1 + place[step, is_lane[step]]] = True
     return Tables(groups, place, source, is_lane, written)
+
+
+def diagonals(total: int, row_length: int) -> tuple[Tables, np.ndarray, np.ndarray]:
+    """Tables of the calls, and the lanes of each member's neighbours, int32 [K, G].
+
+    A call feeds the diagonal before, the first one the prompt's last token, which is
+    both neighbours of the corner; -1 is no neighbour.
+    """
+    groups = frontier.groups_of(orders.of("diagonal", total, row_length))
+    fed = np.full_like(groups, -1)
+    fed[1:] = groups[:-1]
+    is_lane = fed >= 0
+    is_lane[0, 0] = True
+    written = np.zeros((len(groups), 1 + total), bool)
+    left, above = np.full_like(groups, -1), np.full_like(groups, -1)
+    for step, (members, lanes) in enumerate(zip(groups, fed)):
+        written[step:, 1 + lanes[is_lane[step]]] = True
+        lane_of = {int(place): lane for lane, place in enumerate(lanes) if place >= 0}
+        for index, place in enumerate(members):
+            if place == 0:
+                left[step, index] = above[step, index] = 0
+            elif place > 0:
+                before = place - 1 if place % row_length else -1
+                left[step, index] = lane_of.get(before, -1)
+                above[step, index] = lane_of.get(place - row_length, -1)
+    return Tables(groups, fed, fed, is_lane, written), left, above
 
 
 def init(plan: Plan, params, keys, prompt: Prompt):

@@ -8,12 +8,10 @@ last hidden state, not more layers of its own.
 """
 
 import jax.numpy as jnp
-import numpy as np
 
 from pdecode.contracts import Decoder, DraftHeads, Sampling
-from pdecode.families import frontier, wavefront
+from pdecode.families import wavefront
 from pdecode.knobs import Count, NextModel, Temperature, TopK, TopP
-from pdecode.rules import orders
 
 
 def nar(
@@ -32,7 +30,7 @@ def nar(
     the model's own.
     Cost: H + W - 1 calls for H rows of W tokens, of the diagonal before.
     """
-    tables, left, above = diagonals(max_new_tokens, row_length)
+    tables, left, above = wavefront.diagonals(max_new_tokens, row_length)
 
     def read(params, hidden, turn):
         turn = jnp.minimum(turn, len(left) - 1)
@@ -59,29 +57,3 @@ def nar(
         read=read,
         is_causal=False,
     )
-
-
-def diagonals(total: int, row_length: int):
-    """Tables of the calls, and the lanes of each member's neighbours, int32 [K, G].
-
-    A call feeds the diagonal before, the first one the prompt's last token, which is
-    both neighbours of the corner; -1 is no neighbour.
-    """
-    groups = frontier.groups_of(orders.of("diagonal", total, row_length))
-    fed = np.full_like(groups, -1)
-    fed[1:] = groups[:-1]
-    is_lane = fed >= 0
-    is_lane[0, 0] = True
-    written = np.zeros((len(groups), 1 + total), bool)
-    left, above = np.full_like(groups, -1), np.full_like(groups, -1)
-    for step, (members, lanes) in enumerate(zip(groups, fed)):
-        written[step:, 1 + lanes[is_lane[step]]] = True
-        lane_of = {int(place): lane for lane, place in enumerate(lanes) if place >= 0}
-        for index, place in enumerate(members):
-            if place == 0:
-                left[step, index] = above[step, index] = 0
-            elif place > 0:
-                before = place - 1 if place % row_length else -1
-                left[step, index] = lane_of.get(before, -1)
-                above[step, index] = lane_of.get(place - row_length, -1)
-    return wavefront.Tables(groups, fed, fed, is_lane, written), left, above
