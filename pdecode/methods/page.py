@@ -20,6 +20,7 @@ _STEPS = {
     "masked": "masked.masked_diffusion",
     "speculative": "speculative.draft_verify",
     "frontier": "frontier.frontier",
+    "wavefront": "wavefront.wavefront",
     "canvases": "canvases.canvases",
     "judged": "judged.judged",
 }

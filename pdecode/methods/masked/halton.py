@@ -18,7 +18,7 @@ def halton(
     max_new_tokens: Count,
     steps: Count = 32,
     row_length: Count | None = None,
-    schedule: Literal["arccos", "cosine"] = "arccos",
+    group_sizes: Literal["arccos", "cosine"] = "arccos",
     temperature: Temperature = 1.0,
     top_k: TopK | None = None,
     top_p: TopP | None = None,
@@ -32,7 +32,7 @@ def halton(
     steps = min(steps, max_new_tokens)
     rank = orders.cut(
         orders.of("halton", max_new_tokens, row_length),
-        orders.masked_sizes(max_new_tokens, steps, schedule),
+        orders.masked_sizes(max_new_tokens, steps, group_sizes),
     )
     return masked.masked_diffusion(
         model,

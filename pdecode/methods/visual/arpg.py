@@ -19,7 +19,7 @@ def arpg(
     *,
     max_new_tokens: Count,
     steps: Count = 64,
-    schedule: Literal["arccos", "cosine"] = "arccos",
+    group_sizes: Literal["arccos", "cosine"] = "arccos",
     order_seed: Annotated[int, Size(0)] = 0,
     guidance_scale: Annotated[float, Knob(0, 100, off=1)] | None = None,
     guidance_growth: Literal["linear", "constant"] = "linear",
@@ -41,7 +41,7 @@ def arpg(
     steps = min(steps, max_new_tokens)
     rank = orders.cut(
         orders.of("random", max_new_tokens, None, order_seed),
-        orders.masked_sizes(max_new_tokens, steps, schedule),
+        orders.masked_sizes(max_new_tokens, steps, group_sizes),
     )
     if guidance_scale is not None:
         model = guidance.by_prompt(
