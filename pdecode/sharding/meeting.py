@@ -132,14 +132,12 @@ def _greet(door: socket.socket, here: dict[int, socket.socket], count: int) -> N
         knocked.close()
         return
     name, its_count = said.get("process_id"), said.get("num_processes")
-    refused = None
+    refused = f"process_id={name!r} is none of {count} processes"
     if its_count != count:
         refused = f"there are {count} processes here, but {its_count} in process {name}"
-    elif name not in range(1, count) or name in here:
-        refused = (
-            f"process {name} of {count} is here already: each has an id of its own"
-        )
-    if refused is None:
+    elif name in (0, *here):
+        refused = f"process {name} of {count} is here already: choose another id"
+    elif isinstance(name, int) and 0 < name < count:
         here[name] = knocked
         return
     _say(knocked, {"refused": refused})
