@@ -30,7 +30,7 @@ def get_config() -> TrainConfig:
             mask_id=MASK_ID,
             name="digits_raster",
         ),
-        steps=800,
+        steps=450,
         row_len=RECORD,
         batch_size=32,
         optimizer="muon",

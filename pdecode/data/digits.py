@@ -6,13 +6,12 @@ and serve it through `as_data_source`, as `stdlib_code` does. Needs scikit-learn
 extra `images`). The split is by hash of the pixels, so equal images stay together.
 """
 
-import fcntl
 import hashlib
-import pathlib
 
 import numpy as np
 import tensorflow_datasets as tfds
 
+from pdecode.data import prepared
 from pdecode.models import digits
 
 SPLITS = ("train", "validation", "heldout")
@@ -82,18 +81,11 @@ def shipped() -> tuple[np.ndarray, np.ndarray]:
 def images(split: str, data_dir: str | None = None) -> tuple[np.ndarray, np.ndarray]:
     """(uint8 [N, 8, 8], int32 [N]) of "train", "validation" or "heldout".
 
-    Prepares the data under `data_dir` (None: the library's own default) if it is not
-    there yet; one process prepares, others wait for it.
+    Prepares the data under `data_dir`, as `prepared.builder` says.
     """
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}; known: {', '.join(SPLITS)}")
-    root = tfds.core.constants.DATA_DIR if data_dir is None else data_dir
-    folder = pathlib.Path(root).expanduser()
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".pdecode.lock", "wb") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        builder = Digits(data_dir=data_dir, file_format="array_record")
-        builder.download_and_prepare()
+    builder = prepared.builder(Digits, data_dir)
     found = list(builder.as_data_source(split=split))
     pixels = np.stack([np.asarray(each["image"], np.uint8) for each in found])
     return pixels, np.array([each["label"] for each in found], np.int32)
