@@ -55,6 +55,8 @@ def test_records_are_never_cut():
     rows = evaluate.rows(whole, digits.RECORD, 32)
     assert rows.tokens.shape == (11, digits.RECORD) and rows.num_units == 11 * 64
     assert not rows.scored[:, 0].any() and rows.scored[:, 1:].all()
+    facts = whole.describe()
+    assert facts["scored_tokens"] == facts["units"] == 11 * 64
     sizes = dict(vocab_size=digits.VOCAB_SIZE, mask_id=digits.MASK_ID, min_len=2)
     texts.check(whole, **sizes)
     with pytest.raises(ValueError, match="714 tokens, no whole records of 65"):

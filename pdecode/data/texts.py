@@ -34,7 +34,10 @@ class Text(NamedTuple):
         return ~np.isin(tokens, self.given_ids)
 
     def describe(self) -> dict[str, Any]:
-        """What a record says of the text; its first token is never scored."""
+        """What a record says of the text; its first token is never scored.
+
+        Nor is the first of each record, where the text is made of them.
+        """
         scored = self._count(lambda part: ~np.isin(part, self.given_ids))
         return {
             "tokens": len(self.tokens),
@@ -46,9 +49,14 @@ class Text(NamedTuple):
 
     def _count(self, is_counted: Callable[[np.ndarray], np.ndarray]) -> int:
         # In pieces, for texts larger than memory.
-        starts = range(1, len(self.tokens), packing.PIECE)
-        parts = (self.tokens[start : start + packing.PIECE] for start in starts)
-        return sum(int(is_counted(part).sum()) for part in parts)
+        count = 0
+        for start in range(1, len(self.tokens), packing.PIECE):
+            part = self.tokens[start : start + packing.PIECE]
+            counted = is_counted(part)
+            if self.record_len is not None:
+                counted &= (start + np.arange(len(part))) % self.record_len > 0
+            count += int(counted.sum())
+        return count
 
 
 def read(data_dir: str | None, data: str = "code") -> tuple[np.ndarray, np.ndarray]:

@@ -114,12 +114,18 @@ def embed(
     frozen = {role: found[f"frozen.{role}"].params for role in config.frozen}
     training, validation, *rest = streams
     heldout = rest[0] if rest else packing.stream(snippets.text())
+    length = texts.RECORDS[config.data]
     for split, tokens in (("validation", validation), ("heldout", heldout)):
-        length = texts.RECORDS[config.data]
         text = Text(tokens, split, config.scored_unit, config.given_ids, length)
         record[split] = figures(config, rounded, frozen, text)
     record["config"]["data_dir"] = None  # a place on one machine; the hash is the data
     record["command"] = command
+    named = {"train": training, "validation": validation, "heldout": heldout}
+    if length is not None:
+        record["text"] = {
+            name: Text(tokens, name, config.scored_unit, (), length).describe()
+            for name, tokens in named.items()
+        }
     if config.data == "code":
         record["ngram"] = _ngram(training, validation, heldout)
     write(folder, name, rounded, record, dtype=ml_dtypes.bfloat16)
