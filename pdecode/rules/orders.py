@@ -99,12 +99,6 @@ def cut(rank: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     return made
 
 
-def shuffled(height: int, width: int, *, seed: int, num_groups: int) -> np.ndarray:
-    """A random permutation cut into `num_groups` groups of `group_sizes`."""
-    total = height * width
-    return cut(of("random", total, None, seed), group_sizes(total, num_groups))
-
-
 def group_sizes(total: int, num_groups: int) -> np.ndarray:
     """int64 [K] cosine-growing group sizes, each at least 1, that sum to `total`.
 
