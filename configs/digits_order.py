@@ -4,7 +4,7 @@
 
 Data: the 1,797 handwritten digits that scikit-learn ships (the extra `images`), one
 token a pixel behind the class. Expected: see pdecode/models/weights/digits_order.json.
-Hardware: a CPU core, 40 minutes.
+Hardware: a CPU core, minutes.
 """
 
 from pdecode.models.config import Config

@@ -152,8 +152,7 @@ def _load(name: str, dtype: str | None, mesh: Mesh | None, stamp: tuple):
     from pdecode.models import embedded
 
     name = embedded.SETS.get(name, (name,))[0]
-    is_digits = name in embedded.SETS["digits"]
-    if name in embedded.NAMES or is_digits or embedded.is_run(name):
+    if name in embedded.NAMES or embedded.is_run(name):
         model, params, tokenizer = embedded.load(name, dtype=dtype)
         if isinstance(model, Model) and model.vocab_size != tokenizer.vocab_size:
             tokenizer = tokenizers.load(pathlib.Path(name))  # no bytes: ids only

@@ -5,9 +5,9 @@ on `target`, `diffusion` masked diffusion of the target's size. Each is a safete
 file (bfloat16) in pdecode/models/weights with a JSON record of what made it and what it
 reaches; configs/byte_NAME.py retrains it.
 
-`digits_raster`, `digits_order` and `digits_masked` draw handwritten digits, and
-`digits` is the one of them that a method takes. They are there where
-configs/digits_NAME.py was trained and `pdecode.train.embed` stored the result.
+`digits_raster`, `digits_order` and `digits_masked` draw handwritten digits;
+configs/digits_NAME.py and `pdecode.train.embed` make them again. `digits` is the one of
+them that a method takes.
 """
 
 import dataclasses
@@ -37,7 +37,7 @@ NAMES = (
     "drafter",
     "heads",
     "diffusion",
-    *(name for name in SETS["digits"] if (FOLDER / f"{name}.json").is_file()),
+    *SETS["digits"],
 )
 DTYPES = {"BF16": ml_dtypes.bfloat16, "F32": np.float32}
 
@@ -120,12 +120,6 @@ def read(name: str, folder: pathlib.Path = FOLDER) -> tuple[dict, dict]:
 
     Errors as in `load`.
     """
-    if name in SETS["digits"] and name not in NAMES:
-        raise ValueError(
-            f"embedded model {name!r} is not trained here: pdecode train --config "
-            f"{config_of(name)}, then python -m pdecode.train.embed results/{name} "
-            f"{name}, or give the run's folder"
-        )
     if name not in NAMES:
         raise ValueError(f"unknown embedded model {name!r}; known: {', '.join(NAMES)}")
     try:
