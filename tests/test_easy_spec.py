@@ -93,12 +93,29 @@ def test_a_group_of_one_is_every_kind_of_layer():
     jax.tree.map(np.testing.assert_array_equal, found, wanted)
 
 
-def spec(group, acceptance="coupled", temperature=0.0, method=methods.easy_spec):
-    return run(
-        method, (MODEL, transformer.layer_parallel(CONFIG, group)), PARAMS, PROMPT,
-        jax.random.key(0), knobs={"temperature": temperature}, max_new_tokens=15,
-        num_draft=4, acceptance=acceptance,
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def decoded(group, keeps_drafts, temperature):
+    """(generation, stats, last state) of drafts by layers in groups."""
+    drafter = transformer.layer_parallel(CONFIG, group)
+    sampling = Sampling(temperature)
+    decoder = speculative.draft_verify(
+        MODEL,
+        causal.draft_model(
+            drafter, trees.chain(4), sampling, draws="coupled",
+            keeps_drafts=keeps_drafts,
+        ),
+        max_new_tokens=15,
+        sampling=sampling,
     )  # fmt: skip
+    if not keeps_drafts:
+        decoder = methods.easy_spec(
+            MODEL, drafter, max_new_tokens=15, num_draft=4, acceptance="coupled",
+            temperature=temperature,
+        )  # fmt: skip
+    state, stats = decode_module.decode_state(
+        decoder, PARAMS, PROMPT, jax.random.key(0)
+    )
+    return decode_module.finish(decoder, state), stats, state
 
 
 def test_drafts_of_layers_side_by_side_change_no_token():
@@ -109,7 +126,7 @@ def test_drafts_of_layers_side_by_side_change_no_token():
         )  # fmt: skip
         calls = []
         for group in (1, 4):
-            out, stats = spec(group, temperature=temperature)
+            out, stats, _ = decoded(group, False, temperature)
             np.testing.assert_array_equal(out.tokens, wanted.tokens)
             calls.append(int(stats.num_calls.sum()))
         # The drafter has the target's weights: exact, all it says is accepted.
@@ -117,30 +134,15 @@ def test_drafts_of_layers_side_by_side_change_no_token():
         assert calls[0] == sum(-(-n // 5) for n in (14, 15, 9))
 
 
-def decoder(keeps_drafts):
-    sampling = Sampling(0.0)
-    drafter = causal.draft_model(
-        transformer.layer_parallel(CONFIG, 4), trees.chain(4), sampling,
-        draws="coupled", keeps_drafts=keeps_drafts,
-    )  # fmt: skip
-    return speculative.draft_verify(
-        MODEL, drafter, max_new_tokens=15, sampling=sampling
-    )
-
-
 def error_of_the_drafter(keeps_drafts):
     """How far what the drafter takes for stored is from a fresh, exact prefill."""
-    made = decoder(keeps_drafts)
-    state, _ = jax.jit(functools.partial(decode_module.decode_state, made))(
-        PARAMS, PROMPT, jax.random.key(0)
-    )
+    state = decoded(4, keeps_drafts, 0.0)[2]
     tokens, written = np.asarray(state.prefix.tokens), np.asarray(state.drafter.written)
     length = np.minimum(np.asarray(state.prefix.length), written)
-    text = prompts.from_rows(
-        [row[:n].tolist() for row, n in zip(tokens, length)], max_new=1
-    )
+    text = [row[:n].tolist() for row, n in zip(tokens, length)]
+    fresh = prompts.from_rows(text, max_new=1, pad_to=tokens.shape[1])
     slots = jax.tree.leaves(state.drafter.cache)[0].shape[2]
-    _, wanted = prompts.prefill(MODEL, OWN, text, MODEL.init_cache(text, slots))
+    wanted = prefilled(fresh, slots)
     return max(
         float(np.abs(mine[b, :, :n] - its[b, :, :n]).max())
         for mine, its in zip(
@@ -148,6 +150,11 @@ def error_of_the_drafter(keeps_drafts):
         )
         for b, n in enumerate(length)
     )
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def prefilled(text, slots):
+    return prompts.prefill(MODEL, OWN, text, MODEL.init_cache(text, slots))[1]
 
 
 def test_each_round_begins_on_an_exact_cache():

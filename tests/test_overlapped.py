@@ -183,7 +183,7 @@ def tokens_a_phase(rate, window):
     return run / (1 + rate - rate**window)
 
 
-@pytest.mark.parametrize("window", [2, 4])
+@pytest.mark.parametrize("window", [4])
 def test_phases_follow_the_formula(window):
     """Laws that look at nothing: every test passes with one probability."""
     size, new, rows = 130, 120, 48
@@ -219,7 +219,7 @@ def test_a_run_goes_on_until_a_draft_is_refused():
 # Two models side by side.
 
 CONFIG = transformer.Config(
-    vocab_size=19, width=16, num_layers=2, num_heads=4, num_kv_heads=2, mlp_width=24
+    vocab_size=19, width=16, num_layers=1, num_heads=4, num_kv_heads=2, mlp_width=24
 )
 MODEL = transformer.make_model(CONFIG)
 OWN = transformer.init(CONFIG, jax.random.key(0))
@@ -283,6 +283,13 @@ def test_a_device_for_each_model_decodes_the_same():
     )
 
 
+@functools.partial(jax.jit, static_argnums=2)
+def prefilled(params, text, slots):
+    return prompts.prefill(MODEL, params, text, MODEL.init_cache(text, slots), drop=1)[
+        1
+    ]
+
+
 def _caches_hold_what_was_committed(state):
     """Below the root both caches are those of a fresh prefill of the text."""
     length = np.asarray(state.prefix.length)
@@ -290,9 +297,7 @@ def _caches_hold_what_was_committed(state):
     fresh = prompts.from_rows(text, max_new=1)
     for role, found in (("model", state.cache), ("drafter", state.drafter.cache)):
         slots = jax.tree.leaves(found)[0].shape[2]
-        wanted = prompts.prefill(
-            MODEL, PARAMS[role], fresh, MODEL.init_cache(fresh, slots), drop=1
-        )[1]
+        wanted = prefilled(PARAMS[role], fresh, slots)
         for mine, its in zip(jax.tree.leaves(found), jax.tree.leaves(wanted)):
             for b, n in enumerate(length):
                 np.testing.assert_allclose(

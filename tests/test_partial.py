@@ -83,9 +83,13 @@ def trace():
 def exact_cache(state, like):
     length = np.asarray(state.prefix.length)
     text = [row[:n].tolist() for row, n in zip(np.asarray(state.prefix.tokens), length)]
-    fresh = prompts.from_rows(text, max_new=1)
-    slots = jax.tree.leaves(like)[0].shape[2]
-    return prompts.prefill(MODEL, OWN, fresh, MODEL.init_cache(fresh, slots))[1]
+    fresh = prompts.from_rows(text, max_new=1, pad_to=state.prefix.tokens.shape[1])
+    return prefilled(fresh, jax.tree.leaves(like)[0].shape[2])
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def prefilled(text, slots):
+    return prompts.prefill(MODEL, OWN, text, MODEL.init_cache(text, slots))[1]
 
 
 def test_after_a_full_pass_the_cache_is_exact_and_before_it_is_not():

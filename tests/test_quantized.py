@@ -25,19 +25,24 @@ PROMPT = prompts.from_rows(
 )
 
 
+coded = jax.jit(quantized.coded, static_argnums=1)
+read = jax.jit(quantized.read, static_argnums=1)
+
+
 @pytest.mark.parametrize("axis", [-2, -1])
 def test_codes_are_as_near_as_they_say(axis):
-    values = jax.random.normal(jax.random.key(0), (3, 2, 5, GROUP, 8))
-    codes = quantized.coded(values, axis)
+    values = np.random.default_rng(0).normal(size=(3, 2, 5, GROUP, 8))
+    values = values.astype(np.float32)
+    codes = coded(values, axis)
     step = np.broadcast_to(codes.step, values.shape)
-    upper, both = (np.abs(quantized.read(codes, bits) - values) for bits in (4, 8))
+    upper, both = (np.abs(read(codes, bits) - values) for bits in (4, 8))
     assert (upper <= step / 2 * 1.0001).all() and (both <= step / 16 * 1.0001).all()
     # A lower nibble reaches from -8 to 7: only above 7.5 / 16 of a step is it clipped.
-    is_whole = quantized.read(codes, 4) + step * 7.5 / 16 >= values
+    is_whole = read(codes, 4) + step * 7.5 / 16 >= values
     assert (both <= step / 32 * 1.0001)[is_whole].all()
     assert (upper > step / 4).any() and (both > step / 64).any()
-    grid = quantized.coded(jnp.ones((1, 1, 1, GROUP, 8)), axis)
-    assert (quantized.read(grid, 4) == 1).all()
+    grid = coded(np.ones_like(values), axis)
+    assert (np.asarray(read(grid, 4)) == 1).all()
 
 
 def eight_bits(values, axis):
@@ -49,7 +54,7 @@ def eight_bits(values, axis):
     return upper * step + low + lower * step / 16
 
 
-def by_hand(tokens, prompt_len):
+def by_hand(tokens, prompt_len, code=eight_bits):
     """Hidden states of one row from the prompt's last token on, a call a token."""
     slots = len(tokens)
     one = jnp.ones(1, jnp.int32)
@@ -63,8 +68,8 @@ def by_hand(tokens, prompt_len):
         for first in range(0, GROUP * max(0, place // GROUP - 1), GROUP):
             here = np.s_[:, :, first : first + GROUP]
             for layer, old in zip(read, exact):
-                layer["k"][here] = eight_bits(old["k"][here], 2)
-                layer["v"][here] = eight_bits(old["v"][here], 3)
+                layer["k"][here] = code(old["k"][here], 2)
+                layer["v"][here] = code(old["v"][here], 3)
         at = jnp.full((1, 1), place, jnp.int32)
         query = Query(
             jnp.asarray([[tokens[place]]]), at, SlotRun(at[0]),
@@ -112,106 +117,85 @@ def test_the_model_on_codes_is_the_model_on_keys_coded_by_hand():
         tokens[row, :length] = PROMPT.tokens[row, :length]
     model = quantized.quantized(MODEL, GROUP)
     found = np.asarray(read_through(model, jnp.asarray(tokens), PROMPT))
-    plain = np.asarray(read_through(MODEL, jnp.asarray(tokens), PROMPT))
     for row, length in enumerate(lengths):
         wanted = by_hand(tokens[row].tolist(), int(length))
         mine = found[: len(wanted), row]
         np.testing.assert_allclose(mine, wanted, atol=2e-5)
-        # Negative control: eight bits are not the numbers themselves.
-        assert np.abs(plain[: len(wanted), row] - wanted).max() > 1e-3
+    # Negative control: eight bits are not the numbers themselves.
+    plain = by_hand(tokens[row].tolist(), int(length), lambda values, axis: values)
+    assert np.abs(plain - wanted).max() > 1e-3
 
 
-def spec(acceptance="coupled", temperature=0.0, seed=0, num_draft=3):
-    return run(
-        methods.quantspec, MODEL, PARAMS, PROMPT, jax.random.key(seed),
-        knobs={"temperature": temperature}, max_new_tokens=NEW, num_draft=num_draft,
-        group=GROUP, acceptance=acceptance,
-    )  # fmt: skip
+@functools.partial(jax.jit, static_argnames=("method", "bits"))
+def decoded(method, temperature, seed, bits=8):
+    """(generation, stats, last state) of QuantSpec, or of plain decoding in `bits`."""
+    sizes = {"max_new_tokens": NEW, "temperature": temperature}
+    if method is methods.autoregressive:
+        decoder = method(quantized.quantized(MODEL, GROUP, bits=bits), **sizes)
+    else:
+        decoder = method(MODEL, num_draft=3, group=GROUP, acceptance="coupled", **sizes)
+    state, stats = decode_module.decode_state(
+        decoder, PARAMS, PROMPT, jax.random.key(seed)
+    )
+    return decode_module.finish(decoder, state), stats, state
 
 
-def plain(model, temperature=0.0, seed=0):
-    return run(
-        methods.autoregressive, model, PARAMS, PROMPT, jax.random.key(seed),
-        knobs={"temperature": temperature}, max_new_tokens=NEW,
-    )  # fmt: skip
-
-
-def gap(out, wanted):
+def gap(found, wanted):
     """The largest difference of log-probabilities; None if a token differs."""
-    if not np.array_equal(out.tokens, wanted.tokens):
+    if not np.array_equal(found[0].tokens, wanted[0].tokens):
         return None
-    return float(np.abs(out.log_probs - wanted.log_probs).max())
+    return float(np.abs(found[0].log_probs - wanted[0].log_probs).max())
 
 
 def test_tokens_are_those_of_plain_decoding_on_eight_bits():
-    model = quantized.quantized(MODEL, GROUP)
     for temperature, seed in ((0.0, 0), (1.0, 0), (1.0, 1), (1.0, 2)):
-        wanted, slow = plain(model, temperature, seed)
-        out, stats = spec("coupled", temperature, seed)
-        assert gap(out, wanted) < 1e-5
-        assert (stats.num_calls < slow.num_calls).all()
-    greedy, _ = spec("rejection")
-    assert gap(greedy, plain(model)[0]) < 1e-5
-
-
-def test_other_bits_are_another_model():
-    """Negative controls: the law of 4 bits, and of none, is not that of 8."""
-    out, _ = spec()
-    for other in (quantized.quantized(MODEL, GROUP, bits=4), MODEL):
-        found = gap(out, plain(other)[0])
-        assert found is None or found > 5e-4
+        wanted = decoded(methods.autoregressive, temperature, seed)
+        found = decoded(methods.quantspec, temperature, seed)
+        assert gap(found, wanted) < 1e-5
+        assert (found[1].num_calls < wanted[1].num_calls).all()
+        _nothing_refused_is_left(found[2], wanted[2])
+    # Negative control: the law of 4 bits is not that of 8.
+    other = gap(found, decoded(methods.autoregressive, temperature, seed, bits=4))
+    assert other is None or other > 5e-4
 
 
 def test_a_draft_across_groups_reads_other_bits(monkeypatch):
     """Negative control: what is coded then depends on where a call begins."""
-    model = quantized.quantized(MODEL, GROUP)
-    wanted, _ = plain(model, 1.0)
-    right, _ = spec("coupled", 1.0)
+
+    def uncut(*models, **settings):  # another function: another program
+        return methods.quantspec(*models, **settings)
+
     monkeypatch.setattr(narrow, "is_inside", lambda place, root, group: place > root)
-    jax.clear_caches()
-    wrong, _ = spec("coupled", 1.0)
-    jax.clear_caches()
-    found = gap(wrong, wanted)
-    assert gap(right, wanted) < 1e-5
-    assert found is None or found > 5e-4
+    found = decoded(uncut, 1.0, 0)
+    other = gap(found, decoded(methods.autoregressive, 1.0, 0))
+    assert other is None or other > 5e-4
 
 
-def test_nothing_refused_is_left_in_the_cache():
-    """After a decode the cache is that of plain decoding: codes and recent tokens."""
-    model = quantized.quantized(MODEL, GROUP)
-    caches = []
-    for decoder in (
-        methods.quantspec(MODEL, max_new_tokens=NEW, num_draft=3, group=GROUP),
-        methods.autoregressive(model, max_new_tokens=NEW),
-    ):
-        state, _ = jax.jit(functools.partial(decode_module.decode_state, decoder))(
-            PARAMS, PROMPT, jax.random.key(0)
-        )
-        caches.append((state.cache, np.asarray(state.prefix.length)))
-    (mine, length), (its, same) = caches
-    np.testing.assert_array_equal(length, same)
+def _nothing_refused_is_left(mine, its):
+    """The caches of two decodes of one text say the same: codes and recent tokens."""
+    length = np.asarray(mine.prefix.length)
+    mine, its = mine.cache, its.cache
     count = np.minimum(mine.num_coded, its.num_coded)
     later = np.maximum(mine.num_coded, its.num_coded)
     assert (count >= GROUP).all()
-
-    def values(leaf, num_coded):
-        return np.asarray(quantized._whole(leaf, num_coded, 8))
-
     is_leaf = lambda node: isinstance(node, quantized.Leaf)  # noqa: E731
     for one, other in zip(
         jax.tree.leaves(mine.leaves, is_leaf=is_leaf),
         jax.tree.leaves(its.leaves, is_leaf=is_leaf),
     ):
-        one, other = values(one, mine.num_coded), values(other, its.num_coded)
+        one = np.asarray(whole(one, mine.num_coded))
+        other = np.asarray(whole(other, its.num_coded))
         for b in range(3):
             for first, last in ((0, count[b]), (later[b], length[b] - 2)):
                 here = np.s_[b, :, first:last]
                 np.testing.assert_allclose(one[here], other[here], atol=1e-3)
 
 
+whole = jax.jit(functools.partial(quantized._whole, bits=8))
+
+
 def test_four_bit_weights_are_near_and_smaller():
-    small = quantized.narrow(PARAMS)
-    wide = quantized.widened(small)
+    wide = jax.jit(lambda tree: quantized.widened(quantized.narrow(tree)))(PARAMS)
     for leaf, its in zip(jax.tree.leaves(PARAMS), jax.tree.leaves(wide)):
         assert leaf.shape == its.shape
         reach = (

@@ -64,7 +64,9 @@ def denoised(
     noise. With no levels it is `iterate`. Raises ValueError for a model that does not
     say what its embeddings are, where there are levels.
     """
-    if num_levels > 0 and model.embedding is None:
+    # A model that is not causal has another error coming.
+    is_lacking = model.embedding is None and model.predicts == "next"
+    if num_levels > 0 and is_lacking:
         raise ValueError(
             f"{model.name} does not say what its embeddings are, and {num_levels=} "
             "levels of noise are between them: take a model with an embedding, or none"

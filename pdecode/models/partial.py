@@ -56,11 +56,13 @@ def partial(model: Model, parts: Parts) -> Model:
     not show: the largest product with a key between the block's least and greatest in
     each channel, summed over channels and meant over lanes, heads and layers, so that
     layers share their blocks. Layers may not slide: slots of parts are no positions.
-    Raises ValueError for a model that does not predict what is next and for parts
-    without a last block.
+    Raises ValueError for a model that is not causal and for parts without a last block.
     """
     if model.predicts != "next" or model.attention != "causal":
-        raise ValueError(f"{model.name} is not causal: its context is read as a whole")
+        raise ValueError(
+            f"{model.name} has predicts={model.predicts!r}, attention="
+            f"{model.attention!r}: only what stands before can be read in parts"
+        )
     if min(parts.length, parts.num_last, parts.room) < 1:
         raise ValueError(f"{parts} need a last block, and room for a call")
     return model._replace(

@@ -1,8 +1,8 @@
 """PEARL: the drafter drafts on while the target judges what it drafted before.
 
-2024, arXiv:2408.11850, both models in one program, neither reading what the other makes
-in the same phase. Deviation: the noise of a test is that of its position and phase; the
-released code tests two positions with one draw, which biases the second.
+2024, arXiv:2408.11850. Both models are in one program, and neither reads what the other
+makes in the same phase. Deviation: the noise of a test is that of its position and
+phase; the released code tests two positions with one draw, which biases the second.
 """
 
 from typing import Literal

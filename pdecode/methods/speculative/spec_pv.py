@@ -1,7 +1,7 @@
 """SpecPV: drafts are judged on a part of a long context, and now and then on all of it.
 
-2025, arXiv:2512.02337, defaults theirs. Deviations: a draft model's chain in place of a
-trained head's tree; blocks are scored by keys, and shared by layers and heads; a
+2025, arXiv:2512.02337. Defaults are theirs. Deviations: a draft model's chain in place
+of a trained head's tree; blocks are scored by keys, and shared by layers and heads; a
 context that the part holds is no case of its own, and full passes go on in it.
 """
 
