@@ -17,7 +17,7 @@ from pdecode.rules import accept
 
 WIDTH = test_exact.VOCAB + 1
 CONFIG = transformer.Config(
-    vocab_size=19, width=16, num_layers=2, num_heads=4, num_kv_heads=2, mlp_width=24
+    vocab_size=19, width=16, num_layers=1, num_heads=4, num_kv_heads=2, mlp_width=24
 )
 MODEL = transformer.make_model(CONFIG)
 PARAMS = transformer.init(CONFIG, jax.random.key(0))
@@ -101,26 +101,17 @@ def test_a_guess_behind_noise_is_biased():
     assert excess(decoder(2, iterates.independent(), unguarded)) > 8
 
 
-def test_a_slot_is_a_token_after_its_levels():
-    """Greedy with a model that is right at once: calls are what the levels allow."""
-    size, num_levels, window = 12, 2, 6
-    model = transformer.make_model(CONFIG)
-    calls = {}
-    for levels in (num_levels, 30):
-        out, stats = run(
-            methods.sjd2, model, PARAMS, PROMPT, jax.random.key(0),
-            knobs={"temperature": 0.0}, max_new_tokens=size, window=window,
-            levels=levels,
-        )  # fmt: skip
-        calls[levels] = np.asarray(stats.num_calls)
-        wanted, _ = run(
-            methods.autoregressive, model, PARAMS, PROMPT, jax.random.key(0),
-            knobs={"temperature": 0.0}, max_new_tokens=size,
-        )  # fmt: skip
-        np.testing.assert_array_equal(out.tokens, wanted.tokens)
-    # A slot leaves the window before it is clean: plain decoding.
-    np.testing.assert_array_equal(calls[30], PROMPT.max_new)
-    assert (calls[num_levels] <= PROMPT.max_new).all()
+def test_noise_changes_no_token_at_temperature_0():
+    sizes = {"max_new_tokens": 12, "knobs": {"temperature": 0.0}}
+    key = jax.random.key(0)
+    out, stats = run(
+        methods.sjd2, MODEL, PARAMS, PROMPT, key, window=6, levels=2, **sizes
+    )
+    wanted, slow = run(methods.autoregressive, MODEL, PARAMS, PROMPT, key, **sizes)
+    np.testing.assert_array_equal(out.tokens, wanted.tokens)
+    assert (stats.num_calls < slow.num_calls).any()
+    # What stands at a noisy slot is asked for too.
+    np.testing.assert_array_equal(stats.num_query_tokens, 7 * stats.num_calls)
 
 
 def test_a_model_without_embeddings_is_refused():
