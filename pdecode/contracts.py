@@ -414,6 +414,7 @@ class Draft(NamedTuple):
     among: Array | None = None  # bool [B, N, N]  over nodes; None: ancestors and itself
     q: Array | None = None  # [B, N, V]  the law node n was drawn from
     cost: "DraftCost | None" = None  # None: no model was called for it
+    extra: Array | None = None  # [B, N, E]  added to the node's embedding in the call
 
 
 class DraftCost(NamedTuple):

@@ -107,7 +107,7 @@ def draft_verify(
     Raises ValueError for another model, for unknown wants and for a drafter whose
     numbers of nodes cannot be.
     """
-    plan = _checked(model, drafter, max_new_tokens, sampling, acceptance, lenses)
+    plan = checked(model, drafter, max_new_tokens, sampling, acceptance, lenses)
     is_lossless = plan.acceptance is None or plan.acceptance.is_lossless
     return Decoder(
         init=functools.partial(init, plan),
@@ -278,7 +278,10 @@ def compact(plan: Plan, cache, root: Array, verdict: Verdict, active: Array) -> 
 
 def account(plan: Plan, draft: Draft, emitted: Emitted, active: Array):
     """What the round did, as StepInfo."""
-    asked = 1 + (draft.tokens >= 0).sum(1, dtype=jnp.int32)
+    is_fed = draft.tokens >= 0
+    if draft.extra is not None:  # what stands at a node, a token there or not
+        is_fed = jnp.ones_like(is_fed)
+    asked = 1 + is_fed.sum(1, dtype=jnp.int32)
     proposed = draft.tokens[:, : plan.num_stored] >= 0  # a probe is no proposal
     per_call = jnp.where(active, plan.model.num_calls, 0)
     drafted = {}
@@ -333,7 +336,8 @@ def _log_prob_of(plan: Plan, prediction: Prediction, tokens, lanes) -> Array:
     return picked.astype(jnp.float32)
 
 
-def _checked(model, drafter, max_new_tokens, sampling, acceptance, lenses) -> Plan:
+def checked(model, drafter, max_new_tokens, sampling, acceptance, lenses=()) -> Plan:
+    """The plan of a `draft_verify`; errors as there."""
     if model.predicts != "next":
         raise ValueError(
             f"draft-and-verify needs a causal model, but {model.name} has "

@@ -22,6 +22,7 @@ _STEPS = {
     "frontier": "frontier.frontier",
     "canvases": "canvases.canvases",
     "judged": "judged.judged",
+    "overlapped": "overlapped.overlapped",
 }
 
 

@@ -269,3 +269,24 @@ class Block(nn.Module):
         if config.post_norms:
             branch = norm(config, "mlp_post_norm")(branch)
         return x + branch, cache
+
+
+def attended(config: Config, params: Params, x, angles, visible, slots, cache):
+    """What the attention of a `Block` with `params` adds to `x`, and its cache."""
+    normed = applied(norm(config), params["attention_norm"], x)
+    branch, cache = applied(
+        Attention(config), params["attention"], normed, angles, visible, slots, cache
+    )
+    if config.post_norms:
+        branch = applied(norm(config), params["attention_post_norm"], branch)
+    return branch, cache
+
+
+def mixed(config: Config, params: Params, x: Array) -> Array:
+    """What the MLP of a `Block` with `params` adds to `x`."""
+    inner = Mlp if config.experts is None else Moe
+    normed = applied(norm(config), params["mlp_norm"], x)
+    branch = applied(inner(config), params["mlp"], normed)
+    if config.post_norms:
+        branch = applied(norm(config), params["mlp_post_norm"], branch)
+    return branch
