@@ -9,7 +9,7 @@ import pytest
 from test_revising import SCALE, tiny
 
 from pdecode import decode, methods, prompts, run
-from pdecode.contracts import Row, Sampling
+from pdecode.contracts import Query, Row, Sampling, Visibility
 from pdecode.families import masked
 from pdecode.models import toy, transformer
 from pdecode.rules import blocks, commit, windows
@@ -309,3 +309,66 @@ def test_keys_of_masks_kept_for_tokens_are_caught():
         for window in (windows.delayed, hasty)
     ]  # fmt: skip
     assert generated(outs[0]) != generated(outs[1])
+
+
+# Features of the context, kept between full calls (ReCAP).
+
+
+def recap(**settings):
+    model, params = BIDIRECTIONAL
+    out = run(
+        methods.recap, model, params, EVERY_LENGTH, jax.random.key(0),
+        knobs={"temperature": 0.5, "choice_temperature": 1.0}, max_new_tokens=12,
+        **settings,
+    )  # fmt: skip
+    return jax.tree.map(np.asarray, out)
+
+
+def test_without_local_steps_it_is_a_decode_of_whole_canvases():
+    """And with them it is another one; local calls ask for few positions."""
+    model, params = BIDIRECTIONAL
+    made = methods.recap(
+        model, max_new_tokens=12, steps=6, local_steps=0, choice_temperature=1.0,
+        temperature=0.5,
+    )  # fmt: skip
+    plan = made.step.args[0]
+    whole = masked.masked_diffusion(
+        model, plan.rules[0], max_new_tokens=12, sampling=plan.sampling
+    )
+    want, stats = decoded(whole, params)
+    none, its = recap(steps=6, local_steps=0)
+    assert generated(want) == generated(none)
+    np.testing.assert_array_equal(stats.num_query_tokens, its.num_query_tokens)
+    # 12 masks over (1 - (j / 6)^2.5): 12 11 11 9 7 4 0, and one step fills no less.
+    counts, full = [1, 1, 2, 2, 3, 3], [0, 1, 4]
+    kept, its = recap(steps=6, local_steps=2, full_steps=1)
+    assert generated(kept) != generated(none)
+    rows = [b for b, new in enumerate(NEW) if new == 12]
+    groups = [sum(counts[:1]), sum(counts[1:4]), sum(counts[4:])]
+    for b in rows:
+        asked = len(full) * (LENGTHS[b] + 12) + 2 * groups[1] + groups[2]
+        assert its.num_query_tokens[b] == asked and its.num_calls[b] == 6
+
+
+def test_a_local_call_over_a_fresh_cache_is_a_part_of_the_full_one():
+    """Nothing filled in between: the same laws, and other ones once something is."""
+    model, params = BIDIRECTIONAL
+    row = [3, 1, 4, 1, 5, 11, 11, 11]
+    place = jnp.arange(8, dtype=jnp.int32)[None]
+
+    @jax.jit
+    def both(tokens, later, few):
+        visible = Visibility(place * 0, place * 0 + 8)
+        prompt = prompts.from_rows([row], max_new=1)
+        cache = model.init_cache(prompt, 8)
+        whole, cache = model.apply(params, Query(tokens, place, place, visible), cache)
+        part = jax.tree.map(lambda leaf: leaf[:, few], visible)
+        query = Query(later[:, few], place[:, few], place[:, few], part)
+        return whole.hidden[:, few], model.apply(params, query, cache)[0].hidden
+
+    few = jnp.array([5, 7])
+    tokens = jnp.asarray([row])
+    whole, part = both(tokens, tokens, few)
+    np.testing.assert_allclose(whole, part, atol=1e-5)
+    whole, part = both(tokens, tokens.at[0, 5].set(2), few)
+    assert np.abs(whole - part).max() > 1e-2

@@ -350,14 +350,17 @@ def test_hmar_goes_from_scale_to_scale():
     model = scripted(lambda tokens, positions: sure_of(positions % 3))
     made = prompts.from_rows([[0], [1, 2]], max_new=14)
     sides = (1, 2, 3)
-    decoder = methods.hmar(model, max_new_tokens=14, sides=sides, mask_steps=(1, 1, 1))
+    decoder = methods.hmar(model, max_new_tokens=14, sides=sides, counts=(1, 4, 9))
     _, stats, saved = traced(decoder, {}, made)
     assert left_open(saved, stats, [14] * 2) == [[13, 9, 0]] * 2  # plain next-scale
-    decoder = methods.hmar(model, max_new_tokens=14, sides=sides, mask_steps=(1, 2, 4))
+    counts = (1, 1, 3, 1, 1, 2, 5)  # the authors' first scales
+    decoder = methods.hmar(model, max_new_tokens=14, sides=sides, counts=counts)
     _, stats, saved = traced(decoder, {}, made)
-    assert left_open(saved, stats, [14] * 2) == [[13, 11, 9, 6, 4, 2, 0]] * 2
+    assert left_open(saved, stats, [14] * 2) == [[13, 12, 9, 8, 7, 5, 0]] * 2
     with pytest.raises(ValueError, match="14 positions, but max_new_tokens=13"):
-        methods.hmar(model, max_new_tokens=13, sides=sides, mask_steps=(1, 1, 1))
+        methods.hmar(model, max_new_tokens=13, sides=sides, counts=(1, 4, 9))
+    with pytest.raises(ValueError, match="must make up each scale"):
+        methods.hmar(model, max_new_tokens=14, sides=sides, counts=(1, 5, 8))
 
 
 # A poorer context.

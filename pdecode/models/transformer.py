@@ -53,7 +53,7 @@ def init(config: Config, key: Array) -> Params:
     place = jnp.zeros((1, 1), jnp.int32)
     visible = Visibility(place, place + 1)
     for layer in range(config.num_layers):
-        params[f"layer_{layer}"] = parts.Block(config).init(
+        params[f"layer_{layer}"] = _block(config, layer).init(
             keys[3 + layer], stream, _angles(config, layer, place), visible, None, None
         )["params"]
     params["norm"] = parts.norm(config).init(key, stream)["params"]
@@ -214,6 +214,7 @@ def shifted(model: Model, width: int, dtype: str = "float32") -> Model:
         apply=functools.partial(shift, model.apply),
         encode=functools.partial(shift, model.encode),
         move=move,
+        is_shifted=True,
     )
 
 
@@ -278,9 +279,15 @@ def _layer(config, layer: int, block, query: Query, stream: Array, cache: Any):
         causal = config.attention == "causal"
         visible = narrowed(visible, query.positions, config.window, causal=causal)
     angles = _angles(config, layer, query.positions)
-    return parts.Block(config).apply(
+    return _block(config, layer).apply(
         {"params": block}, stream, angles, visible, query.slots, cache
     )
+
+
+def _block(config: Config, layer: int) -> parts.Block:
+    if layer < config.dense_layers:
+        config = dataclasses.replace(config, experts=None, dense_layers=0)
+    return parts.Block(config)
 
 
 def _angles(config: Config, layer: int, positions: Array):
@@ -328,6 +335,7 @@ def _period(config: Config) -> int:
     """Length of the repeating pattern of layers, so that one scan covers them."""
     for period in range(1, config.num_layers + 1):
         pattern = config.sliding[:period]
-        if pattern * (config.num_layers // period) == config.sliding:
+        is_even = pattern * (config.num_layers // period) == config.sliding
+        if is_even and not config.dense_layers:
             return period
     return config.num_layers
