@@ -297,6 +297,7 @@ class Rule(NamedTuple):
     wants: tuple[str, ...] = ()  # leaves of Prediction that `apply` reads
     role: str | None = None  # whose params `apply` gets; None: it gets None
     is_exact: bool = False  # one position a step, in an order blind to the draws
+    num_calls: int = 0  # of its role's model, that `apply` makes: told as a drafter's
     # Of a remask rule: what it reopens never uses up what was committed, so that a row
     # gains a position a step and needs no last turn.
     is_bounded: bool = False

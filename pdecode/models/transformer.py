@@ -123,7 +123,7 @@ def forward(
         index = jnp.arange(tokens.shape[1], dtype=jnp.int32)
         positions = jnp.broadcast_to(index, tokens.shape)
     query = Query(tokens, positions, positions, visible, extra, has_extra)
-    stream = _embed(config, params, query)
+    stream = embedded(config, params, query)
     if not train:
         return _run(config, params, query, stream, None)[0]
     if config.taps:
@@ -257,7 +257,7 @@ def _init_cache(config: Config, prompt: Prompt, num_slots: int) -> Cache:
 def _apply(
     config: Config, params: Params, query: Query, cache: Cache
 ) -> tuple[Output, Cache]:
-    return _run(config, params, query, _embed(config, params, query), cache)
+    return _run(config, params, query, embedded(config, params, query), cache)
 
 
 def _run(config, params, query, stream, cache) -> tuple[Output, Cache]:
@@ -309,7 +309,7 @@ def _table(config: Config, params: Params) -> Array:
     return _scaled(config, params["embed"])
 
 
-def _embed(config: Config, params: Params, query: Query) -> Array:
+def embedded(config: Config, params: Params, query: Query) -> Array:
     stream = _scaled(config, params["embed"][query.tokens])
     if config.rope is None:
         table = params["positions"]

@@ -263,6 +263,14 @@ CASES = {
     "magnet": case(
         "magnet", "lossy", decoding_steps=(3, 2), span_len=2, max_calls=5, **ON_MASKS
     ),
+    "magnet_rescored": case(
+        "magnet_rescored",
+        "lossy",
+        decoding_steps=(3, 2),
+        span_len=2,
+        max_calls=5,
+        **JUDGED,
+    ),
     "pc_sampler": case("pc_sampler", "lossy", steps=5, **RARE),
     "free_cache": case(
         "free_cache", "lossy", steps=6, block_length=5, reach=5, **ON_MASKS

@@ -34,6 +34,7 @@ from pdecode.methods.masked.llada import llada
 from pdecode.methods.masked.llada2 import llada2
 from pdecode.methods.masked.local_leap import local_leap
 from pdecode.methods.masked.magnet import magnet
+from pdecode.methods.masked.magnet_rescored import magnet_rescored
 from pdecode.methods.masked.maskgit import maskgit
 from pdecode.methods.masked.mdlm import mdlm
 from pdecode.methods.masked.mmm import mmm
@@ -80,6 +81,7 @@ __all__ = [
     "llada2",
     "local_leap",
     "magnet",
+    "magnet_rescored",
     "maskgit",
     "mdlm",
     "mmm",
