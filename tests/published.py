@@ -41,6 +41,7 @@ LLADA2 = dict(
     routed_scaling_factor=2.5,
     use_bias=False,
     use_qkv_bias=True,
+    use_qk_norm=True,
 )
 DIT = dict(
     vocab_size=24, hidden_dim=16, n_blocks=2, n_heads=4, cond_dim=6, model_length=64
@@ -57,7 +58,9 @@ def shapes(raw):
     words, width = raw["vocab_size"], raw["hidden_size"]
     heads, kv = raw["num_attention_heads"], raw["num_key_value_heads"]
     head = raw.get("head_dim", width // heads)
-    found = {"model.norm.weight": (width,), "lm_head.weight": (words, width)}
+    found = {"model.norm.weight": (width,)}
+    if not raw.get("tie_word_embeddings"):
+        found["lm_head.weight"] = (words, width)
     embed = "word_embeddings" if kind == "llada2_moe" else "embed_tokens"
     found[f"model.{embed}.weight"] = (words, width)
 
@@ -81,10 +84,14 @@ def shapes(raw):
             continue
         rows = (heads + 2 * kv) * head
         found[at + "attention.query_key_value.weight"] = (rows, width)
-        found[at + "attention.query_key_value.bias"] = (rows,)
+        if raw["use_qkv_bias"]:
+            found[at + "attention.query_key_value.bias"] = (rows,)
         found[at + "attention.dense.weight"] = (width, heads * head)
-        found[at + "attention.query_layernorm.weight"] = (head,)
-        found[at + "attention.key_layernorm.weight"] = (head,)
+        if raw["use_bias"]:
+            found[at + "attention.dense.bias"] = (width,)
+        if raw["use_qk_norm"]:
+            found[at + "attention.query_layernorm.weight"] = (head,)
+            found[at + "attention.key_layernorm.weight"] = (head,)
         if i < raw["first_k_dense_replace"]:
             mlp(at + "mlp", raw["intermediate_size"])
             continue
@@ -92,8 +99,9 @@ def shapes(raw):
         found[at + "mlp.gate.expert_bias"] = (raw["num_experts"],)
         for expert in range(raw["num_experts"]):
             mlp(f"{at}mlp.experts.{expert}", raw["moe_intermediate_size"])
-        size = raw["moe_intermediate_size"] * raw["num_shared_experts"]
-        mlp(at + "mlp.shared_experts", size)
+        if raw["num_shared_experts"] is not None:
+            size = raw["moe_intermediate_size"] * raw["num_shared_experts"]
+            mlp(at + "mlp.shared_experts", size)
     return found
 
 
@@ -162,7 +170,8 @@ def network(raw, values):
     kind = raw["model_type"]
     w = {name: value.astype(np.float64) for name, value in values.items()}
     if kind in ("mdlm", "bd3lm"):
-        return Dit(raw, w, raw.get("block_size"), raw["n_blocks"])
+        size = raw.get("block_size") if raw.get("cross_attn", True) else None
+        return Dit(raw, w, size, raw["n_blocks"])
     size = raw.get("bd_size", raw.get("block_length"))
     found = {"Fast_dLLM_Qwen": Qwen, "llada2_moe": Llada2}[kind]
     return found(raw, w, size, raw["num_hidden_layers"])
@@ -199,63 +208,69 @@ class Network:
         return out.reshape(len(q), -1)
 
     def gated(self, x, stem):
-        gate = x @ self.w[stem + ".gate_proj.weight"].T
-        up = x @ self.w[stem + ".up_proj.weight"].T
-        return (silu(gate) * up) @ self.w[stem + ".down_proj.weight"].T
+        act = {"silu": silu, "gelu_pytorch_tanh": gelu_tanh}
+        act = act[self.raw.get("hidden_act", "silu")]
+        gate, up = (self.linear(x, f"{stem}.{name}_proj") for name in ("gate", "up"))
+        return self.linear(act(gate) * up, stem + ".down_proj")
 
     def linear(self, x, stem):
-        return x @ self.w[stem + ".weight"].T + self.w[stem + ".bias"]
+        return x @ self.w[stem + ".weight"].T + self.w.get(stem + ".bias", 0)
+
+    def rms(self, x, name):
+        return rms(x, self.w[name + ".weight"], self.raw["rms_norm_eps"])
+
+    def head(self, x, embed):
+        name = embed if self.raw.get("tie_word_embeddings") else "lm_head"
+        return self.linear(self.rms(x, "model.norm"), name)
 
 
 class Qwen(Network):
     def run(self, tokens, place, ends, cache):
-        raw, w = self.raw, self.w
+        raw = self.raw
         count, theta = raw["num_attention_heads"], raw["rope_theta"]
         head = raw["hidden_size"] // count
-        x = w["model.embed_tokens.weight"][tokens]
+        x = self.w["model.embed_tokens.weight"][tokens]
         for i in range(self.num_layers):
             at = f"model.layers.{i}."
-            h = rms(x, w[at + "input_layernorm.weight"])
+            h = self.rms(x, at + "input_layernorm")
             q, k, v = (
                 self.linear(h, f"{at}self_attn.{name}_proj").reshape(len(x), -1, head)
                 for name in "qkv"
             )
             q, k = (turned(each, place, theta, head) for each in (q, k))
-            x = x + self.attend(q, k, v, place, ends, cache[i]) @ (
-                w[at + "self_attn.o_proj.weight"].T
-            )
-            x = x + self.gated(
-                rms(x, w[at + "post_attention_layernorm.weight"]), at + "mlp"
-            )
-        return rms(x, w["model.norm.weight"]) @ w["lm_head.weight"].T
+            h = self.attend(q, k, v, place, ends, cache[i])
+            x = x + self.linear(h, at + "self_attn.o_proj")
+            h = self.rms(x, at + "post_attention_layernorm")
+            x = x + self.gated(h, at + "mlp")
+        return self.head(x, "model.embed_tokens")
 
 
 class Llada2(Network):
     def run(self, tokens, place, ends, cache):
-        raw, w = self.raw, self.w
+        raw = self.raw
         heads, kv = raw["num_attention_heads"], raw["num_key_value_heads"]
         head = raw["head_dim"]
         dims, theta = int(head * raw["partial_rotary_factor"]), raw["rope_theta"]
-        x = w["model.word_embeddings.weight"][tokens]
+        x = self.w["model.word_embeddings.weight"][tokens]
         for i in range(self.num_layers):
             at = f"model.layers.{i}."
-            h = rms(x, w[at + "input_layernorm.weight"])
+            h = self.rms(x, at + "input_layernorm")
             fused = self.linear(h, at + "attention.query_key_value")
             fused = fused.reshape(len(x), heads + 2 * kv, head)
             q, k, v = np.split(fused, [heads, heads + kv], 1)
-            q = rms(q, w[at + "attention.query_layernorm.weight"])
-            k = rms(k, w[at + "attention.key_layernorm.weight"])
+            if raw["use_qk_norm"]:
+                q = self.rms(q, at + "attention.query_layernorm")
+                k = self.rms(k, at + "attention.key_layernorm")
             q, k = (turned(each, place, theta, dims) for each in (q, k))
-            x = x + self.attend(q, k, v, place, ends, cache[i]) @ (
-                w[at + "attention.dense.weight"].T
-            )
-            h = rms(x, w[at + "post_attention_layernorm.weight"])
+            h = self.attend(q, k, v, place, ends, cache[i])
+            x = x + self.linear(h, at + "attention.dense")
+            h = self.rms(x, at + "post_attention_layernorm")
             x = x + (
                 self.gated(h, at + "mlp")
                 if i < raw["first_k_dense_replace"]
                 else self.mixed(h, at + "mlp.")
             )
-        return rms(x, w["model.norm.weight"]) @ w["lm_head.weight"].T
+        return self.head(x, "model.word_embeddings")
 
     def mixed(self, x, at):
         raw, out = self.raw, np.zeros_like(x)
@@ -268,9 +283,13 @@ class Llada2(Network):
             barred = np.full_like(groups, -np.inf)
             barred[kept] = groups[kept]
             chosen = np.argsort(-barred.ravel())[: raw["num_experts_per_tok"]]
-            share = score[chosen] / score[chosen].sum() * raw["routed_scaling_factor"]
+            share = score[chosen] * raw["routed_scaling_factor"]
+            if len(chosen) > 1:
+                share = share / score[chosen].sum()
             for weight, expert in zip(share, chosen):
                 out[n] += weight * self.gated(x[n], f"{at}experts.{expert}")
+        if raw["num_shared_experts"] is None:
+            return out
         return out + self.gated(x, at + "shared_experts")
 
 
@@ -320,8 +339,8 @@ def gelu_tanh(x):
     return 0.5 * x * (1 + np.tanh((2 / np.pi) ** 0.5 * (x + 0.044715 * x**3)))
 
 
-def rms(x, weight):
-    return x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-6) * weight
+def rms(x, weight, eps):
+    return x / np.sqrt((x**2).mean(-1, keepdims=True) + eps) * weight
 
 
 def centered(x, weight):

@@ -78,6 +78,49 @@ def test_logits(made, name):
     assert it.model.block_len == it.net.size
 
 
+# One field other than in the folders above: the network that the oracle makes of it.
+FIELDS = [
+    ("fast_dllm", dict(rope_theta=90.0)),
+    ("fast_dllm", dict(rms_norm_eps=0.1)),
+    ("fast_dllm", dict(tie_word_embeddings=True)),
+    ("fast_dllm", dict(hidden_act="gelu_pytorch_tanh")),
+    ("fast_dllm", dict(bd_size=4)),
+    ("llada2", dict(rope_theta=90.0)),
+    ("llada2", dict(rms_norm_eps=0.1)),
+    ("llada2", dict(partial_rotary_factor=1.0)),
+    ("llada2", dict(use_qk_norm=False)),
+    ("llada2", dict(use_bias=True)),
+    ("llada2", dict(use_qkv_bias=False)),
+    ("llada2", dict(first_k_dense_replace=0)),
+    ("llada2", dict(num_shared_experts=None)),
+    ("llada2", dict(num_experts_per_tok=1)),
+    ("llada2", dict(n_group=2, topk_group=1)),
+    ("llada2", dict(n_group=1, topk_group=1)),
+    ("llada2", dict(routed_scaling_factor=0.5)),
+    ("llada2", dict(tie_word_embeddings=True)),
+    ("llada2", dict(hidden_act="gelu_pytorch_tanh")),
+    ("bd3lm", dict(cross_attn=False)),
+    ("bd3lm", dict(block_size=5)),
+    ("bd3lm", dict(n_heads=2)),
+]
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("name, changes", FIELDS)
+def test_a_field_means_what_the_published_code_makes_of_it(name, changes, tmp_path):
+    raw = RAW[name] | changes
+    values = published.weights(raw)
+    model, params, _ = checkpoints.load(published.save(tmp_path, raw, values))
+    net = published.network(raw, values)
+    want = net(WORDS[0])
+    plain = published.network(RAW[name], published.weights(RAW[name]))(WORDS[0])
+    assert np.abs(want - plain).max() > 0.05
+    if model.is_shifted:
+        want = np.concatenate([want[:1], want[:-1]])
+    got = logits_of(model, params, WORDS[0])
+    np.testing.assert_allclose(got, want, atol=2e-4)
+
+
 # What a wrong reading would leave out, by the tensors it would not miss.
 WITHOUT = {
     "fast_dllm": ("q_proj.bias",),
