@@ -88,11 +88,12 @@ def _llada2(fields: Fields) -> Config:
         raise ValueError(
             "config.json has first_k_dense_replace, but no intermediate_size"
         )
-    eps = fields.get("rms_norm_eps", 1e-5)
+    common["norm_eps"] = fields.get("rms_norm_eps", 1e-5)
     eos = 156_892 if common["vocab_size"] > 156_892 else None
+    common["eos_ids"] = eos_ids(fields, eos)
     block_len = fields.size("block_size", None) or fields.size("block_length", 32)
     return Config(
-        **common | dict(eos_ids=eos_ids(fields, eos), norm_eps=eps),
+        **common,
         rope=_partly(fields, common),
         activation=activation(fields, "hidden_act", "silu"),
         qkv_bias=fields.get("use_qkv_bias", False),
