@@ -237,10 +237,23 @@ def emit(
     log_probs = _log_prob_of(plan, prediction, tokens, judged_at)
 
     room = jnp.minimum(num_accepted + 1, state.prefix.end - state.prefix.length)
-    is_asked = place < room[:, None]
     is_number = jnp.isfinite(log_probs) & verdict.is_sound[:, None]
+    return cut(plan.model.eos_ids, tokens, log_probs, is_number, room, active)
+
+
+def cut(
+    eos_ids: tuple[int, ...],
+    tokens: Array,  # int32 [B, N]
+    log_probs: Array,  # float32 [B, N]
+    is_number: Array,  # bool [B, N]
+    room: Array,  # int32 [B]  tokens at most
+    active: Array,  # bool [B]
+) -> Emitted:
+    """The tokens up to the first EOS, or to the first law that is no number."""
+    size = tokens.shape[1]
+    place = jnp.arange(size, dtype=jnp.int32)[None]
     sound = jnp.where(is_number, size, place).min(1)
-    is_end = rows.is_eos(tokens, plan.model.eos_ids) & is_asked
+    is_end = rows.is_eos(tokens, eos_ids) & (place < room[:, None])
     first_eos = jnp.where(is_end, place, size).min(1)
     count = jnp.minimum(jnp.minimum(room, first_eos + 1), sound)
     return Emitted(
@@ -302,15 +315,15 @@ def account(plan: Plan, draft: Draft, emitted: Emitted, active: Array):
     )
 
 
-def done(plan: Plan, state: PrefixState) -> Array:
-    """bool [B]."""
+def done(plan: Any, state: Any) -> Array:
+    """bool [B]; of any state with a prefix."""
     del plan
     is_full = state.prefix.length >= state.prefix.end
     return state.saw_eos | state.failed | is_full
 
 
-def output(plan: Plan, state: PrefixState) -> Generation:
-    """The result so far."""
+def output(plan: Any, state: Any) -> Generation:
+    """The result so far, of any state with a prefix."""
     del plan
     prefix = state.prefix
     place = jnp.arange(prefix.tokens.shape[1])[None]

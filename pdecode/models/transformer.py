@@ -62,7 +62,7 @@ def init(config: Config, key: Array) -> Params:
     place = jnp.zeros((1, 1), jnp.int32)
     visible = Visibility(place, place + 1)
     for layer in range(config.num_layers):
-        params[f"layer_{layer}"] = parts.Block(config).init(
+        params[f"layer_{layer}"] = parts.Block(_own(config, layer)).init(
             keys[3 + layer], stream, _angles(config, layer, place), visible, None, None
         )["params"]
     params["norm"] = parts.norm(config).init(key, stream)["params"]
@@ -153,7 +153,7 @@ def forward(
         index = jnp.arange(tokens.shape[1], dtype=jnp.int32)
         positions = jnp.broadcast_to(index, tokens.shape)
     query = Query(tokens, positions, positions, visible, extra, has_extra)
-    stream = _embed(config, params, query)
+    stream = embedded(config, params, query)
     if not train:
         return _run(config, params, query, stream, None)[0]
     if config.taps:
@@ -244,6 +244,7 @@ def shifted(model: Model, width: int, dtype: str = "float32") -> Model:
         apply=functools.partial(shift, model.apply),
         encode=functools.partial(shift, model.encode),
         move=move,
+        is_shifted=True,
     )
 
 
@@ -286,7 +287,7 @@ def _init_cache(config: Config, prompt: Prompt, num_slots: int) -> Cache:
 def _apply(
     config: Config, params: Params, query: Query, cache: Cache
 ) -> tuple[Output, Cache]:
-    return _run(config, params, query, _embed(config, params, query), cache)
+    return _run(config, params, query, embedded(config, params, query), cache)
 
 
 def _run(config, params, query, stream, cache) -> tuple[Output, Cache]:
@@ -303,7 +304,7 @@ def _run(config, params, query, stream, cache) -> tuple[Output, Cache]:
 
 
 def _apply_in_groups(config: Config, group: int, params, query: Query, cache: Cache):
-    stream, caches = _embed(config, params, query), list(cache)
+    stream, caches = embedded(config, params, query), list(cache)
     last = config.num_layers - 1
     middle = [range(i, min(i + group, last)) for i in range(1, last, group)]
     for layers in ([0], *middle, [last] if last else []):
@@ -316,15 +317,16 @@ def _apply_in_groups(config: Config, group: int, params, query: Query, cache: Ca
             )
             branches.append(branch)
         for layer, branch in zip(layers, branches):
+            own, block = _own(config, layer), params[f"layer_{layer}"]
             stream = stream + branch
-            stream = stream + parts.mixed(config, params[f"layer_{layer}"], stream)
+            stream = stream + parts.mixed(own, block, stream)
     return Output(_final_norm(config, params, stream)), tuple(caches)
 
 
 def _layer(config, layer: int, block, query: Query, stream: Array, cache: Any):
     visible = _visible(config, layer, query)
     angles = _angles(config, layer, query.positions)
-    return parts.Block(config).apply(
+    return parts.Block(_own(config, layer)).apply(
         {"params": block}, stream, angles, visible, query.slots, cache
     )
 
@@ -336,6 +338,13 @@ def _visible(config: Config, layer: int, query: Query) -> Visibility:
     assert config.window is not None, "Config checked it"
     causal = config.attention == "causal"
     return narrowed(query.visible, query.positions, config.window, causal=causal)
+
+
+def _own(config: Config, layer: int) -> Config:
+    """The sizes of one layer: the first ones may be dense in a mixture of experts."""
+    if layer < config.dense_layers:
+        return dataclasses.replace(config, experts=None, dense_layers=0)
+    return config
 
 
 def _angles(config: Config, layer: int, positions: Array):
@@ -357,7 +366,7 @@ def _table(config: Config, params: Params) -> Array:
     return _scaled(config, params["embed"])
 
 
-def _embed(config: Config, params: Params, query: Query) -> Array:
+def embedded(config: Config, params: Params, query: Query) -> Array:
     stream = _scaled(config, params["embed"][query.tokens])
     if config.rope is None:
         table = params["positions"]
@@ -383,6 +392,7 @@ def _period(config: Config) -> int:
     """Length of the repeating pattern of layers, so that one scan covers them."""
     for period in range(1, config.num_layers + 1):
         pattern = config.sliding[:period]
-        if pattern * (config.num_layers // period) == config.sliding:
+        is_even = pattern * (config.num_layers // period) == config.sliding
+        if is_even and not config.dense_layers:
             return period
     return config.num_layers
