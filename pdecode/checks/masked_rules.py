@@ -64,18 +64,31 @@ def decoder_of(model: Model, rule: Rule, use: str, new: int) -> Decoder:
 def law(
     sized: Callable[[int, int], Decoder], params: dict[str, Any], use: str = "commit"
 ) -> tuple[list[canvas.Walk], list[canvas.Walk]]:
-    """Walks of growing canvases: of the decoder, and with one token a step."""
-    walks, single = [], []
-    for vocab, new in SIZES if use == "commit" else SIZES[:2]:
+    """Walks of canvases from small to large: of the decoder, and one token a step.
+
+    Small ones are walked where the largest is off, up to the first that is off too: it
+    holds the example that is easiest to follow.
+    """
+    *small, largest = SIZES if use == "commit" else SIZES[:2]
+
+    def pair(vocab: int, new: int) -> tuple[canvas.Walk, canvas.Walk]:
         plan = canvas.plan_of(sized(vocab, new))
         assert plan is not None
         size = {"vocab": vocab, "new": new, "max_turns": MOST_STEPS}
-        walks.append(canvas.walk(plan, params, **size))
-        if walks[-1].per_step > 1 + 1e-9:
-            single.append(canvas.walk(canvas.leftmost(plan), params, **size))
-        else:
-            single.append(walks[-1])
-    return walks, single
+        walked = canvas.walk(plan, params, **size)
+        if use != "commit" or walked.per_step <= 1 + 1e-9:
+            return walked, walked
+        return walked, canvas.walk(canvas.leftmost(plan), params, **size)
+
+    found, last = [], pair(*largest)
+    # Which of the two is to be off: with one token a step, if it is there.
+    which = 1 if last[1].variation > CLOSE else 0
+    for size in small if last[which].variation > CLOSE else []:
+        found.append(pair(*size))
+        if found[-1][which].variation > CLOSE:
+            break
+    walks, single = zip(*found, last)
+    return list(walks), list(single)
 
 
 def law_finding(walks: list[canvas.Walk], single: list[canvas.Walk], use: str):

@@ -475,5 +475,5 @@
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", lay);
   state.time = longest();
   lay();
-  window.replay = { state, cards, refresh, move, toggle, longest };
+  window.replay = { state, cards, refresh, move, toggle, longest, shade };
 })();
