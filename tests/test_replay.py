@@ -301,7 +301,8 @@ def test_ink_is_readable_and_a_phone_has_no_sideways_scroll(browser, tmp_path, s
                 .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
               const node = document.createElement("i");
               node.style.color = "var(--ink)"; document.body.append(node);
-              const pair = [getComputedStyle(node).color, replay.shade(part)].map(light);
+              const both = [getComputedStyle(node).color, replay.shade(part)];
+              const pair = both.map(light);
               return (Math.max(...pair) + 0.05) / (Math.min(...pair) + 0.05);
             }""",
             float(part),

@@ -37,9 +37,7 @@ class Net(NamedTuple):
 def report(model: Model, params: Params, name: str) -> Report:
     """What `model` with `params` serves, and what it does not."""
     if params is None:
-        raise ValueError(
-            f"{name}: give the model's params: pdecode.check(model, params)"
-        )
+        raise ValueError(f"{name} needs its params: pdecode.check(model, params)")
     net = Net(model, params, jax.jit(lambda *args: _answer(model, *args)))
     shape = _shapes(net)
     if not shape.holds:
@@ -147,16 +145,17 @@ def _windows(net: Net) -> Finding:
 
 
 def _canvas(net: Net) -> Finding:
-    """A lane of a canvas must see both sides, and its own token."""
+    """An open position must see what stands behind it."""
     tokens = _tokens(net)
+    tokens[0, [0, 2]] = net.model.mask_id
     want, cache = _whole(net, tokens)
     changed = tokens.copy()
-    changed[0, -1] = (changed[0, -1] + 1) % min(net.model.vocab_size - 1, 50)
+    changed[0, 1] = (changed[0, 1] + 1) % min(net.model.vocab_size - 1, 50)
     other, _ = _whole(net, changed)
     if _off(want[:, 0], other[:, 0]) < 1e-7:
         says = (
-            "the first position's law does not change with the last token: it sees one "
-            "side only, so it cannot fill holes or blocks"
+            "the law of an open position does not change with the token behind it: it "
+            "sees one side only, so it cannot fill holes or blocks"
         )
         return Finding("both sides", False, says)
     # A window of the middle, the rest from the cache of the whole.

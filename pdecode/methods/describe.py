@@ -100,7 +100,7 @@ def _entry(name: str, method: Callable, settings: dict[str, Any]) -> dict[str, A
         "name": name,
         "variant_of": variant.method if variant else None,
         "settings": settings,
-        "group": named.group(method),
+        "group": named.group(method) if _is_ours(method) else "own",
         "roles": list(knobs.roles(method)),
         "needs": knobs.needs(method),
         "guarantee": guarantee(method),
@@ -125,7 +125,7 @@ def text(name: str, method: Callable, settings: dict[str, Any]) -> str:
         about = methods.VARIANTS[name]
         chosen = ", ".join(f"{k}={v!r}" for k, v in settings.items())
         lines = [f"{name}: {about.about}", f"  = {about.method} with {chosen}", ""]
-    if method.__module__.startswith("pdecode.methods."):
+    if _is_ours(method):
         lines += _wrapped("group", named.group(method))
     lines += _wrapped("models", ", ".join(knobs.roles(method)))
     for part, said in (
@@ -153,6 +153,10 @@ def text(name: str, method: Callable, settings: dict[str, Any]) -> str:
     if variants:
         lines += ["", f"variants: {', '.join(variants)}"]
     return "\n".join(lines)
+
+
+def _is_ours(method: Callable) -> bool:
+    return method.__module__.startswith("pdecode.methods.")
 
 
 def _knob_text(method: Callable, settings: dict[str, Any], made_of) -> list[str]:
