@@ -53,6 +53,8 @@
       this.now = new Array(n);
       this.at = new Int32Array(n);
       this.revised = new Uint8Array(n);
+      // Where every step has one token, there is no draft to tell it from.
+      this.drafts = trace.kinds.includes("accepted");
       this.events = trace.events && [...trace.events].sort((a, b) => a[0] - b[0]);
       this.reset();
     }
@@ -280,7 +282,7 @@
         pen.globalAlpha = letter === "\u23ce" ? .35 : 1;
         pen.fillText(letter, x, y + LINE / 2);
         pen.globalAlpha = 1;
-        if (track.revised[who] || track.trace.kinds[who] === "own") {
+        if (track.revised[who] || (track.drafts && track.trace.kinds[who] === "own")) {
           pen.setLineDash(track.revised[who] ? [3, 2] : []);
           pen.strokeStyle = look.ink; pen.lineWidth = 1.4; pen.beginPath();
           pen.moveTo(x + 1, y + LINE - 3); pen.lineTo(x + wide - 1, y + LINE - 3); pen.stroke();
