@@ -95,7 +95,7 @@ def result_of(
     generation: Generation,
     stats: Stats,
     timing: dict[str, float],
-    commit_step: np.ndarray,
+    commit_step: Any,  # int32 [B, L]
     *,
     keep_eos_tail: bool = False,
     recorded: list[dict[str, Any]] | None = None,
@@ -145,9 +145,9 @@ def result_of(
     )
 
 
-def probabilities(log_probs: np.ndarray) -> list[float]:
+def probabilities(log_probs: Any) -> list[float]:
     """exp of them, to five digits: what a page or a file needs."""
-    return np.exp(log_probs.astype(float)).round(5).tolist()
+    return np.exp(np.asarray(log_probs, float)).round(5).tolist()
 
 
 def stats_by_row(stats: Stats) -> dict[str, Any]:

@@ -56,7 +56,7 @@ class Walk(NamedTuple):
 
 def plan_of(decoder: Decoder) -> masked.Plan | None:
     """The plan of a decoder of the masked family, else None."""
-    step = decoder.step
+    step: Any = decoder.step
     is_ours = isinstance(step, functools.partial) and step.func is masked.step
     return step.args[0] if is_ours else None
 
@@ -191,7 +191,8 @@ def _pairs(tree, nodes, combos, plan) -> tuple[np.ndarray, np.ndarray]:
     if plan.rules[decisions.EDIT] is not None:
         opened = np.ones_like(opened)
     fits = (opened[:, None] | (combos[None] == 0)).all(-1)
-    return np.nonzero(fits)
+    nodes_, draws = np.nonzero(fits)
+    return nodes_, draws
 
 
 def _run(turn, tree, leaves, params, keys, draws):

@@ -28,7 +28,7 @@ class Small(NamedTuple):
     """Toys over few strings, so that a law is seen in some thousand rows."""
 
     law: toy.Table
-    near: toy.Table
+    near: toy.Table | toy.Chain
     models: dict[str, Model]  # by what they predict
 
 
@@ -181,9 +181,8 @@ def sampled(decoder: Decoder, params: dict[str, Any], exact: dict) -> Sampled:
         codes = (made.tokens[:, 1 : NEW + 1] * weights[None]).sum(1)
         return jnp.zeros(VOCAB**NEW, jnp.int32).at[codes].add(1)
 
-    counts = sum(
-        np.asarray(outcomes(params, jax.random.key(seed))) for seed in range(CHUNKS)
-    )
+    keys = map(jax.random.key, range(CHUNKS))
+    counts = np.sum([np.asarray(outcomes(params, key)) for key in keys], axis=0)
     law = np.array([exact[string] for string in strings])
     law = law / law.sum()
     total = counts.sum()

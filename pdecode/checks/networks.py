@@ -66,14 +66,14 @@ def _tokens(net: Net, rows: int = 1, seed: int = 0) -> np.ndarray:
 
 
 def _ask(net: Net, tokens, positions, slots, start, stop, cache, **more):
-    lanes = [jnp.asarray(each, jnp.int32) for each in (tokens, positions)]
+    tokens, positions = (jnp.asarray(each, jnp.int32) for each in (tokens, positions))
     if not isinstance(slots, SlotRun) and slots is not None:
         slots = jnp.asarray(slots, jnp.int32)
     visible = Visibility(
         jnp.asarray(start, jnp.int32), jnp.asarray(stop, jnp.int32),
         **{k: jnp.asarray(v) for k, v in more.items()},
     )  # fmt: skip
-    made, cache = net.call(net.params, Query(*lanes, slots, visible), cache)
+    made, cache = net.call(net.params, Query(tokens, positions, slots, visible), cache)
     return np.asarray(made), cache
 
 

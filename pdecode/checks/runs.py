@@ -137,7 +137,9 @@ def _alone(program: _Program, generation, stats) -> Finding:
     order = np.array(toys.ORDER)
     rows, most = ([each[i] for i in order] for each in (toys.ROWS, toys.MOST))
     moved = program(toys.ragged(rows, most, ids=order))
-    worst = _differs(generation, stats, *moved, enumerate(order), "in another order")
+    worst = _differs(
+        generation, stats, moved[0], moved[1], enumerate(order), "in another order"
+    )
     for keep in (1, 3):
         if worst:
             break
@@ -145,7 +147,7 @@ def _alone(program: _Program, generation, stats) -> Finding:
         most = [toys.MOST[i] if i == keep else 1 for i in range(len(order))]
         beside = program(toys.ragged(rows, most))
         worst = _differs(
-            generation, stats, *beside, [(keep, keep)], "beside other rows"
+            generation, stats, beside[0], beside[1], [(keep, keep)], "beside other rows"
         )
     if worst:
         return Finding("row-independent", False, f"batch-dependent: {worst}")
