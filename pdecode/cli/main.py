@@ -170,6 +170,22 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--json", action="store_true", help="one JSON object")
     _add_set(made, "NAME=VALUE")
 
+    made = add("tune", _tune, "search methods and settings for what is fastest here")
+    made.add_argument("--model", help="folder or embedded name in place of the target")
+    made.add_argument("--drafter", help="the same, for methods that take one")
+    made.add_argument("--judge", help="a causal model that judges the text")
+    made.add_argument("--dtype", help="of checkpoint folders (default: their own)")
+    made.add_argument("--methods", help="names, separated by commas (default: all)")
+    made.add_argument("--minutes", type=float, default=5.0, help="to search for")
+    made.add_argument("--num-prompts", type=int, default=8)
+    made.add_argument("--batch-size", type=int, default=1)
+    made.add_argument("--max-new-tokens", type=int, default=48)
+    made.add_argument("--seed", type=int, default=0)
+    made.add_argument(
+        "--out", help="folder; one that holds trials goes on (default: results/tune)"
+    )
+    made.add_argument("--json", action="store_true", help="one JSON object")
+
     made = add("train", _train, "train what a config says")
     train.options(made)
     _add_set(made, "FIELD=VALUE")
@@ -273,6 +289,12 @@ def _check(args) -> int:
     from pdecode.cli import see
 
     return see.check(args)
+
+
+def _tune(args) -> int:
+    from pdecode.cli import tune
+
+    return tune.run(args)
 
 
 def _train(args) -> int:
