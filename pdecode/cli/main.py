@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from pdecode import names
-from pdecode.cli import arguments, program_cache, train
+from pdecode.cli import arguments, program_cache, see, train, tune
 from pdecode.cli.interrupt import INTERRUPTED
 from pdecode.version import __version__
 
@@ -154,37 +154,13 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("name", help="name, file.py:name or module:name")
     made.add_argument("--json", action="store_true", help="one JSON object")
 
-    made = add("view", _view, "show a result's replay: the order in which it came")
-    made.add_argument("result", help="of generate --json, or compare.json")
-    made.add_argument(
-        "--html", metavar="FILE", help="page to write (default: beside it)"
-    )
-    made.add_argument("--grid", help="tokens are an image of HEIGHTxWIDTH")
+    see.view_options(add("view", _view, "show a result's replay: its order"))
 
     made = add("check", _check, "try a rule, drafter, decoder or method of your own")
-    made.add_argument("part", help="file.py:name, module:name or a method's name")
-    made.add_argument(
-        "--use", default="commit", choices=("commit", "remask", "edit"),
-        help="what a Rule is used as",
-    )  # fmt: skip
-    made.add_argument("--json", action="store_true", help="one JSON object")
+    see.check_options(made)
     _add_set(made, "NAME=VALUE")
 
-    made = add("tune", _tune, "search methods and settings for what is fastest here")
-    made.add_argument("--model", help="folder or embedded name in place of the target")
-    made.add_argument("--drafter", help="the same, for methods that take one")
-    made.add_argument("--judge", help="a causal model that judges the text")
-    made.add_argument("--dtype", help="of checkpoint folders (default: their own)")
-    made.add_argument("--methods", help="names, separated by commas (default: all)")
-    made.add_argument("--minutes", type=float, default=5.0, help="to search for")
-    made.add_argument("--num-prompts", type=int, default=8)
-    made.add_argument("--batch-size", type=int, default=1)
-    made.add_argument("--max-new-tokens", type=int, default=48)
-    made.add_argument("--seed", type=int, default=0)
-    made.add_argument(
-        "--out", help="folder; one that holds trials goes on (default: results/tune)"
-    )
-    made.add_argument("--json", action="store_true", help="one JSON object")
+    tune.options(add("tune", _tune, "search for the fastest methods and settings"))
 
     made = add("train", _train, "train what a config says")
     train.options(made)
@@ -280,20 +256,14 @@ def _methods(args) -> int:
 
 
 def _view(args) -> int:
-    from pdecode.cli import see
-
     return see.view(args)
 
 
 def _check(args) -> int:
-    from pdecode.cli import see
-
     return see.check(args)
 
 
 def _tune(args) -> int:
-    from pdecode.cli import tune
-
     return tune.run(args)
 
 

@@ -6,11 +6,29 @@ import pathlib
 import sys
 import webbrowser
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pdecode.results import Result
+if TYPE_CHECKING:
+    from pdecode.results import Result
 
 FOUND_FAULTS = 1  # exit code
+
+
+def view_options(made: Any) -> None:
+    """The options of `pdecode view`."""
+    made.add_argument("result", help="of generate --json, or compare.json")
+    made.add_argument("--html", metavar="FILE", help="page (default: beside it)")
+    made.add_argument("--grid", help="tokens are an image of HEIGHTxWIDTH")
+
+
+def check_options(made: Any) -> None:
+    """The options of `pdecode check`, but for --set."""
+    made.add_argument("part", help="file.py:name, module:name or a method's name")
+    made.add_argument(
+        "--use", default="commit", choices=("commit", "remask", "edit"),
+        help="what a Rule is used as",
+    )  # fmt: skip
+    made.add_argument("--json", action="store_true", help="one JSON object")
 
 
 def view(args) -> int:
@@ -27,7 +45,7 @@ def view(args) -> int:
     return 0
 
 
-def write(made: Sequence[Result], path: str) -> None:
+def write(made: "Sequence[Result]", path: str) -> None:
     """The replay of results that one command made, batch after batch."""
     from pdecode.replay import page, record
 

@@ -10,6 +10,24 @@ from typing import Any
 from pdecode.cli import arguments, program_cache
 
 
+def options(made: Any) -> None:
+    """The options of `pdecode tune`."""
+    made.add_argument("--model", help="folder or embedded name in place of the target")
+    made.add_argument("--drafter", help="the same, for methods that take one")
+    made.add_argument("--judge", help="a causal model that judges the text")
+    made.add_argument("--dtype", help="of checkpoint folders (default: their own)")
+    made.add_argument("--methods", help="names, separated by commas (default: all)")
+    made.add_argument("--minutes", type=float, default=5.0, help="to search for")
+    made.add_argument("--num-prompts", type=int, default=8)
+    made.add_argument("--batch-size", type=int, default=1)
+    made.add_argument("--max-new-tokens", type=int, default=48)
+    made.add_argument("--seed", type=int, default=0)
+    made.add_argument(
+        "--out", help="folder; one that holds trials goes on (default: results/tune)"
+    )
+    made.add_argument("--json", action="store_true", help="one JSON object")
+
+
 def run(args) -> int:
     """Searches, prints the best of each class and the command; the exit code."""
     program_cache.enable()
