@@ -84,8 +84,10 @@ def step_lines(method: Callable) -> list[str]:
     for call in _calls(step):
         phase = _named(module, call.func)
         text = _first_sentence(phase)
+        is_count = text.startswith(("int32", "bool", "float32"))
         is_ours = getattr(phase, "__module__", "").startswith("pdecode.families")
-        if is_ours and inspect.isfunction(phase) and text and phase is not step:
+        is_phase = inspect.isfunction(phase) and phase is not step and not is_count
+        if is_ours and is_phase and text:
             line = f"{phase.__name__}: {text}"
             if line not in found and phase.__name__ not in ("info", "done"):
                 found.append(line)
