@@ -74,7 +74,9 @@ def candidates(
         settings.methods, settings.overrides, _choice(settings), max_new_tokens
     )
     found = []
-    for entry in entries[1:]:
+    for entry in entries:
+        if entry.name == lineup.BASELINE:
+            continue
         method, base = entry.recipe.method, entry.settings
         found.append(Candidate(entry.name, base))
         for name, value in sorted(base.items()):
