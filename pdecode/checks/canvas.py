@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pdecode import prompts, rng
+from pdecode.checks import toys
 from pdecode.contracts import Decoder, Rule
 from pdecode.families import masked
 from pdecode.families import masked_calls as calls
@@ -96,7 +97,7 @@ def walk(
     turn = _program(plan, new)
     keys = rng.row_keys(jax.random.key(0), jnp.arange(NUM_KEYS))
     prompt = prompts.from_rows([PROMPT] * NUM_KEYS, max_new=new)
-    state, _ = jax.jit(functools.partial(masked.init, plan))(params, keys, prompt)
+    state, _ = toys.quick(functools.partial(masked.init, plan))(params, keys, prompt)
     leaves, tree = jax.tree.flatten(state)
     nodes = [np.asarray(leaf) for leaf in leaves]
     which, weight = np.arange(NUM_KEYS), np.full(NUM_KEYS, 1 / NUM_KEYS)
@@ -144,7 +145,7 @@ def _program(plan: masked.Plan, new: int):
     """One turn for CHUNK rows: (state, chance of the draws, done)."""
     draws_all = plan.rules[decisions.EDIT] is not None
 
-    @jax.jit
+    @toys.quick
     def turn(params, keys, state, draws):
         active = ~progress.done(plan, state)
         lanes = calls.look(plan, state, active)

@@ -71,7 +71,7 @@ def report(
 def shape_of(drafter: Drafter, decoder: Decoder, params: dict) -> tuple[str, bool]:
     """What is wrong with a first draft, in words, and whether it has laws q."""
 
-    @jax.jit
+    @toys.quick
     def first(params, keys, prompt):
         state, _ = decoder.init(params, keys, prompt)
         return drafter.propose(params, keys, state.drafter, state.prefix)[0]
@@ -129,7 +129,7 @@ def _same_as_plain(seen: runs.Runs, params: dict) -> Finding:
     plain = speculative.draft_verify(
         toys.CAUSAL, nothing(), max_new_tokens=toys.NEW, sampling=Sampling(1.0)
     )
-    run = jax.jit(functools.partial(decode.decode, plain))
+    run = toys.quick(functools.partial(decode.decode, plain))
     want = jax.tree.map(np.asarray, run(params, toys.ragged(), jax.random.key(1))[0])
     for row, (mine, its) in enumerate(zip(seen.generation.tokens, want.tokens)):
         end = want.start[row] + want.lengths[row]

@@ -56,7 +56,7 @@ class _Program:
             return decode.decode(tried.build(**knobs), params, prompt, key)
 
         self.function = program
-        self.jitted = jax.jit(program)
+        self.jitted = toys.quick(program)
 
     def __call__(self, prompt, knobs=None):
         values = _arrays(self.tried.knobs if knobs is None else knobs)

@@ -1,5 +1,8 @@
 """The toys that parts are tried on, and prompts of ragged rows for them."""
 
+import functools
+
+import jax
 import jax.numpy as jnp
 
 from pdecode import prompts
@@ -16,6 +19,11 @@ OF_KIND = {"next": CAUSAL, "masked": MASKED}
 ROWS = [[0, 1], [2, 0, 1, 1], [1], [0, 2, 0, 2, 1], [1, 1, 2], [2, 2]]
 MOST = [8, 8, 1, 8, 5, 7]
 ORDER = [3, 0, 5, 4, 2, 1]
+
+# A toy's program is compiled once and run briefly: compiling is what takes time.
+quick = functools.partial(
+    jax.jit, compiler_options={"xla_backend_optimization_level": 0}
+)
 
 
 def ragged(rows=None, most=None, ids=None, model: Model | None = None) -> Prompt:
