@@ -92,6 +92,14 @@ def test_a_rule_that_does_not_end_is_named():
     assert "does not terminate: after " in report["terminates"].says
 
 
+@pytest.mark.thorough
+def test_a_remask_rule_that_never_settles_is_named():
+    without = reopens_everything()._replace(is_bounded=False)
+    report = pdecode.check(without, use="remask")
+    assert "does not terminate by itself" in report["settles"].says
+    assert "settles" in report.faults and report["terminates"].holds
+
+
 def test_a_rule_over_the_batch_is_named():
     report = pdecode.check(over_the_batch)
     assert "row-independent" in report.faults

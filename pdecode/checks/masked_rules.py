@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from pdecode import decode
 from pdecode.checks import canvas, runs, toys
 from pdecode.checks.report import CLOSE, Finding, Report, string
 from pdecode.contracts import Decoder, Model, Rule, Sampling
@@ -32,9 +33,12 @@ def report(
         return decoder_of(toys.MASKED, make(**traced), use, toys.NEW)
 
     tried = runs.Tried(build, knobs, {"model": toys.LAW, **params})
-    found = list(runs.of(tried).findings)
+    seen = runs.of(tried)
+    found = list(seen.findings)
     if use == "commit":
         found.append(progresses(rule, params))
+    elif use == "remask" and not rule.is_bounded:
+        found.append(settles(seen.stats))
 
     def sized(vocab: int, new: int) -> Decoder:
         model = canvas.model_of(vocab, new, toys.MASKED)
@@ -176,6 +180,20 @@ def progresses(rule: Rule, params: dict[str, Any]) -> Finding:
         "progress='force', which is the default"
     )
     return Finding("progresses", True, says)
+
+
+def settles(stats: decode.Stats) -> Finding:
+    """Whether rows end before the last step, which fills whatever is open."""
+    calls = np.asarray(stats.num_calls)
+    stuck = int((calls >= MOST_STEPS).sum())
+    if 2 * stuck > len(calls):
+        says = (
+            f"does not terminate by itself: {stuck} of {len(calls)} rows were ended by "
+            f"the last of {MOST_STEPS} steps, which fills whatever is open"
+        )
+        return Finding("settles", False, says)
+    says = f"{len(calls) - stuck} of {len(calls)} rows ended before step {MOST_STEPS}"
+    return Finding("settles", True, says)
 
 
 def _places(filled: list[int]) -> str:

@@ -31,7 +31,8 @@ def run(args) -> int:
                 _print(made, asked, begin, args, out)
             bad += [str(begin + index) for index in made.not_finite]
             begin += len(part.row_ids)
-            shown.append(made)
+            if args.html is not None:
+                shown.append(made)
         if args.html is not None and out is not None:
             see.write(shown, args.html)
     if not bad or args.allow_not_finite:
