@@ -186,11 +186,12 @@ def plot(lines: list[Line], best: images.Worth, path: str) -> None:
                               textcoords="offset points")  # fmt: skip
         axes.axhline(getattr(best, name), ls="--", lw=1, color="grey")
         axes.set_xscale("log", base=2)
+        axes.margins(x=0.2)
         axes.set_xlabel("calls an image")
         axes.set_ylabel(
             "share whose class is recognised"
             if name == "accuracy"
             else "Fréchet distance to held-out images"
         )
-    figure.axes[0].legend(loc="lower right")
+    figure.axes[0].legend(loc="lower center")
     figure.savefig(path, dpi=130)
