@@ -188,6 +188,8 @@ def test_a_step_with_a_cache_says_what_the_packed_pass_was_trained_on():
     groups = orders.diagonal(HEIGHT, SIDE)
     assert of_network(groups, is_group_seen=True) < 1e-4
     assert of_network(one_by_one("random")) < 1e-4
+    # All at once: more lanes than the row has places.
+    assert of_network(np.zeros(PIXELS, int), is_group_seen=True) < 1e-4
     assert of_network(one_by_one("random"), is_group_seen=True) < 1e-4
     # Controls: queries that do not see each other; tokens stored as in a sequence.
     assert of_network(groups, is_group_seen=False) > 1e-3

@@ -129,7 +129,9 @@ def init(plan: Plan, params, keys, prompt: Prompt):
     rows.no_holes(prompt, "the frontier family")
     laid = rows.layout(prompt, plan.max_new_tokens, plan.model)
     batch, length = laid.tokens.shape
-    cache = plan.model.init_cache(prompt, length + 1)
+    # A run of slots may not be longer than the cache.
+    num_slots = max(length + 1, 2 * plan.groups.shape[1])
+    cache = plan.model.init_cache(prompt, num_slots)
     _, cache = prompts.prefill(
         plan.model, params["model"], prompt, cache, stop=prompt.lengths
     )
