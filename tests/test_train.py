@@ -108,7 +108,7 @@ def test_diffusion_figure_is_the_bound_on_average():
     share = (jnp.arange(4096) + 0.5) / 4096
     scored = jnp.ones(many.shape, bool)
     total = masked_diffusion._bound_nats(
-        CANVAS, (), params, many, scored, share, jax.random.key(0)
+        CANVAS, (), None, params, many, scored, share, jax.random.key(0)
     )
     np.testing.assert_allclose(total / 4096, exact, rtol=0.02)
 

@@ -1,0 +1,50 @@
+"""The embedded block-causal masked model of the tasks of ParallelBench.
+
+    pdecode train --config configs/task_blocks.py
+
+Data: instances of pdecode.data.parallelbench in their compact form, one a row, made
+when the run begins. Expected accuracy, task by task: see
+pdecode/models/weights/task_blocks.json. Hardware as in byte_target.py.
+"""
+
+from pdecode.data.parallelbench.rows import END_ID, ROW_LEN
+from pdecode.models.bytes import EOS_ID, MASK_ID, VOCAB_SIZE
+from pdecode.models.config import Config
+from pdecode.train import TrainConfig
+
+
+def get_config() -> TrainConfig:
+    return TrainConfig(
+        name="task_blocks",
+        objective="masked_diffusion",
+        model=Config(
+            vocab_size=VOCAB_SIZE,
+            width=128,
+            num_layers=4,
+            num_heads=4,
+            mlp_width=256,
+            tied=True,
+            max_positions=64,
+            attention="block_causal",
+            block_len=6,
+            predicts="masked",
+            mask_id=MASK_ID,
+            eos_ids=(EOS_ID,),
+            name="task_blocks",
+        ),
+        options={"weighting": "llada", "eos_fill": 0.0, "prompt_end": END_ID},
+        data="tasks",
+        steps=6000,
+        row_len=ROW_LEN,
+        batch_size=64,
+        optimizer="muon",
+        learning_rate=5e-3,
+        schedule="stable",
+        warmup_steps=50,
+        decay_steps=1500,
+        forward="plain",
+        matmul_dtype="bfloat16",
+        checkpoint_every=100,
+        eval_every=250,
+        eval_rows=64,
+    )

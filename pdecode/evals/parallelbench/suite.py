@@ -1,0 +1,191 @@
+"""Methods by knobs on the tasks: accuracy against tokens a call.
+
+Every entry is one method with one knob that moves from careful to fast. Thresholds are
+tracers, so that an entry compiles once a shape; how many steps a canvas takes is a
+size, and compiles once each. All instances of a shape are one batch.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from pdecode import programs as programs_module
+from pdecode import prompts, results, rng
+from pdecode.contracts import STOPPED_BY, Model, Params
+from pdecode.data.parallelbench import tasks
+from pdecode.methods import variants
+from pdecode.models.bytes import tokenizer
+
+# Tasks with several right answers: their tokens depend on each other.
+SEVERAL = (
+    "shuffle",
+    "insert_random",
+    "remove_random",
+    "replace_random",
+    "latin_square",
+)
+
+
+class Shape(NamedTuple):
+    """Tasks decoded in one batch, and the sizes of its canvas."""
+
+    tasks: tuple[str, ...]
+    max_prompt: int  # tokens, BOS among them
+    max_new: int
+
+
+_GRIDS = ("latin_square", "sudoku")
+SHAPES = (
+    Shape(tuple(name for name in tasks.NAMES if name not in _GRIDS), 12, 8),
+    Shape(_GRIDS, 19, 16),
+)
+
+
+class Entry(NamedTuple):
+    """A method, and one knob from careful to fast."""
+
+    name: str
+    method: str
+    knob: str  # "tokens a step": `steps` is a canvas over it
+    values: tuple[float, ...]
+    settings: dict[str, Any]
+
+    def at(self, value: float, max_new: int) -> dict[str, Any]:
+        """The method's settings at a value of the knob."""
+        if self.knob == QUOTA:
+            return {**self.settings, "steps": max_new // int(value)}
+        return {**self.settings, self.knob: value}
+
+
+QUOTA = "tokens a step"
+_STEPS = (1, 2, 4, 8)
+_LEVELS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
+
+
+def _quota(order: str, **settings: Any) -> Entry:
+    name = f"llada {order}" + (" sampled" if settings else "")
+    return Entry(name, "llada", QUOTA, _STEPS, {"order": order, **settings})
+
+
+ENTRIES = (
+    _quota("sequential"),
+    _quota("random"),
+    _quota("low_confidence"),
+    _quota("entropy"),
+    _quota("margin"),
+    _quota("random", temperature=1.0),
+    Entry("fast_dllm threshold", "fast_dllm", "threshold", _LEVELS, {}),
+    Entry("fast_dllm factor", "fast_dllm", "factor", (0.7, 1.0, 1.3, 1.6, 1.9), {}),
+    Entry("eb_sampler", "eb_sampler", "gamma", (0.0, 0.01, 0.1, 0.5, 1.0, 2.0), {}),
+    Entry("klass", "klass", "threshold", (0.9, 0.8, 0.7, 0.6, 0.5), {}),
+    Entry("local_leap", "local_leap", "threshold", _LEVELS, {"radius": 2}),
+    Entry("dimple", "dimple", "alg_p_threshold", (2.0, 0.95, 0.8, 0.6, 0.5), {}),
+    Entry("wino", "wino", "threshold", (0.9, 0.8, 0.7, 0.6, 0.5), {}),
+    Entry("rcr", "rcr", QUOTA, _STEPS, {}),
+    Entry("remdm_llada", "remdm_llada", QUOTA, (1, 2, 4), {}),
+)
+QUICK = (
+    "llada sequential",
+    "llada low_confidence",
+    "llada random sampled",
+    "fast_dllm threshold",
+    "fast_dllm factor",
+    "eb_sampler",
+)
+
+
+class Cell(NamedTuple):
+    """One entry at one value on one task."""
+
+    name: str
+    knob: str
+    value: float
+    task: str
+    num: int  # instances
+    right: int  # by the strict reading
+    right_lenient: int
+    tokens: int  # of the answers, the EOS included
+    calls: int
+    queries: int  # lanes evaluated
+    not_finished: int  # rows that ended with a position open
+
+
+class Batch(NamedTuple):
+    """The instances of one shape."""
+
+    shape: Shape
+    instances: list[tasks.Instance]
+    prompt: Any
+
+
+def batches(model: Model, num: int, seed: int) -> list[Batch]:
+    """`num` held-out instances of every task, by shape."""
+    found = []
+    for shape in SHAPES:
+        some = [
+            each for name in shape.tasks for each in tasks.generate(name, seed, num)
+        ]
+        rows = [tokenizer.encode(each.prompt) for each in some]
+        made = prompts.from_rows(
+            rows,
+            max_new=shape.max_new,
+            row_ids=prompts.row_ids(rows),
+            pad_to=shape.max_prompt,
+            model=model,
+        )
+        found.append(Batch(shape, some, made))
+    return found
+
+
+def measure(
+    entry: Entry,
+    value: float,
+    model: Model,
+    params: Params,
+    found: Sequence[Batch],
+    seed: int,
+) -> list[Cell]:
+    """One cell a task."""
+    method, own = variants.resolve(entry.method)
+    cells = []
+    for batch in found:
+        settings = {**own, **entry.at(value, batch.shape.max_new)}
+        programs = programs_module.compiled(
+            method, model, params, batch.prompt, is_dated=False,
+            max_new_tokens=batch.shape.max_new, **settings,
+        )  # fmt: skip
+        decoded = programs_module.timed(programs, params, batch.prompt, rng.key(seed))
+        cells += _cells(entry, value, batch, decoded)
+    return cells
+
+
+def _cells(entry: Entry, value: float, batch: Batch, decoded) -> Iterator[Cell]:
+    generation, stats = decoded.generation, decoded.stats
+    texts = results.texts(generation, tokenizer)
+    ended = np.asarray(generation.stopped_by) == STOPPED_BY.index("eos")
+    tokens = np.asarray(generation.lengths) + ended
+    is_whole = ended | (np.asarray(generation.lengths) == batch.shape.max_new)
+    tasks_of = np.array([each.task for each in batch.instances])
+    right, lenient = (
+        np.array([
+            tasks.is_right(each, text, is_strict=is_strict)
+            for each, text in zip(batch.instances, texts, strict=True)
+        ])
+        for is_strict in (True, False)
+    )  # fmt: skip
+    for name in batch.shape.tasks:
+        mine = tasks_of == name
+        yield Cell(
+            name=entry.name,
+            knob=entry.knob,
+            value=float(value),
+            task=name,
+            num=int(mine.sum()),
+            right=int(right[mine].sum()),
+            right_lenient=int(lenient[mine].sum()),
+            tokens=int(tokens[mine].sum()),
+            calls=int(np.asarray(stats.num_calls)[mine].sum()),
+            queries=int(np.asarray(stats.num_query_tokens)[mine].sum()),
+            not_finished=int((~is_whole)[mine].sum()),
+        )
