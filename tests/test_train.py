@@ -44,7 +44,11 @@ def rows(batch=3, length=12, seed=0):
 
 @pytest.mark.parametrize(
     ("model", "qk_norm"),
-    [pytest.param(MODEL, True, marks=pytest.mark.thorough), (CANVAS, False)],
+    [
+        pytest.param(MODEL, True, marks=pytest.mark.thorough),
+        (CANVAS, False),
+        (dataclasses.replace(CANVAS, attention="block_causal", block_len=5), False),
+    ],
 )
 def test_plain_pass_is_the_transformers(model, qk_norm):
     model = dataclasses.replace(model, qk_norm=qk_norm)

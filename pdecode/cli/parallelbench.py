@@ -33,6 +33,9 @@ def run(model: str | None, out: str | None, *, is_quick: bool, seed: int = 0) ->
     program_cache.enable()
     num = NUM_QUICK if is_quick else NUM
     entries = [e for e in suite.ENTRIES if not is_quick or e.name in suite.QUICK]
+    for entry in entries:
+        for shape in suite.SHAPES:
+            suite.check(entry, made, shape.max_new)
     about = {"suite": "parallelbench", "model": name, "weights": _fingerprint(params)}
     about |= {"instances": num, "seed": seed}
     cells = _kept(out, about)

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from pdecode import knobs, prompts, results, rng
 from pdecode import programs as programs_module
-from pdecode import prompts, results, rng
 from pdecode.contracts import STOPPED_BY, Model, Params
 from pdecode.data.parallelbench import tasks
 from pdecode.methods import variants
@@ -117,6 +117,15 @@ class Batch(NamedTuple):
     shape: Shape
     instances: list[tasks.Instance]
     prompt: Any
+
+
+def check(entry: Entry, model: Model, max_new: int) -> None:
+    """Builds the entry's decoders; raises what the method does for what is wrong."""
+    method, own = variants.resolve(entry.method)
+    for value in entry.values:
+        settings = {**own, **entry.at(value, max_new), "max_new_tokens": max_new}
+        traced, sizes = knobs.split(method, settings)
+        method(model, **sizes, **traced)
 
 
 def batches(model: Model, num: int, seed: int) -> list[Batch]:
