@@ -100,9 +100,9 @@ def one_block(free: Array, key: Array, block_len: int | None) -> tuple[Array, Ar
     """
     if block_len is None:
         return free, jnp.ones(free.shape[0])
-    index = jnp.arange(free.shape[1]) // block_len
+    index = jnp.arange(free.shape[1])[None] // block_len
     blocks = jnp.arange(-(-free.shape[1] // block_len))
-    is_free = (free[:, None] & (index == blocks[:, None])).any(-1)
+    is_free = (free[:, None] & (index == blocks[:, None])[None]).any(-1)
     draw = jnp.where(is_free, jax.random.uniform(key, is_free.shape), -1.0)
     chosen = jnp.argmax(draw, axis=1)
     return free & (index == chosen[:, None]), is_free.sum(1).astype(jnp.float32)
