@@ -16,8 +16,9 @@ from pdecode.data.parallelbench import lines
 from pdecode.models import toy
 
 SLACK = 1e-5
-LENGTH, MAX_NEW = 8, 7  # of the canvas; a prompt fills what the list leaves
-VOCAB = 9  # six items, the new one, one that fills prompts, and the mask
+MAX_NEW = 7
+LENGTH = 1 + MAX_NEW  # a prompt of one token, the list, and what no row fills
+VOCAB = 9  # six items, the new one, one that fills, and the mask
 FILL = 7
 RULES = (
     ("fast_dllm", "threshold", 0.9),
@@ -47,7 +48,7 @@ TABLE = {
 
 
 def law(n, task):
-    """The right lists behind a prompt that fills the canvas, as the toy's params."""
+    """The right lists behind their prompt, as the toy's params."""
     items = tuple("abcdef"[:n])
     line = lines.Line(items, "g", 0)
     right = lines.OPERATIONS[task.removesuffix(" or same")].right(line)
@@ -57,8 +58,8 @@ def law(n, task):
     strings = np.array(
         [["abcdef".find(c) if c != "g" else 6 for c in r] for r in right]
     )
-    before = np.full((len(right), LENGTH - strings.shape[1]), FILL)
-    whole = np.concatenate([before, strings], 1).astype(np.int32)
+    whole = np.full((len(right), LENGTH), FILL, np.int32)
+    whole[:, 1 : 1 + strings.shape[1]] = strings
     # Whole numbers for weights: equal chances are equal to the bit. All laws have one
     # shape; what is added has no weight.
     padded = np.concatenate([whole, np.repeat(whole[:1], 720 - len(whole), 0)])
@@ -80,12 +81,10 @@ def decoded(n, task, name, knob, value):
     """Calls, and whether the list is right."""
     params, right = law(n, task)
     length = right.shape[1]
-    prompt = prompts.from_rows(
-        [[FILL] * (LENGTH - length)], max_new=length, pad_to=LENGTH - 3, model=MODEL
-    )
+    prompt = prompts.from_rows([[FILL]], max_new=length, model=MODEL)
     shift = SLACK if name == "eb_sampler" else -SLACK
     made, stats = run(params, prompt, jnp.float32(value + shift), name=name, knob=knob)
-    found = np.asarray(made.tokens[0, LENGTH - length : LENGTH])
+    found = np.asarray(made.tokens[0, 1 : 1 + length])
     return int(stats.num_calls[0]), bool((right == found).all(1).any())
 
 
