@@ -1,4 +1,4 @@
-"""The embedded masked model of the tasks of ParallelBench, 0.7 million parameters.
+"""The embedded masked model of the tasks of ParallelBench.
 
     pdecode train --config configs/task_masked.py
 
@@ -19,7 +19,7 @@ def get_config() -> TrainConfig:
         objective="masked_diffusion",
         model=Config(
             vocab_size=VOCAB_SIZE,
-            width=128,
+            width=96,
             num_layers=4,
             num_heads=4,
             mlp_width=256,
@@ -33,17 +33,17 @@ def get_config() -> TrainConfig:
         ),
         options={"weighting": "llada", "eos_fill": 0.0, "prompt_end": END_ID},
         data="tasks",
-        steps=6000,
+        steps=8000,
         row_len=ROW_LEN,
         batch_size=64,
         optimizer="muon",
-        learning_rate=5e-3,
+        learning_rate=8e-3,
         schedule="stable",
         warmup_steps=50,
         decay_steps=1500,
         forward="plain",
         matmul_dtype="bfloat16",
-        checkpoint_every=100,
-        eval_every=250,
+        checkpoint_every=200,
+        eval_every=500,
         eval_rows=64,
     )

@@ -11,7 +11,7 @@ from cases.objectives import CANVAS
 from pdecode import programs
 from pdecode.cli import main as cli
 from pdecode.data.parallelbench import tasks
-from pdecode.evals.parallelbench import suite, summary
+from pdecode.evals.parallelbench import bounds, exact, suite, summary
 from pdecode.models import transformer
 
 THRESHOLD = suite.Entry("threshold", "fast_dllm", "threshold", (1.0, 0.0), {})
@@ -72,10 +72,10 @@ def test_entries_name_what_is_there():
 def test_measuring_counts_and_compiles_once():
     model = transformer.make_model(CANVAS)
     params = transformer.init(CANVAS, jax.random.key(0))
-    found = suite.batches(model, 4, 7)
+    source = suite.trained(model, params, 4, 7)
     made = {}
     for value in THRESHOLD.values:
-        made[value] = suite.measure(THRESHOLD, value, model, params, found, 0)
+        made[value] = suite.measure(THRESHOLD, value, source, 0)
         known = len(programs._kept)
         if value == THRESHOLD.values[0]:
             before = known
@@ -88,6 +88,27 @@ def test_measuring_counts_and_compiles_once():
     assert [each.task for each in made[1.0]] == [
         name for shape in suite.SHAPES for name in shape.tasks
     ]
+
+
+def test_one_step_on_exact_laws_is_what_theory_says():
+    """The decoder meets the closed forms; one token a step is always right."""
+    num = 400
+    source = exact.source(num)
+    entry = suite.Entry("m", "llada", suite.QUOTA, (1, 8), {"order": "random"})
+    careful, fast = (suite.measure(entry, value, source, 3) for value in (1, 8))
+    assert all(cell.right == cell.num == 4 * num for cell in careful)
+    lengths = (3, 4, 5, 6)
+    for name, chance in (
+        ("replace_random", bounds.replace_accuracy),
+        ("insert_random", bounds.insert_accuracy),
+        ("remove_random", bounds.remove_accuracy),
+    ):
+        (cell,) = (each for each in fast if each.task == name)
+        each = [chance(n) for n in lengths]
+        error = math.sqrt(sum(p * (1 - p) for p in each) * num)
+        assert abs(cell.right - num * sum(each)) < 3 * error
+    (copied,) = (each for each in fast if each.task == "copy")
+    assert copied.right == copied.num and copied.calls == copied.num
 
 
 def test_a_run_goes_on_where_it_was(tmp_path, monkeypatch, capsys):

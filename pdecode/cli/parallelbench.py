@@ -12,8 +12,9 @@ import numpy as np
 
 from pdecode import assembly, files
 from pdecode.cli import outcome, program_cache
-from pdecode.evals.parallelbench import suite, summary
+from pdecode.evals.parallelbench import exact, suite, summary
 
+EXACT = "exact"  # no name of an embedded model
 MODEL = "task_masked"
 NUM, NUM_QUICK = 100, 25  # instances of each task; the paper's are 100
 
@@ -21,32 +22,30 @@ NUM, NUM_QUICK = 100, 25  # instances of each task; the paper's are 100
 def run(model: str | None, out: str | None, *, is_quick: bool, seed: int = 0) -> None:
     """Measures what `out` does not hold yet, prints the table, draws it beside `out`.
 
-    `out` is a JSON file, written after every value of a knob. ValueError for a file of
-    another run, and for a model that is no masked one.
+    `model` is "exact" (a perfect model of the waiting lines), an embedded model or the
+    folder of a run. `out` is a JSON file, written after every value of a knob.
+    ValueError for a file of another run, and for a model that is no masked one.
     """
     name = MODEL if model is None else model
-    made, params, _ = assembly.load(name)
-    if getattr(made, "predicts", None) != "masked":
-        raise ValueError(f"model={name!r} must predict masked tokens")
     if out and not os.path.isdir(os.path.dirname(out) or "."):
         raise ValueError(f"out={out} lies in no folder: make it first")
-    program_cache.enable()
     num = NUM_QUICK if is_quick else NUM
+    source = _source(name, num, seed)
     entries = [e for e in suite.ENTRIES if not is_quick or e.name in suite.QUICK]
     for entry in entries:
-        for shape in suite.SHAPES:
-            suite.check(entry, made, shape.max_new)
-    about = {"suite": "parallelbench", "model": name, "weights": _fingerprint(params)}
-    about |= {"instances": num, "seed": seed}
+        for max_new in {batch.max_new for batch in source.batches}:
+            suite.check(entry, source.model, max_new)
+    about = {"suite": "parallelbench", "model": name, "instances": num, "seed": seed}
+    about["weights"] = _fingerprint(source.batches[0].params)
+    program_cache.enable()
     cells = _kept(out, about)
     known = {(cell.name, cell.value) for cell in cells}
-    found = suite.batches(made, num, seed)
     for entry in entries:
         for value in entry.values:
             if (entry.name, float(value)) in known:
                 continue
             print(f"{entry.name}: {entry.knob} {value:g}", file=sys.stderr, flush=True)
-            cells += suite.measure(entry, value, made, params, found, seed)
+            cells += suite.measure(entry, value, source, seed)
             _write(out, about, cells)
     points = summary.points(cells)
     print(summary.table(points))
@@ -54,6 +53,15 @@ def run(model: str | None, out: str | None, *, is_quick: bool, seed: int = 0) ->
         path = pathlib.Path(out).with_suffix(".png")
         plot(points, f"{name}, {num} instances a task", path)
         print(f"written: {out}, {path}")
+
+
+def _source(name: str, num: int, seed: int) -> suite.Source:
+    if name == EXACT:
+        return exact.source(num)
+    made, params, _ = assembly.load(name)
+    if getattr(made, "predicts", None) != "masked":
+        raise ValueError(f"model={name!r} must predict masked tokens")
+    return suite.trained(made, params, num, seed)
 
 
 def _fingerprint(params: Any) -> str:

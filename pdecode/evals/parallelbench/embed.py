@@ -30,16 +30,16 @@ ORDERS = ("low_confidence", "sequential")
 
 def accuracies(model: Model, params: Params, num: int = NUM) -> dict[str, Any]:
     """Order -> task -> what one token a step gets right, of held-out instances."""
-    found = suite.batches(model, num, SEED)
-    return {order: _accuracies(order, model, params, found) for order in ORDERS}
+    source = suite.trained(model, params, num, SEED)
+    return {order: _accuracies(order, source) for order in ORDERS}
 
 
-def _accuracies(order, model, params, found) -> dict[str, Any]:
+def _accuracies(order: str, source: suite.Source) -> dict[str, Any]:
     entry = suite.Entry(
         order, methods.llada.__name__, suite.QUOTA, (1,), {"order": order}
     )
     made = {}
-    for cell in suite.measure(entry, 1, model, params, found, seed=0):
+    for cell in suite.measure(entry, 1, source, seed=0):
         low, high = summary.wilson(cell.right, cell.num)
         made[cell.task] = {
             "right": cell.right,

@@ -5,12 +5,12 @@ tracers, so that an entry compiles once a shape; how many steps a canvas takes i
 size, and compiles once each. All instances of a shape are one batch.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from pdecode import knobs, prompts, results, rng
+from pdecode import knobs, prompts, rng
 from pdecode import programs as programs_module
 from pdecode.contracts import STOPPED_BY, Model, Params
 from pdecode.data.parallelbench import tasks
@@ -112,11 +112,22 @@ class Cell(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """The instances of one shape."""
+    """Rows that decode together, and what is right in each."""
 
-    shape: Shape
-    instances: list[tasks.Instance]
+    max_new: int
     prompt: Any
+    params: Params
+    tasks: list[str]  # of the rows
+    # (row, tokens before EOS, is_strict) -> whether they answer
+    is_right: Callable[[int, list[int], bool], bool]
+
+
+class Source(NamedTuple):
+    """What decodes: one model, and its batches."""
+
+    model: Model
+    batches: list[Batch]
+    settings: dict[str, Any]  # of every method, beside the entry's
 
 
 def check(entry: Entry, model: Model, max_new: int) -> None:
@@ -128,73 +139,76 @@ def check(entry: Entry, model: Model, max_new: int) -> None:
         method(model, **sizes, **traced)
 
 
-def batches(model: Model, num: int, seed: int) -> list[Batch]:
-    """`num` held-out instances of every task, by shape."""
-    found = []
-    for shape in SHAPES:
-        some = [
-            each for name in shape.tasks for each in tasks.generate(name, seed, num)
-        ]
-        rows = [tokenizer.encode(each.prompt) for each in some]
-        made = prompts.from_rows(
-            rows,
-            max_new=shape.max_new,
-            row_ids=prompts.row_ids(rows),
-            pad_to=shape.max_prompt,
-            model=model,
-        )
-        found.append(Batch(shape, some, made))
-    return found
+def trained(model: Model, params: Params, num: int, seed: int) -> Source:
+    """A byte model on `num` held-out instances of every task, in two batches."""
+    return Source(
+        model, [_batch(shape, model, params, num, seed) for shape in SHAPES], {}
+    )
 
 
-def measure(
-    entry: Entry,
-    value: float,
-    model: Model,
-    params: Params,
-    found: Sequence[Batch],
-    seed: int,
-) -> list[Cell]:
-    """One cell a task."""
+def _batch(shape: Shape, model: Model, params: Params, num: int, seed: int) -> Batch:
+    some = [each for name in shape.tasks for each in tasks.generate(name, seed, num)]
+    rows = [tokenizer.encode(each.prompt) for each in some]
+    made = prompts.from_rows(
+        rows,
+        max_new=shape.max_new,
+        row_ids=prompts.row_ids(rows),
+        pad_to=shape.max_prompt,
+        model=model,
+    )
+
+    def is_right(row: int, ids: list[int], is_strict: bool) -> bool:
+        return tasks.is_right(some[row], tokenizer.decode(ids), is_strict=is_strict)
+
+    return Batch(shape.max_new, made, params, [each.task for each in some], is_right)
+
+
+def measure(entry: Entry, value: float, source: Source, seed: int) -> list[Cell]:
+    """One cell a task, in the order of the batches."""
     method, own = variants.resolve(entry.method)
-    cells = []
-    for batch in found:
-        settings = {**own, **entry.at(value, batch.shape.max_new)}
+    found: dict[str, Cell] = {}
+    for batch in source.batches:
+        settings = {**own, **source.settings, **entry.at(value, batch.max_new)}
         programs = programs_module.compiled(
-            method, model, params, batch.prompt, is_dated=False,
-            max_new_tokens=batch.shape.max_new, **settings,
+            method, source.model, batch.params, batch.prompt, is_dated=False,
+            max_new_tokens=batch.max_new, **settings,
         )  # fmt: skip
-        decoded = programs_module.timed(programs, params, batch.prompt, rng.key(seed))
-        cells += _cells(entry, value, batch, decoded)
-    return cells
+        decoded = programs_module.timed(
+            programs, batch.params, batch.prompt, rng.key(seed)
+        )
+        for cell in _cells(entry, value, batch, decoded):
+            if cell.task in found:
+                cell = _added(found[cell.task], cell)
+            found[cell.task] = cell
+    return list(found.values())
 
 
 def _cells(entry: Entry, value: float, batch: Batch, decoded) -> Iterator[Cell]:
-    generation, stats = decoded.generation, decoded.stats
-    texts = results.texts(generation, tokenizer)
-    ended = np.asarray(generation.stopped_by) == STOPPED_BY.index("eos")
-    tokens = np.asarray(generation.lengths) + ended
-    is_whole = ended | (np.asarray(generation.lengths) == batch.shape.max_new)
-    tasks_of = np.array([each.task for each in batch.instances])
+    made, stats = decoded.generation, decoded.stats
+    starts, lengths = np.asarray(made.start), np.asarray(made.lengths)
+    ended = np.asarray(made.stopped_by) == STOPPED_BY.index("eos")
+    rows = [
+        made.tokens[b, start : start + length].tolist()
+        for b, (start, length) in enumerate(zip(starts, lengths, strict=True))
+    ]
     right, lenient = (
-        np.array([
-            tasks.is_right(each, text, is_strict=is_strict)
-            for each, text in zip(batch.instances, texts, strict=True)
-        ])
+        np.array([batch.is_right(b, row, is_strict) for b, row in enumerate(rows)])
         for is_strict in (True, False)
-    )  # fmt: skip
-    for name in batch.shape.tasks:
-        mine = tasks_of == name
-        yield Cell(
-            name=entry.name,
-            knob=entry.knob,
-            value=float(value),
-            task=name,
-            num=int(mine.sum()),
-            right=int(right[mine].sum()),
-            right_lenient=int(lenient[mine].sum()),
-            tokens=int(tokens[mine].sum()),
-            calls=int(np.asarray(stats.num_calls)[mine].sum()),
-            queries=int(np.asarray(stats.num_query_tokens)[mine].sum()),
-            not_finished=int((~is_whole)[mine].sum()),
-        )
+    )
+    columns = {
+        "num": np.ones_like(lengths),
+        "right": right,
+        "right_lenient": lenient,
+        "tokens": lengths + ended,
+        "calls": np.asarray(stats.num_calls),
+        "queries": np.asarray(stats.num_query_tokens),
+        "not_finished": ~(ended | (lengths == batch.max_new)),
+    }
+    tasks_of = np.array(batch.tasks)
+    for name in dict.fromkeys(batch.tasks):
+        sums = {k: int(each[tasks_of == name].sum()) for k, each in columns.items()}
+        yield Cell(entry.name, entry.knob, float(value), name, **sums)
+
+
+def _added(one: Cell, other: Cell) -> Cell:
+    return Cell(*one[:4], *(a + b for a, b in zip(one[4:], other[4:], strict=True)))
