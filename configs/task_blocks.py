@@ -38,7 +38,7 @@ def get_config() -> TrainConfig:
         row_len=ROW_LEN,
         batch_size=64,
         optimizer="muon",
-        learning_rate=8e-3,
+        learning_rate=5e-3,
         schedule="stable",
         warmup_steps=50,
         decay_steps=1500,

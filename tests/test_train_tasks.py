@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import math
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ from tiny import RUN
 from pdecode.data import packing, texts
 from pdecode.data.parallelbench import rows as task_rows
 from pdecode.models import transformer
-from pdecode.train import evaluate, losses
+from pdecode.train import evaluate, losses, plain, settings
 from pdecode.train.objectives import masked_diffusion
 
 BLOCKS = dataclasses.replace(CANVAS, attention="block_causal", block_len=3)
@@ -113,3 +114,12 @@ def test_a_config_of_tasks_needs_their_rows():
     ):
         with pytest.raises(ValueError, match=match):
             dataclasses.replace(RUN, **{**own, **fields})
+
+
+@pytest.mark.parametrize("name", ["task_blocks", "task_masked"])
+def test_configs_load(name):
+    root = pathlib.Path(__file__).parent.parent
+    config = settings.load(root / "configs" / f"{name}.py")
+    assert config.name == config.model.name == name
+    assert config.data == "tasks" and config.options.prompt_end == task_rows.END_ID
+    plain.check(config.model)

@@ -31,7 +31,13 @@ def run(model: str | None, out: str | None, *, is_quick: bool, seed: int = 0) ->
         raise ValueError(f"out={out} lies in no folder: make it first")
     num = NUM_QUICK if is_quick else NUM
     source = _source(name, num, seed)
-    entries = [e for e in suite.ENTRIES if not is_quick or e.name in suite.QUICK]
+    entries = [
+        each
+        for each in suite.ENTRIES
+        # A source that is sampled anyway has no use for the sampled entry.
+        if not (is_quick and each.name not in suite.QUICK)
+        and not (each.settings.keys() & source.settings.keys())
+    ]
     for entry in entries:
         for max_new in {batch.max_new for batch in source.batches}:
             suite.check(entry, source.model, max_new)
@@ -96,7 +102,7 @@ def _write(out: str | None, about: dict[str, Any], cells: list[suite.Cell]) -> N
         "cells": [cell._asdict() for cell in cells],
     }
     with files.replacing(out) as file:
-        file.write(json.dumps(document, indent=1).encode() + b"\n")
+        file.write(json.dumps(document).encode() + b"\n")
 
 
 def plot(points: list[summary.Point], title: str, path: pathlib.Path) -> None:

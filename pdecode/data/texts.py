@@ -48,7 +48,9 @@ class Text(NamedTuple):
         return sum(int(is_counted(part).sum()) for part in parts)
 
 
-def read(data_dir: str | None, data: str = "text") -> tuple[np.ndarray, np.ndarray]:
+def read(
+    data_dir: str | None, data: str | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Training and validation streams, integer [N], of a folder or of the library.
 
     Of `data` "tasks" they are made: see `parallelbench.rows`.

@@ -14,7 +14,7 @@ SCHEDULES = ("cosine", "stable")
 FORWARDS = ("transformer", "plain")
 DTYPES = ("float32", "bfloat16")
 UNITS = ("byte", "token")
-DATA = ("text", "tasks")
+DATA = (None, "tasks")
 # What a parameter is to an optimizer; `pdecode.train.optimizers` tells them apart.
 ROLES = ("matrix", "embedding", "head", "norm", "bias", "expert", "adapter")
 _WEIGHTS = ("matrix", "embedding", "head", "expert", "adapter")
@@ -64,7 +64,8 @@ class TrainConfig:
     seed: int = 0
     # Data. The last `long_steps` batches use whole rows; before them rows are cut to
     # `short_len`, which is cheaper and sees as many tokens.
-    data: str = "text"  # "tasks": rows of pdecode.data.parallelbench, one a instance
+    # None: text. "tasks": rows of pdecode.data.parallelbench, an instance each.
+    data: str | None = None
     data_dir: str | None = None
     unit: str | None = (
         None  # "byte" or "token"; None: bytes if the vocabulary is theirs

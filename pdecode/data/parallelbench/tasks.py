@@ -2,8 +2,10 @@
 
 Two forms. "story" is ParallelBench's: names, a question and one worked example, lists
 as `["a", "b"]`, grids as CSV. "compact" is for models of a million parameters: a letter
-for the task, items of one letter, "=" and the answer, as `Sdbca=abcd`; what is asked
-besides stands behind ">", as in `Iabc>x1=axbc`.
+for the task, items of one letter, the new item, the place, "=" and the answer, as
+`Sdbca....=abcd` and `Iabc...x1=axbc`. Each has its place, so that what is to be copied
+is as far away in every prompt; with prompts as long as they need be, half a million
+parameters learned in 1800 steps which letters an answer has, and not their order.
 
 Instances are a function of (task, seed, n, form, split), the seed of 64 bits. The
 splits share no prompt, because a prompt's hash says which one it belongs to.
@@ -37,7 +39,8 @@ NAMES = tuple(CODES)
 FORMS = ("compact", "story")
 SPLITS = ("train", "heldout")
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
-END = "="  # of a compact prompt
+END, BLANK = "=", "."  # of a compact prompt
+WIDTH = LENGTHS[-1] + 2  # between the letter and END; a sudoku is wider
 _HELDOUT = 8  # one prompt in so many
 _PUZZLES = {
     "latin_square": puzzles.draw_latin,
@@ -108,23 +111,34 @@ def is_right(instance: Instance, text: str, *, is_strict: bool = True) -> bool:
 
 
 def _drawn(task: str, form: str, length: int, generator) -> Instance:
-    is_story = form == "story"
-    if task not in lines.OPERATIONS:
+    make = _compact if form == "compact" else _story
+    return make(task, length, generator)
+
+
+def _compact(task: str, length: int, generator) -> Instance:
+    if task in _PUZZLES:
+        asked, answer = _PUZZLES[task](generator)
+        shown = asked
+    else:
+        asked, output = lines.draw(task, length, LETTERS, generator)
+        answer = "".join(output)
+        index = None if asked.index is None else str(asked.index)
+        items = "".join(asked.items).ljust(LENGTHS[-1], BLANK)
+        shown = items + (asked.new or BLANK) + (index or BLANK)
+    prompt = CODES[task] + shown.ljust(WIDTH, BLANK) + END
+    return Instance(task, "compact", asked, prompt, answer)
+
+
+def _story(task: str, length: int, generator) -> Instance:
+    if task in _PUZZLES:
         asked, cells = _PUZZLES[task](generator)
-        if is_story:
-            return Instance(
-                task, form, asked, stories.of_grid(task, asked), stories.grid(cells)
-            )
-        return Instance(task, form, asked, f"{CODES[task]}{asked}{END}", cells)
-    words = stories.NAMES if is_story else LETTERS
-    asked, output = lines.draw(task, length, words, generator)
-    if not is_story:
-        besides = f"{asked.new or ''}{'' if asked.index is None else asked.index}"
-        ask = "".join(asked.items) + (f">{besides}" if besides else "")
-        return Instance(task, form, asked, f"{CODES[task]}{ask}{END}", "".join(output))
-    shown = lines.draw(task, int(generator.choice(LENGTHS)), stories.NAMES, generator)
+        prompt = stories.of_grid(task, asked)
+        return Instance(task, "story", asked, prompt, stories.grid(cells))
+    asked, output = lines.draw(task, length, stories.NAMES, generator)
+    other = int(generator.choice(LENGTHS))
+    shown = lines.draw(task, other, stories.NAMES, generator)
     prompt = stories.of_line(task, asked, shown)
-    return Instance(task, form, asked, prompt, stories.listed(output))
+    return Instance(task, "story", asked, prompt, stories.listed(output))
 
 
 def _line(form: str, text: str, is_strict: bool) -> lines.Output | None:

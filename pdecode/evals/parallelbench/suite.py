@@ -37,7 +37,7 @@ class Shape(NamedTuple):
 
 _GRIDS = ("latin_square", "sudoku")
 SHAPES = (
-    Shape(tuple(name for name in tasks.NAMES if name not in _GRIDS), 12, 8),
+    Shape(tuple(name for name in tasks.NAMES if name not in _GRIDS), 11, 8),
     Shape(_GRIDS, 19, 16),
 )
 
