@@ -129,7 +129,7 @@ def test_a_run_goes_on_where_it_was(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(suite, "measure", stops)
     assert cli.main(command) == 130
     half = json.loads(out.read_text())["cells"]
-    assert {each["value"] for each in half} == {1.0}
+    assert {suite.Cell(*each).value for each in half} == {1.0}
 
     def counted(entry, value, *rest):
         seen.append(value)

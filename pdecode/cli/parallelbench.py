@@ -86,7 +86,9 @@ def _kept(out: str | None, about: dict[str, Any]) -> list[suite.Cell]:
                 f"{out} holds {field}={stored.get(field)!r}, not {value!r}: choose "
                 "another --out, or remove it"
             )
-    return [suite.Cell(**cell) for cell in stored.get("cells", ())]
+    if stored and tuple(stored["fields"]) != suite.Cell._fields:
+        raise ValueError(f"{out} is of another version: choose another --out")
+    return [suite.Cell(*cell) for cell in stored.get("cells", ())]
 
 
 def _write(out: str | None, about: dict[str, Any], cells: list[suite.Cell]) -> None:
@@ -99,7 +101,8 @@ def _write(out: str | None, about: dict[str, Any], cells: list[suite.Cell]) -> N
         "device": outcome.device(),
         "aup": summary.areas(points),
         "points": [point._asdict() for point in points],
-        "cells": [cell._asdict() for cell in cells],
+        "fields": suite.Cell._fields,
+        "cells": cells,  # each a list
     }
     with files.replacing(out) as file:
         file.write(json.dumps(document).encode() + b"\n")
