@@ -55,7 +55,28 @@ def test_points_are_sums_of_one_kind():
     assert [point.kind for point in made] == ["one answer", "several answers"]
     assert made[0].accuracy == 75 and made[0].tokens_per_call == 80 / 25
     assert made[0].queries_per_token == 100 / 80 and made[1].accuracy == 10
-    assert "75.0" in summary.table(made)
+
+
+def test_one_setting_for_all_tasks_and_one_for_each():
+    """Careful is right everywhere; fast only where answers do not depend."""
+
+    def at(value, task, right, calls):
+        return cell(task, right, 40, calls)._replace(value=value)
+
+    cells = [
+        at(1.0, "copy", 10, 40), at(1.0, "shuffle", 10, 40),
+        at(2.0, "copy", 10, 5), at(2.0, "shuffle", 4, 5),
+    ]  # fmt: skip
+    found = summary.speeds(cells)["m"]
+    assert found == (80 / 80, 80 / 45)
+    assert "1.00        1.78" in summary.table(cells)
+    # A knob that fails somewhere at every value has no setting for all.
+    cells[0] = at(1.0, "copy", 9, 40)
+    assert summary.speeds(cells)["m"] == (None, 80 / 45)
+    # The best is that of any method: where one is better, none of these will do.
+    cells.append(at(1.0, "shuffle", 10, 40)._replace(name="other"))
+    cells[1] = at(1.0, "shuffle", 9, 40)
+    assert summary.speeds(cells)["m"] == (None, None)
 
 
 def test_entries_name_what_is_there():

@@ -54,7 +54,7 @@ def run(model: str | None, out: str | None, *, is_quick: bool, seed: int = 0) ->
             cells += suite.measure(entry, value, source, seed)
             _write(out, about, cells)
     points = summary.points(cells)
-    print(summary.table(points))
+    print(summary.table(cells))
     if out:
         path = pathlib.Path(out).with_suffix(".png")
         plot(points, f"{name}, {num} instances a task", path)
@@ -100,6 +100,7 @@ def _write(out: str | None, about: dict[str, Any], cells: list[suite.Cell]) -> N
         "versions": outcome.versions(),
         "device": outcome.device(),
         "aup": summary.areas(points),
+        "speeds": {k: v._asdict() for k, v in summary.speeds(cells).items()},
         "points": [point._asdict() for point in points],
         "fields": suite.Cell._fields,
         "cells": cells,  # each a list

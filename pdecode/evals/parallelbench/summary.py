@@ -97,8 +97,58 @@ def areas(found: Sequence[Point]) -> dict[str, dict[str, float]]:
     return made
 
 
-def table(found: Sequence[Point]) -> str:
-    """A line for each entry and value, both kinds beside each other, then the areas."""
+class Speeds(NamedTuple):
+    """Tokens a call that keep every task within `SLACK` points of the best accuracy
+    that any entry has there; None where no value does.
+    """
+
+    one_value: float | None  # the fastest value for all tasks
+    own_values: float | None  # each task with the fastest value for itself
+
+
+SLACK = 5.0
+
+
+def speeds(cells: Sequence[Cell]) -> dict[str, Speeds]:
+    """Name of an entry -> what one setting for all tasks costs.
+
+    A knob that adapted to the task by itself would have both alike.
+    """
+    low: dict[str, float] = {}
+    for cell in cells:
+        low[cell.task] = max(low.get(cell.task, 0), _percent(cell) - SLACK)
+    return {
+        name: _speeds([cell for cell in cells if cell.name == name], low)
+        for name in dict.fromkeys(cell.name for cell in cells)
+    }
+
+
+def _speeds(mine: Sequence[Cell], low: dict[str, float]) -> Speeds:
+    good = [cell for cell in mine if _percent(cell) >= low[cell.task]]
+    one, own = [], []
+    for value in {cell.value for cell in mine}:
+        some = [cell for cell in good if cell.value == value]
+        if len(some) == len(low):
+            one.append(_speed(some))
+    for task in low:
+        some = [cell for cell in good if cell.task == task]
+        if some:
+            own.append(max(some, key=lambda cell: cell.tokens / max(cell.calls, 1)))
+    is_whole = len(own) == len(low)
+    return Speeds(max(one, default=None), _speed(own) if is_whole else None)
+
+
+def _percent(cell: Cell) -> float:
+    return 100 * cell.right / cell.num
+
+
+def _speed(cells: Sequence[Cell]) -> float:
+    return sum(c.tokens for c in cells) / max(sum(c.calls for c in cells), 1)
+
+
+def table(cells: Sequence[Cell]) -> str:
+    """A line for each entry and value, both kinds beside each other, then the sums."""
+    found = points(cells)
     pairs: dict[tuple, dict[str, Point]] = {}
     for point in found:
         pairs.setdefault((point.name, point.knob, point.value), {})[point.kind] = point
@@ -111,12 +161,22 @@ def table(found: Sequence[Point]) -> str:
             line += " | " + _cell(both.get(kind))
         lines.append(line)
     lines.append("")
-    lines.append(f"{'AUP':24} " + "".join(f"{kind:>18}" for kind in KINDS))
-    for name, of_kind in areas(found).items():
-        shown = (
-            f"{of_kind[kind]:18.1f}" if kind in of_kind else " " * 18 for kind in KINDS
-        )
-        lines.append(f"{name:24} " + "".join(shown))
+    lines.append(
+        f"{'':24} {'AUP: ' + KINDS[0]:>18}{KINDS[1]:>18}"
+        f"{'one value':>12}{'own values':>12}"
+    )
+    areas_of, speeds_of = areas(found), speeds(cells)
+    for name, of_kind in areas_of.items():
+        line = f"{name:24} "
+        for kind in KINDS:
+            line += f"{of_kind[kind]:18.1f}" if kind in of_kind else " " * 18
+        for speed in speeds_of[name]:
+            line += f"{'-' if speed is None else f'{speed:.2f}':>12}"
+        lines.append(line)
+    lines.append(
+        "one value, own values: tokens a call, by one setting for all tasks or by one "
+        f"for each, within {SLACK:g} points of the best that any method has on each"
+    )
     return "\n".join(line.rstrip() for line in lines)
 
 
