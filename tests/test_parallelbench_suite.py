@@ -168,13 +168,15 @@ def test_a_run_goes_on_where_it_was(tmp_path, monkeypatch, capsys):
     assert cli.main(command) == 0 and seen == [1.0, 0.0]
     # Another run's file is refused.
     assert cli.main([part for part in command if part != "--quick"]) == 2
-    assert "instances=25, not 100" in capsys.readouterr().err
+    assert "instances=25, not 50" in capsys.readouterr().err
 
 
 def test_options_of_other_suites_are_refused(capsys):
     for given in (
         "--suite loop --quick",
         "--suite hotpath --model x",
+        "--suite loop --instances 3",
+        "--suite parallelbench --instances 0 --model exact",
         "--suite parallelbench --repeats 3",
         "--suite parallelbench --dtype float32",
         "--suite parallelbench --model target",

@@ -259,8 +259,10 @@ def bench(args) -> tuple[list[str], str]:
     if args.suite != "hotpath" and (args.shapes or args.dtype):
         raise ValueError("--shapes and --dtype are for --suite hotpath")
     is_parallel = args.suite == "parallelbench"
-    if not is_parallel and (args.model or args.quick):
-        raise ValueError("--model and --quick are for --suite parallelbench")
+    if not is_parallel and (args.model or args.quick or args.instances is not None):
+        raise ValueError(
+            "--model, --quick and --instances are for --suite parallelbench"
+        )
     if is_parallel and (args.repeats is not None or args.batch_size != 1):
         raise ValueError(
             "--repeats and --batch-size are for timings: parallelbench "

@@ -160,6 +160,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--quick", action="store_true", help="parallelbench: fewer methods, instances"
     )
+    made.add_argument(
+        "--instances", type=int, help="parallelbench: of each task (default: 50)"
+    )
     made.add_argument("--batch-size", type=int, default=1)
     made.add_argument("--repeats", type=int, help="default: 51; 5 for hotpath decodes")
     made.add_argument(
@@ -255,7 +258,7 @@ def _bench(args) -> int:
 
     shapes, dtype = arguments.bench(args)
     if args.suite == "parallelbench":
-        parallelbench.run(args.model, args.out, is_quick=args.quick)
+        parallelbench.run(args.model, args.out, num=args.instances, is_quick=args.quick)
         return 0
     bench.run(args.suite, shapes, dtype, args.batch_size, args.repeats, args.out)
     return 0

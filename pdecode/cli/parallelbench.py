@@ -16,20 +16,31 @@ from pdecode.evals.parallelbench import exact, suite, summary
 
 EXACT = "exact"  # no name of an embedded model
 MODEL = "task_masked"
-NUM, NUM_QUICK = 100, 25  # instances of each task; the paper's are 100
+NUM, NUM_QUICK = 50, 25  # instances of each task
 
 
-def run(model: str | None, out: str | None, *, is_quick: bool, seed: int = 0) -> None:
+def run(
+    model: str | None,
+    out: str | None,
+    *,
+    num: int | None = None,
+    is_quick: bool = False,
+    seed: int = 0,
+) -> None:
     """Measures what `out` does not hold yet, prints the table, draws it beside `out`.
 
     `model` is "exact" (a perfect model of the waiting lines), an embedded model or the
-    folder of a run. `out` is a JSON file, written after every value of a knob.
-    ValueError for a file of another run, and for a model that is no masked one.
+    folder of a run; `num` are the instances of each task, of "exact" the draws at each
+    length. `out` is a JSON file, written after every value of a knob. ValueError for a
+    file of another run, and for a model that is no masked one.
     """
     name = MODEL if model is None else model
     if out and not os.path.isdir(os.path.dirname(out) or "."):
         raise ValueError(f"out={out} lies in no folder: make it first")
-    num = NUM_QUICK if is_quick else NUM
+    if num is None:
+        num = NUM_QUICK if is_quick else NUM
+    if num < 1:
+        raise ValueError(f"instances={num} must be at least 1")
     source = _source(name, num, seed)
     entries = [
         each
