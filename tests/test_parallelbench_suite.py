@@ -12,7 +12,7 @@ from pdecode import programs
 from pdecode.cli import main as cli
 from pdecode.data.parallelbench import tasks
 from pdecode.evals.parallelbench import bounds, exact, suite, summary
-from pdecode.models import transformer
+from pdecode.models import embedded, transformer
 
 THRESHOLD = suite.Entry("threshold", "fast_dllm", "threshold", (1.0, 0.0), {})
 
@@ -183,3 +183,20 @@ def test_options_of_other_suites_are_refused(capsys):
     ):
         assert cli.main(["bench", *given.split()]) == 2
         assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_the_embedded_model_is_as_good_as_its_record_says():
+    """With other held-out instances, within what so few may differ."""
+    _, record = embedded.read("task_masked")
+    model, params, _ = embedded.load("task_masked")
+    num, order = 16, "low_confidence"
+    source = suite.trained(model, params, num, seed=11)
+    entry = suite.Entry(order, "llada", suite.QUOTA, (1,), {"order": order})
+    told = record["accuracy"][order]
+    variance, total = 0.0, 0.0
+    for cell in suite.measure(entry, 1, source, seed=0):
+        share = told[cell.task]["right"] / told[cell.task]["of"]
+        total += cell.right - num * share
+        variance += num * max(share * (1 - share), 0.01)
+    assert abs(total) < 4 * math.sqrt(variance)
+    assert told["copy"]["percent"] > 95 and told["sudoku"]["percent"] > 95
