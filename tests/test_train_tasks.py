@@ -14,7 +14,7 @@ from tiny import RUN
 
 from pdecode.data import packing, texts
 from pdecode.data.parallelbench import rows as task_rows
-from pdecode.models import transformer
+from pdecode.models import embedded, transformer
 from pdecode.train import evaluate, losses, plain, settings
 from pdecode.train.objectives import masked_diffusion
 
@@ -116,10 +116,9 @@ def test_a_config_of_tasks_needs_their_rows():
             dataclasses.replace(RUN, **{**own, **fields})
 
 
-@pytest.mark.parametrize("name", ["task_blocks", "task_masked"])
-def test_configs_load(name):
+def test_the_config_of_the_embedded_model_loads():
     root = pathlib.Path(__file__).parent.parent
-    config = settings.load(root / "configs" / f"{name}.py")
-    assert config.name == config.model.name == name
+    config = settings.load(root / embedded.config_of("task_masked"))
+    assert config.name == config.model.name == "task_masked"
     assert config.data == "tasks" and config.options.prompt_end == task_rows.END_ID
     plain.check(config.model)

@@ -23,7 +23,7 @@ from pdecode.evals.parallelbench import suite, summary
 from pdecode.models import embedded, transformer
 from pdecode.train import export
 
-NUM = 400  # instances of each task
+NUM = 200  # instances of each task
 SEED = 2**63  # of the instances, which no training run has
 ORDERS = ("low_confidence", "sequential")
 
