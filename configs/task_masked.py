@@ -1,6 +1,10 @@
-"""The embedded masked model of the tasks of ParallelBench.
+r"""The embedded masked model of the tasks of ParallelBench.
 
     pdecode train --config configs/task_masked.py
+    pdecode train --config configs/task_masked.py --out results/task_masked_2 \
+        --set start_from=results/task_masked --set seed=1 --set learning_rate=4e-3 \
+        --set steps=4000 --set decay_steps=2500
+    python -m pdecode.evals.parallelbench.embed results/task_masked_2 task_masked
 
 Data: instances of pdecode.data.parallelbench in their compact form, one a row, made
 when the run begins. Expected accuracy, task by task: see
