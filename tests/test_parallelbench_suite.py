@@ -113,8 +113,11 @@ def test_measuring_counts_and_compiles_once():
 
 def test_one_step_on_exact_laws_is_what_theory_says():
     """The decoder meets the closed forms; one token a step is always right."""
-    num = 400
+    num = 200
+    names = ("copy", "replace_random", "insert_random", "remove_random")
     source = exact.source(num)
+    some = [each for each in source.batches if each.tasks[0] in names]
+    source = source._replace(batches=some)
     entry = suite.Entry("m", "llada", suite.QUOTA, (1, 8), {"order": "random"})
     careful, fast = (suite.measure(entry, value, source, 3) for value in (1, 8))
     assert all(cell.right == cell.num == 4 * num for cell in careful)
