@@ -42,7 +42,7 @@ def test_a_digit_is_its_class_and_its_pixels():
 def test_records_are_never_cut():
     stream = np.concatenate([digits.record(picture(i), i % 10) for i in range(11)])
     made = packing.sampler(
-        stream, row_len=digits.RECORD, batch_size=4, seed=1, is_records=True
+        stream, row_len=digits.RECORD, batch_size=4, seed=1, is_whole=True
     )
     seen = np.concatenate([made.batch(step) for step in range(6)])
     assert ((seen[:, 0] >= digits.FIRST_CLASS) & (seen[:, 1:] < 17).all(1)).all()
@@ -51,7 +51,8 @@ def test_records_are_never_cut():
     text = packing.sampler(stream, row_len=digits.RECORD, batch_size=4, seed=1)
     assert (text.batch(0)[:, 1:] >= digits.FIRST_CLASS).any()
 
-    whole = texts.Text(stream, "validation", "token", (), digits.RECORD)
+    given = tuple(range(digits.FIRST_CLASS, digits.MASK_ID))
+    whole = texts.Text(stream, "validation", "token", given, digits.RECORD)
     rows = evaluate.rows(whole, digits.RECORD, 32)
     assert rows.tokens.shape == (11, digits.RECORD) and rows.num_units == 11 * 64
     assert not rows.scored[:, 0].any() and rows.scored[:, 1:].all()
@@ -59,9 +60,9 @@ def test_records_are_never_cut():
     assert facts["scored_tokens"] == facts["units"] == 11 * 64
     sizes = dict(vocab_size=digits.VOCAB_SIZE, mask_id=digits.MASK_ID, min_len=2)
     texts.check(whole, **sizes)
-    with pytest.raises(ValueError, match="714 tokens, no whole records of 65"):
+    with pytest.raises(ValueError, match="714 tokens, no whole rows of 65"):
         texts.check(whole._replace(tokens=stream[:-1]), **sizes)
-    with pytest.raises(ValueError, match="row_len=32 and short_len=None cut records"):
+    with pytest.raises(ValueError, match=r"row_len=32: data=.digits. has rows"):
         dataclasses.replace(RUN, data="digits")
 
 

@@ -19,6 +19,7 @@ from pdecode.cli.interrupt import INTERRUPTED
 from pdecode.version import __version__
 
 BAD_INPUT = 2
+SUITES = ("loop", "hotpath", "parallelbench", "visual")
 BAD = (ValueError, TypeError, OSError, NotImplementedError, OverflowError, MemoryError)
 
 
@@ -118,9 +119,7 @@ def parser() -> argparse.ArgumentParser:
         help="a prompt a line, or .jsonl with prompt or ids",
     )
     source.add_argument("--prompt-ids", help="rows of ids, as [[1,2,3],[4,5]]")
-    source.add_argument(
-        "--class", dest="classes", help="of the image models: 7, or 0,1,2"
-    )
+    source.add_argument("--class", dest="classes", help="of image models: 7, or 0,1")
     made.add_argument("--out", help="PNG file for the images of an image model")
     made.add_argument("--chat", action="store_true", help="ask for a reply")
     made.add_argument("--system", metavar="TEXT", help="--chat: what goes before it")
@@ -172,7 +171,14 @@ def parser() -> argparse.ArgumentParser:
     _add_processes(made, "on a folder that all share; a batch is split over them")
 
     made = add("bench", _bench, "benchmarks of the framework itself")
-    made.add_argument("--suite", choices=("loop", "hotpath", "visual"), default="loop")
+    made.add_argument("--suite", choices=SUITES, default="loop")
+    made.add_argument("--model", help="parallelbench: a masked model of the tasks")
+    made.add_argument(
+        "--quick", action="store_true", help="parallelbench: fewer methods, instances"
+    )
+    made.add_argument(
+        "--instances", type=int, help="parallelbench: of each task (default: 50)"
+    )
     made.add_argument("--batch-size", type=int, default=1)
     made.add_argument("--repeats", type=int, help="default: 51; 5 for hotpath decodes")
     made.add_argument(
@@ -278,9 +284,12 @@ def _train(args) -> int:
 
 
 def _bench(args) -> int:
-    from pdecode.cli import bench
+    from pdecode.cli import bench, parallelbench
 
     shapes, dtype = arguments.bench(args)
+    if args.suite == "parallelbench":
+        parallelbench.run(args.model, args.out, num=args.instances, is_quick=args.quick)
+        return 0
     bench.run(args.suite, shapes, dtype, args.batch_size, args.repeats, args.out)
     return 0
 

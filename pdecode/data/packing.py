@@ -51,15 +51,15 @@ class Sampler(NamedTuple):
 
     Epoch e lays the stream in a circle and cuts it into rows at its own offset, drawn
     from (seed, e), so that row edges move and no end is seen less than the middle.
-    What fills no row, and rows that fill no batch, are left out of that epoch. Of
-    records, rows that stand alone, none is cut: the offset is zero.
+    What fills no row, and rows that fill no batch, are left out of that epoch. A text
+    that is whole rows is always cut between them.
     """
 
     tokens: np.ndarray  # integer [N]
     row_len: int
     batch_size: int
     seed: int
-    is_records: bool = False
+    is_whole: bool = False
 
     @property
     def batches_per_epoch(self) -> int:
@@ -69,9 +69,8 @@ class Sampler(NamedTuple):
         """int32 [batch_size, row_len], the batch of a step counted from zero."""
         epoch, turn = divmod(step, self.batches_per_epoch)
         offset, order = _order(self.seed, epoch, len(self.tokens), self.row_len)
-        offset = 0 if self.is_records else offset
         chosen = order[turn * self.batch_size : (turn + 1) * self.batch_size]
-        starts = offset + chosen * self.row_len
+        starts = (0 if self.is_whole else offset) + chosen * self.row_len
         index = starts[:, None] + np.arange(self.row_len)[None, :]
         return self.tokens[index % len(self.tokens)].astype(np.int32)
 
@@ -90,10 +89,10 @@ def sampler(
     row_len: int,
     batch_size: int,
     seed: int,
-    is_records: bool = False,
+    is_whole: bool = False,
 ) -> Sampler:
     """A `Sampler`; ValueError if the stream is too short for one batch."""
-    made = Sampler(tokens, row_len, batch_size, seed, is_records)
+    made = Sampler(tokens, row_len, batch_size, seed, is_whole)
     if made.batches_per_epoch < 1:
         need = batch_size * row_len
         raise ValueError(
@@ -134,9 +133,9 @@ def save(path: str | os.PathLike, tokens: np.ndarray) -> None:
 
 
 def load_split(
-    split: str, data_dir: str | None = None, data: str = "code"
+    split: str, data_dir: str | None = None, data: str | None = None
 ) -> np.ndarray:
-    """The token stream of a split of "code" (the standard library) or "digits".
+    """The token stream of a split of the standard library corpus, or of "digits".
 
     A folder that holds `{split}.npy` (as `save` wrote it) is read as it is; any other
     is where TensorFlow Datasets keeps, or now prepares, the data. Returns uint16 [N];

@@ -10,12 +10,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pdecode.data import packing
-from pdecode.models import digits
+from pdecode.data.parallelbench import rows as task_rows
 
 SPLITS = ("train", "validation")
-# The data that a run may name, and the length of its records: rows that stand alone.
-# None: a text, which may be cut anywhere.
-RECORDS: dict[str, int | None] = {"code": None, "digits": digits.RECORD}
 
 
 class Text(NamedTuple):
@@ -25,7 +22,7 @@ class Text(NamedTuple):
     name: str  # of its split or file, for messages
     unit: str = "byte"  # what figures are divided by: "byte" or "token"
     given_ids: tuple[int, ...] = ()  # tokens that nobody predicts, such as BOS
-    record_len: int | None = None  # rows of so many tokens stand alone
+    row_len: int | None = None  # of rows that stand by themselves; None: cut anywhere
 
     def is_unit(self, tokens: np.ndarray) -> np.ndarray:
         """bool, as `tokens`: what counts in the denominator of a figure."""
@@ -34,10 +31,7 @@ class Text(NamedTuple):
         return ~np.isin(tokens, self.given_ids)
 
     def describe(self) -> dict[str, Any]:
-        """What a record says of the text; its first token is never scored.
-
-        Nor is the first of each record, where the text is made of them.
-        """
+        """What a record says of the text; its first token is never scored."""
         scored = self._count(lambda part: ~np.isin(part, self.given_ids))
         return {
             "tokens": len(self.tokens),
@@ -49,22 +43,23 @@ class Text(NamedTuple):
 
     def _count(self, is_counted: Callable[[np.ndarray], np.ndarray]) -> int:
         # In pieces, for texts larger than memory.
-        count = 0
-        for start in range(1, len(self.tokens), packing.PIECE):
-            part = self.tokens[start : start + packing.PIECE]
-            counted = is_counted(part)
-            if self.record_len is not None:
-                counted &= (start + np.arange(len(part))) % self.record_len > 0
-            count += int(counted.sum())
-        return count
+        starts = range(1, len(self.tokens), packing.PIECE)
+        parts = (self.tokens[start : start + packing.PIECE] for start in starts)
+        return sum(int(is_counted(part).sum()) for part in parts)
 
 
-def read(data_dir: str | None, data: str = "code") -> tuple[np.ndarray, np.ndarray]:
-    """Training and validation streams, integer [N], of a folder or of `data`.
+def read(
+    data_dir: str | None, data: str | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Training and validation streams, integer [N], of a folder or of the library.
 
+    Of `data` "tasks" they are made: see `parallelbench.rows`; "digits" are images.
     A folder that holds train.npy must hold validation.npy too: figures of one text on
     the model of another mean nothing. Raises ValueError, naming the file.
     """
+    if data == "tasks":
+        training, validation = map(task_rows.stream, SPLITS)
+        return training, validation
     if data_dir is not None:
         folder = pathlib.Path(data_dir)
         there = [name for name in SPLITS if (folder / f"{name}.npy").exists()]
@@ -94,10 +89,10 @@ def check(text: Text, *, vocab_size: int, mask_id: int | None, min_len: int) -> 
             f"the {text.name} text has {len(tokens)} tokens and takes {min_len} at "
             "least (training: one batch); lower batch_size or row_len, or give more"
         )
-    if text.record_len is not None and len(tokens) % text.record_len:
+    if text.row_len is not None and len(tokens) % text.row_len:
         raise ValueError(
-            f"the {text.name} text has {len(tokens)} tokens, no whole records of "
-            f"{text.record_len}"
+            f"the {text.name} text has {len(tokens)} tokens, no whole rows of "
+            f"{text.row_len}"
         )
     for is_bad, why in (
         (lambda part: (part < 0) | (part >= vocab_size), f"no id of {vocab_size=}"),

@@ -1,13 +1,14 @@
 """The small trained models that come with the package, by name.
 
-`target` autoregressive, `drafter` the same task much cheaper, `heads` blockwise heads
-on `target`, `diffusion` masked diffusion of the target's size. Each is a safetensors
-file (bfloat16) in pdecode/models/weights with a JSON record of what made it and what it
-reaches; configs/byte_NAME.py retrains it.
+Of Python code: `target` autoregressive, `drafter` the same task much cheaper, `heads`
+blockwise heads on `target`, `diffusion` masked diffusion of the target's size. Of the
+tasks of `pdecode.data.parallelbench`: `task_masked`, masked diffusion. Each is a
+safetensors file (bfloat16) in pdecode/models/weights with a JSON record of what made it
+and what it reaches; `config_of` names the config that retrains it.
 
-`digits_raster`, `digits_order` and `digits_masked` draw handwritten digits;
-configs/digits_NAME.py and `pdecode.train.embed` make them again. `digits` is the one of
-them that a method takes.
+`digits_raster`, `digits_order` and `digits_masked` draw handwritten digits (trained by
+their configs, stored by `pdecode.train.embed`). `digits` is the one of them that a
+method takes.
 """
 
 import dataclasses
@@ -29,17 +30,12 @@ from pdecode.models import config as config_module
 from pdecode.models import digits, transformer, two_pass
 from pdecode.models import draft_heads as heads_module
 
-FOLDER = pathlib.Path(__file__).parent / "weights"
+TASKS = ("task_masked",)
 # One name for models of one kind of data, of which a method takes the first it can.
 SETS = {"digits": ("digits_raster", "digits_order", "digits_masked")}
-NAMES = (
-    "target",
-    "drafter",
-    "heads",
-    "diffusion",
-    *SETS["digits"],
-)
+NAMES = ("target", "drafter", "heads", "diffusion", *TASKS, *SETS["digits"])
 DTYPES = {"BF16": ml_dtypes.bfloat16, "F32": np.float32}
+FOLDER = pathlib.Path(__file__).parent / "weights"
 
 
 def load(
@@ -62,7 +58,7 @@ def load(
 
 def tokenizer_of(record: dict) -> Any:
     """Of the data that a record's model was trained on."""
-    is_digits = record["config"].get("data", "code") == "digits"
+    is_digits = record["config"].get("data") == "digits"
     return digits.tokenizer if is_digits else byte_text.tokenizer
 
 
@@ -133,8 +129,8 @@ def read(name: str, folder: pathlib.Path = FOLDER) -> tuple[dict, dict]:
 
 def config_of(name: str) -> str:
     """The config that retrains an embedded model."""
-    is_digits = name in SETS["digits"]
-    return f"configs/{name if is_digits else f'byte_{name}'}.py"
+    is_whole = name in (*TASKS, *SETS["digits"])
+    return f"configs/{name}.py" if is_whole else f"configs/byte_{name}.py"
 
 
 def read_from(source: str | os.PathLike) -> tuple[dict, dict]:

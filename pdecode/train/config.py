@@ -5,8 +5,9 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from pdecode.data import texts
+from pdecode.data.parallelbench import rows as task_rows
 from pdecode.models import bytes as text
+from pdecode.models import digits
 from pdecode.models.config import Config
 
 OPTIMIZERS = ("adamw", "muon")
@@ -14,6 +15,7 @@ SCHEDULES = ("cosine", "stable")
 FORWARDS = ("transformer", "plain")
 DTYPES = ("float32", "bfloat16")
 UNITS = ("byte", "token")
+DATA = (None, "tasks", "digits")
 # What a parameter is to an optimizer; `pdecode.train.optimizers` tells them apart.
 ROLES = ("matrix", "embedding", "head", "norm", "bias", "expert", "adapter")
 _WEIGHTS = ("matrix", "embedding", "head", "expert", "adapter")
@@ -63,7 +65,9 @@ class TrainConfig:
     seed: int = 0
     # Data. The last `long_steps` batches use whole rows; before them rows are cut to
     # `short_len`, which is cheaper and sees as many tokens.
-    data: str = "code"  # or "digits", whose rows are records that stand alone
+    # None: text. "tasks": rows of pdecode.data.parallelbench, an instance each.
+    # "digits": rows of pdecode.data.digits, an image each behind its class.
+    data: str | None = None
     data_dir: str | None = None
     unit: str | None = (
         None  # "byte" or "token"; None: bytes if the vocabulary is theirs
@@ -136,8 +140,15 @@ class TrainConfig:
         return "byte" if self.model.vocab_size == text.VOCAB_SIZE else "token"
 
     @property
+    def own_rows(self) -> int | None:
+        """Tokens of each row of the text, where it has rows that may not be cut."""
+        return {"tasks": task_rows.ROW_LEN, "digits": digits.RECORD}.get(self.data)
+
+    @property
     def given_ids(self) -> tuple[int, ...]:
-        """Tokens that the text gives and nobody predicts: BOS, where there is one."""
+        """Tokens that the text gives and nobody predicts: BOS, or an image's class."""
+        if self.data == "digits":
+            return tuple(range(digits.FIRST_CLASS, digits.MASK_ID))
         return (text.BOS_ID,) if self.scored_unit == "byte" else ()
 
     def _check_choices(self):
@@ -146,8 +157,8 @@ class TrainConfig:
             ("schedule", SCHEDULES),
             ("forward", FORWARDS),
             ("matmul_dtype", DTYPES),
+            ("data", DATA),
             ("unit", (None, *UNITS)),
-            ("data", tuple(texts.RECORDS)),
         ):
             value = getattr(self, field)
             if value not in known:
@@ -199,23 +210,33 @@ class TrainConfig:
                 f"long_steps={self.long_steps} needs a short_len: without one every "
                 "step has whole rows"
             )
-        record_len = texts.RECORDS[self.data]
-        if record_len is not None and (self.row_len, self.short_len) != (
-            record_len,
-            None,
-        ):
-            raise ValueError(
-                f"row_len={self.row_len} and short_len={self.short_len} cut records of "
-                f"data={self.data!r}: use row_len={record_len} and no short_len"
-            )
         limit = self.model.max_positions
         if limit is not None and self.row_len > limit:
             raise ValueError(
                 f"row_len={self.row_len} exceeds model.max_positions={limit}"
             )
+        if self.own_rows is not None:
+            self._check_own_rows()
         if self.batch_size % self.accumulate:
             raise ValueError(
                 f"accumulate={self.accumulate} must divide batch_size={self.batch_size}"
+            )
+
+    def _check_own_rows(self):
+        for field, wanted in (
+            ("row_len", self.own_rows),
+            ("short_len", None),
+            ("data_dir", None if self.data == "tasks" else self.data_dir),
+        ):
+            if getattr(self, field) != wanted:
+                raise ValueError(
+                    f"{field}={getattr(self, field)!r}: data={self.data!r} has rows of "
+                    f"its own and needs {field}={wanted}"
+                )
+        if self.data == "tasks" and self.scored_unit != "byte":
+            raise ValueError(
+                f"data={self.data!r} is bytes: it needs unit='byte' and a vocabulary "
+                f"of at least {text.VOCAB_SIZE}"
             )
 
     def _check_schedule(self):

@@ -17,7 +17,7 @@ import ml_dtypes
 import numpy as np
 import safetensors.numpy
 
-from pdecode.data import packing, snippets, texts
+from pdecode.data import packing, snippets
 from pdecode.data.texts import Text
 from pdecode.models import embedded
 from pdecode.models.config import Config
@@ -114,7 +114,7 @@ def embed(
     frozen = {role: found[f"frozen.{role}"].params for role in config.frozen}
     training, validation, *rest = streams
     heldout = rest[0] if rest else packing.stream(snippets.text())
-    length = texts.RECORDS[config.data]
+    length = config.own_rows
     for split, tokens in (("validation", validation), ("heldout", heldout)):
         text = Text(tokens, split, config.scored_unit, config.given_ids, length)
         record[split] = figures(config, rounded, frozen, text)
@@ -123,10 +123,12 @@ def embed(
     named = {"train": training, "validation": validation, "heldout": heldout}
     if length is not None:
         record["text"] = {
-            name: Text(tokens, name, config.scored_unit, (), length).describe()
+            name: Text(
+                tokens, name, config.scored_unit, config.given_ids, length
+            ).describe()
             for name, tokens in named.items()
         }
-    if config.data == "code":
+    if config.data is None:
         record["ngram"] = _ngram(training, validation, heldout)
     write(folder, name, rounded, record, dtype=ml_dtypes.bfloat16)
     return record

@@ -128,12 +128,10 @@ def train(
 def read(config: TrainConfig, workdir: pathlib.Path | None, streams=None) -> Inputs:
     """Texts and weights of a run, and their hashes; ValueError for a misfit."""
     found = sources.read(config, workdir)
-    if streams is None:
-        streams = texts.read(config.data_dir, config.data)
+    streams = texts.read(config.data_dir, config.data) if streams is None else streams
     both = []
     for tokens, name in zip(streams, texts.SPLITS, strict=True):
-        record_len = texts.RECORDS[config.data]
-        text = Text(tokens, name, config.scored_unit, config.given_ids, record_len)
+        text = Text(tokens, name, config.scored_unit, config.given_ids, config.own_rows)
         low = 2 if name == "validation" else config.batch_size * config.row_len
         model = config.model
         texts.check(
@@ -207,7 +205,7 @@ def _loop(run: _Run, state, first: int, spent: float, came: list[str]):
         row_len=config.row_len,
         batch_size=config.batch_size,
         seed=config.seed,
-        is_records=texts.RECORDS[config.data] is not None,
+        is_whole=config.own_rows is not None,
     )
     pending: collections.deque = collections.deque()
     is_asked = False
