@@ -40,13 +40,13 @@ WIDTH = 8
 PAIRS = [[0, 1, 1], [1, 0], [0], [1, 1, 0]]  # of the laws over two tokens
 
 
-def homogeneous(seed, sharpness=2.5):
+def homogeneous(seed, sharpness=2.5, length=LENGTH):
     """A Markov law with one transition matrix everywhere, so that texts repeat."""
     scores = np.random.default_rng(seed).normal(size=(VOCAB, VOCAB)) * sharpness
     step = np.exp(scores) / np.exp(scores).sum(1, keepdims=True)
-    moves = np.ones((LENGTH + 1, LENGTH + 1, VOCAB, VOCAB))
-    for first in range(LENGTH):
-        for last in range(first, LENGTH):
+    moves = np.ones((length + 1, length + 1, VOCAB, VOCAB))
+    for first in range(length):
+        for last in range(first, length):
             moves[first, last] = np.linalg.matrix_power(step, last - first + 1)
     return toy.Chain(jnp.asarray(moves, jnp.float32))
 

@@ -88,7 +88,9 @@ def value(method: Callable, name: str, text: str) -> Any:
         if text in ("None", "none"):
             return None
         if parameter.base is tuple:
-            return tuple(int(part) for part in text.strip("()[] ,").split(","))
+            is_whole = isinstance(parameter.kind, knobs.Size)
+            parts = text.strip("()[] ,").split(",")
+            return tuple((int if is_whole else float)(part) for part in parts)
         is_whole = isinstance(parameter.kind, knobs.Size) or parameter.base is int
         return int(text) if is_whole else float(text)
     except ValueError:
@@ -255,9 +257,11 @@ def check_count(name: str, value: int) -> None:
 
 
 def bench(args) -> tuple[list[str], str]:
-    """Shapes and dtype of the suite "hotpath"; refused where "loop" would drop them."""
-    if args.suite == "loop" and (args.shapes or args.dtype):
+    """Shapes and dtype of the suite "hotpath"; refused where others would drop them."""
+    if args.suite != "hotpath" and (args.shapes or args.dtype):
         raise ValueError("--shapes and --dtype are for --suite hotpath")
+    if args.suite != "speculative" and args.quick:
+        raise ValueError("--quick is for --suite speculative")
     shapes = "3m,30m" if args.shapes is None else args.shapes
     return names(shapes, "--shapes"), args.dtype or "float32"
 

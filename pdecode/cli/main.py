@@ -154,16 +154,24 @@ def parser() -> argparse.ArgumentParser:
     _add_processes(made, "on a folder that all share; a batch is split over them")
 
     made = add("bench", _bench, "benchmarks of the framework itself")
-    made.add_argument("--suite", choices=("loop", "hotpath"), default="loop")
-    made.add_argument("--batch-size", type=int, default=1)
-    made.add_argument("--repeats", type=int, help="default: 51; 5 for hotpath decodes")
+    suites = ("loop", "hotpath", "speculative")
+    made.add_argument("--suite", choices=suites, default="loop")
+    made.add_argument(
+        "--batch-size", type=int, help="default: 1; speculative: 1 and then 8"
+    )
+    made.add_argument("--repeats", type=int, help="default: 51 for loop, else 5")
+    made.add_argument(
+        "--quick", action="store_true", help="speculative: few lines, some minutes"
+    )
     made.add_argument(
         "--shapes", help="hotpath: 3m, 30m, 130m, qwen3-8b, llada-8b (default: 3m,30m)"
     )
     made.add_argument(
         "--dtype", help="hotpath: of calls and kernels (default: float32)"
     )
-    made.add_argument("--out", help="JSON file for the results")
+    made.add_argument(
+        "--out", help="JSON file for the results; speculative: goes on where it ended"
+    )
 
     made = add("aot", _aot, "what a decode costs on hardware that is not here")
     made.add_argument(
@@ -249,7 +257,9 @@ def _bench(args) -> int:
     from pdecode.cli import bench
 
     shapes, dtype = arguments.bench(args)
-    bench.run(args.suite, shapes, dtype, args.batch_size, args.repeats, args.out)
+    bench.run(
+        args.suite, shapes, dtype, args.batch_size, args.repeats, args.out, args.quick
+    )
     return 0
 
 

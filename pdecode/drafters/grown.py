@@ -4,6 +4,7 @@ The tree is a function of the drafter's laws alone, nothing is drawn, so it has 
 any rule may judge it as given (`accept.match` token for token).
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -15,6 +16,7 @@ from pdecode.contracts import (
     Draft,
     DraftCost,
     Drafter,
+    Lens,
     Model,
     Prefix,
     Query,
@@ -43,6 +45,7 @@ def grown_tree(
     width: int,
     max_depth: int,
     min_gain: Any = None,
+    lenses: Sequence[Lens] = (),
 ) -> Drafter:
     """Drafts the `num_nodes` likeliest nodes found by a beam of `width` a level.
 
@@ -50,10 +53,12 @@ def grown_tree(
     next beam, and the best `num_nodes` of all levels the draft (EAGLE-2, Li et al.,
     2024, arXiv:2406.16858). With `min_gain` a row stops at the level that adds less
     than so many expected tokens (OPT-Tree, Wang et al., 2024, arXiv:2406.17276). Params
-    are those of the role "drafter". A level's call repeats the beams above it,
+    are those of the role "drafter". `lenses` change the drafter's law as they do the
+    target's, each node in its own context. A level's call repeats the beams above it,
     unstored; all levels are one program.
     """
     _check(model, num_nodes, width, max_depth)
+    causal.check_lenses(lenses)
     sampling = without_mask(model, Sampling())
     wants = (f"top:{width}",)
 
@@ -70,15 +75,24 @@ def grown_tree(
             model, own, state, prefix, max_depth + 1
         )
 
-        def offers(hidden):
-            found = vocab_head.statistics(model.head(own), hidden, wants, sampling)
+        def offers(hidden, paths, level):
+            head = model.head(own)
+            if not lenses:
+                found = vocab_head.statistics(head, hidden, wants, sampling)
+            else:
+                views = causal.views_behind(prefix, paths, level)
+                found = vocab_head.seen_through(
+                    tuple(lenses), params, views, head, hidden, wants, sampling
+                )
             return found.top_ids, found.top_log_probs
 
         def deepen(growing: Growing) -> Growing:
             output, _ = model.apply(own, beam_query(growing.growth, root), cache)
             first = (growing.level - 1) * width
             here = jax.lax.dynamic_slice_in_dim(output.hidden, first, width, 1)
-            return add_level(growing, *offers(here), num_nodes, min_gain)
+            paths = paths_to(growing.growth, first) if lenses else None
+            offered = offers(here, paths, growing.level)
+            return add_level(growing, *offered, num_nodes, min_gain)
 
         growing = Growing(
             growth=trees.seed(root.shape[0], max_depth, width),
@@ -88,7 +102,9 @@ def grown_tree(
             num_levels=jnp.zeros_like(root),
         )
         # The root's children, in the first of `width` equal rows.
-        ids, log_probs = (jnp.repeat(each, width, 1) for each in offers(hidden))
+        none = jnp.zeros((root.shape[0], 1, max_depth), jnp.int32)
+        offered = offers(hidden, none, jnp.zeros((), jnp.int32))
+        ids, log_probs = (jnp.repeat(each, width, 1) for each in offered)
         growing = add_level(growing, ids, log_probs, num_nodes, min_gain)
         growing = jax.lax.while_loop(
             lambda g: (g.level < max_depth) & g.more.any(), deepen, growing
@@ -141,6 +157,20 @@ def beam_query(growth: trees.Growth, root: Array) -> Query:
             among=reach[:, 1:, 1:],
         ),
     )
+
+
+def paths_to(growth: trees.Growth, first: Array) -> Array:
+    """Tokens int32 [B, K, D] from the root's child to each beam node from `first` on.
+
+    Behind the node's own depth there is nothing to be read.
+    """
+    tokens, parents = trees.beam(growth)
+    batch, width = tokens.shape[0], growth.width
+    reach = trees.ancestors(parents)[:, 1:, 1:]
+    here = jax.lax.dynamic_slice_in_dim(reach, first, width, 1)
+    # One node a level at most is on a path.
+    on_path = jnp.where(here, tokens[:, None], 0).reshape(batch, width, -1, width)
+    return on_path.sum(-1, dtype=jnp.int32)
 
 
 def _check(model: Model, num_nodes: int, width: int, max_depth: int) -> None:

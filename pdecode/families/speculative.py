@@ -58,6 +58,7 @@ class Plan(NamedTuple):
     sampling: Sampling
     wants: tuple[str, ...]
     max_new_tokens: int
+    call_sizes: tuple[int, ...]  # nodes that a call may have, rising; the last: all
 
     @property
     def num_stored(self) -> int:
@@ -97,6 +98,7 @@ def draft_verify(
     sampling: Sampling,
     acceptance: BlockRule | str = "match",
     lenses: Sequence[Lens] = (),
+    call_sizes: Sequence[int] = (),
 ) -> Decoder:
     """A Decoder that repeats: propose, verify in one target call, accept, observe.
 
@@ -104,10 +106,14 @@ def draft_verify(
     (wrap a NodeRule with `accept.by_node`). Target samples are keyed by position, so
     `match` returns exactly the tokens of plain sampling with the same key, whatever the
     drafter proposes. `lenses` change the target's law, each lane in its own context.
+    With `call_sizes` a call has the fewest nodes of these that hold what all rows
+    drafted; each size is a program of the model's call inside the one that decodes.
     Raises ValueError for another model, for unknown wants and for a drafter whose
     numbers of nodes cannot be.
     """
-    plan = _checked(model, drafter, max_new_tokens, sampling, acceptance, lenses)
+    plan = _checked(
+        model, drafter, max_new_tokens, sampling, acceptance, lenses, call_sizes
+    )
     is_lossless = plan.acceptance is None or plan.acceptance.is_lossless
     return Decoder(
         init=functools.partial(init, plan),
@@ -156,8 +162,15 @@ def step(plan: Plan, params, keys, state: PrefixState):
     draft, drafter = plan.drafter.propose(params, keys, state.drafter, prefix)
     draft = calls.sanitized(draft, plan)
     query, reach = calls.verify_query(draft, prefix, plan)
-    output, cache = plan.model.apply(params["model"], query, state.cache)
-    prediction = predict(plan, params, keys, prefix, query, reach, output)
+
+    def call(num_nodes: int, cache):
+        own, seen = calls.first_lanes(query, reach, 1 + num_nodes)
+        output, cache = plan.model.apply(params["model"], own, cache)
+        return (output, predict(plan, params, keys, prefix, own, seen, output)), cache
+
+    (output, prediction), cache, num_computed = calls.as_wide_as_needed(
+        plan.call_sizes, call, draft, active, state.cache
+    )
     verdict = judge(plan, params, keys, draft, prediction, output.hidden, reach, prefix)
     emitted = emit(plan, state, draft, verdict, prediction, active)
     round = Round(
@@ -173,7 +186,7 @@ def step(plan: Plan, params, keys, state: PrefixState):
         cache=compact(plan, cache, prefix.length - 1, verdict, active),
         drafter=plan.drafter.observe(params, keys, drafter, round),
     )
-    return new, account(plan, draft, emitted, active)
+    return new, account(plan, draft, num_computed, emitted, active)
 
 
 def predict(plan: Plan, params, keys, prefix, query, reach, output):
@@ -276,7 +289,7 @@ def compact(plan: Plan, cache, root: Array, verdict: Verdict, active: Array) -> 
     return plan.model.move(cache, source, SlotRun(root + 1, kept))
 
 
-def account(plan: Plan, draft: Draft, emitted: Emitted, active: Array):
+def account(plan: Plan, draft: Draft, num_computed, emitted: Emitted, active: Array):
     """What the round did, as StepInfo."""
     asked = 1 + (draft.tokens >= 0).sum(1, dtype=jnp.int32)
     proposed = draft.tokens[:, : plan.num_stored] >= 0  # a probe is no proposal
@@ -293,7 +306,7 @@ def account(plan: Plan, draft: Draft, emitted: Emitted, active: Array):
         num_committed=emitted.count,
         num_proposed=jnp.where(active, proposed.sum(1, dtype=jnp.int32), 0),
         num_query_tokens=per_call * asked,
-        num_query_tokens_computed=per_call * (1 + plan.drafter.num_nodes),
+        num_query_tokens_computed=per_call * (1 + num_computed),
         num_dispatches=jnp.ones((), jnp.int32),
         **drafted,
     )
@@ -333,7 +346,9 @@ def _log_prob_of(plan: Plan, prediction: Prediction, tokens, lanes) -> Array:
     return picked.astype(jnp.float32)
 
 
-def _checked(model, drafter, max_new_tokens, sampling, acceptance, lenses) -> Plan:
+def _checked(
+    model, drafter, max_new_tokens, sampling, acceptance, lenses, call_sizes=()
+) -> Plan:
     if model.predicts != "next":
         raise ValueError(
             f"draft-and-verify needs a causal model, but {model.name} has "
@@ -358,10 +373,16 @@ def _checked(model, drafter, max_new_tokens, sampling, acceptance, lenses) -> Pl
         calls.check_fit(rule, drafter)
     if any(lens.init() != () for lens in lenses):
         raise ValueError("draft-and-verify keeps no memory of positions for a lens")
+    if lenses and drafter.is_of_target:
+        raise ValueError(
+            "this drafter tells its q from the target's states as they are: leave the "
+            "lenses out, or take a transport without q (iterates.argmax)"
+        )
+    sizes = calls.checked_sizes(call_sizes, drafter)
     wants = ("token", "log_prob") if rule is None else ("logits", *rule.wants)
     wants = tuple(dict.fromkeys((*wants, *drafter.wants)))
     vocab_head.check_wants(wants)
     return Plan(
         model, drafter, rule, tuple(lenses), without_mask(model, sampling), wants,
-        max_new_tokens,
+        max_new_tokens, sizes,
     )  # fmt: skip

@@ -1,14 +1,18 @@
 """The verifying call of draft-and-verify: its lanes, what is seen, what is drawn."""
 
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
+from pdecode import cache as caches
 from pdecode import rng, trees
 from pdecode.contracts import (
     BlockRule,
+    Cache,
     Draft,
     Drafter,
     Prediction,
@@ -96,6 +100,71 @@ def verify_query(draft: Draft, prefix: Prefix, plan: Any) -> tuple[Query, Array]
         visible=visible,
     )
     return query, reach
+
+
+def first_lanes(query: Query, reach: Array, count: int) -> tuple[Query, Array]:
+    """The first `count` lanes of a verifying call, as a call of their own."""
+    if count == query.tokens.shape[1]:
+        return query, reach
+    visible, slots = query.visible, query.slots
+    among = visible.among
+    assert isinstance(slots, SlotRun) and slots.stored is None  # no probes
+    query = query._replace(
+        tokens=query.tokens[:, :count],
+        positions=query.positions[:, :count],
+        visible=visible._replace(
+            start=visible.start[:, :count],
+            stop=visible.stop[:, :count],
+            among=None if among is None else among[:, :count, :count],
+        ),
+    )
+    return query, reach[:, :count, :count]
+
+
+def as_wide_as_needed(
+    sizes: tuple[int, ...], call: Callable, draft: Draft, active: Array, cache: Cache
+) -> tuple[Any, Cache, Array | int]:
+    """`call(n, cache)`, with n the least of `sizes` that holds the drafts of all rows.
+
+    Returns (out, cache, n). What `call` returns has lanes on axis 1; those that were
+    not evaluated, of absent nodes all, are zero.
+    """
+    if len(sizes) == 1:
+        return *call(sizes[0], cache), sizes[0]
+    nth = jnp.arange(1, sizes[-1] + 1, dtype=jnp.int32)[None]
+    last = jnp.where((draft.tokens >= 0) & active[:, None], nth, 0).max()
+    which = (jnp.asarray(sizes, jnp.int32) < last).sum(dtype=jnp.int32)
+
+    def padded(size: int, cache: Cache):
+        out, cache = call(size, cache)
+
+        def whole(leaf: Array) -> Array:
+            missing = [(0, 0)] * leaf.ndim
+            missing[1] = (0, sizes[-1] - size)
+            return jnp.pad(leaf, missing)
+
+        return jax.tree.map(whole, out), cache
+
+    branches = [functools.partial(padded, size) for size in sizes]
+    out, cache = caches.one_of(which, branches, cache)
+    return out, cache, jnp.asarray(sizes, jnp.int32)[which]
+
+
+def checked_sizes(sizes: Sequence[int], drafter: Drafter) -> tuple[int, ...]:
+    """Numbers of nodes that a call may have, rising up to all of the drafter's."""
+    if not sizes:
+        return (drafter.num_nodes,)
+    if drafter.num_probes:
+        raise ValueError(
+            f"call_sizes={tuple(sizes)} of a drafter with probes, which every call "
+            "has: leave it out"
+        )
+    if min(sizes) < 0 or max(sizes) > drafter.num_nodes:
+        raise ValueError(
+            f"call_sizes={tuple(sizes)} must lie in [0, {drafter.num_nodes}], the "
+            "drafter's nodes"
+        )
+    return tuple(sorted({*sizes, drafter.num_nodes}))
 
 
 def views_of(prefix: Prefix, query: Query, reach: Array) -> View:

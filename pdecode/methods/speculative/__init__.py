@@ -1,11 +1,13 @@
 """Draft and verify: a drafter proposes, one call of the target judges."""
 
 from pdecode.knobs import Variant
+from pdecode.methods.speculative.aggressive_decoding import aggressive_decoding
 from pdecode.methods.speculative.alignment_sampling import alignment_sampling
 from pdecode.methods.speculative.autoregressive import autoregressive
 from pdecode.methods.speculative.bild import bild
 from pdecode.methods.speculative.block_verification import block_verification
 from pdecode.methods.speculative.blockwise import blockwise
+from pdecode.methods.speculative.cascade import cascade
 from pdecode.methods.speculative.conditional_verification import (
     conditional_verification,
 )
@@ -19,6 +21,8 @@ from pdecode.methods.speculative.prompt_lookup import prompt_lookup
 from pdecode.methods.speculative.rest import rest
 from pdecode.methods.speculative.sam_decoding import sam_decoding
 from pdecode.methods.speculative.sequoia import sequoia
+from pdecode.methods.speculative.slem import slem
+from pdecode.methods.speculative.slrs import slrs
 from pdecode.methods.speculative.specinfer import specinfer
 from pdecode.methods.speculative.specreason import specreason
 from pdecode.methods.speculative.spectr import spectr
@@ -29,11 +33,13 @@ from pdecode.methods.speculative.traversal_verification import traversal_verific
 from pdecode.methods.speculative.typical_acceptance import typical_acceptance
 
 __all__ = [
+    "aggressive_decoding",
     "alignment_sampling",
     "autoregressive",
     "bild",
     "block_verification",
     "blockwise",
+    "cascade",
     "conditional_verification",
     "dynamic_tree",
     "judge_decoding",
@@ -45,6 +51,8 @@ __all__ = [
     "rest",
     "sam_decoding",
     "sequoia",
+    "slem",
+    "slrs",
     "specinfer",
     "specreason",
     "spectr",
@@ -56,6 +64,16 @@ __all__ = [
 ]
 
 VARIANTS = {
+    "auto_lookup": Variant(
+        "prompt_lookup",
+        {"draft_length": "auto"},
+        "prompt lookup, each draft as long as it is worth by measured costs of calls",
+    ),
+    "auto_speculation": Variant(
+        "speculative_sampling",
+        {"draft_length": "auto"},
+        "speculative sampling, each draft as long as it is worth by measured costs",
+    ),
     "coupled_sampling": Variant(
         "speculative_sampling",
         {"acceptance": "coupled"},
