@@ -1,17 +1,19 @@
-"""Copies from the input, and copies for the draft model: by a search, and by counts."""
+"""Copies: from the input, for the draft model, from two stores; by slow searches."""
 
+import collections
 import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_model_free import CAUSAL, LAW, NEW, ROWS, turns_of
+from test_model_free import CAUSAL, DOCUMENTS, LAW, NEW, ROWS, follow, turns_of
 
 from pdecode import methods, prompts, trees
 from pdecode.contracts import Sampling
+from pdecode.data import datastore
 from pdecode.decode import decode
-from pdecode.drafters import cascaded, causal, ngram
+from pdecode.drafters import cascaded, causal, ngram, retrieval
 from pdecode.models import toy
 
 
@@ -126,3 +128,66 @@ def test_a_cascade_calls_its_draft_model_less_often():
     np.testing.assert_array_equal(counts[0][0], counts[1][0])
     np.testing.assert_array_equal(counts[0][1], counts[1][1])
     assert counts[0][2] < 0.7 * counts[1][2], counts
+
+
+# Two stores.
+
+OTHERS = [np.random.default_rng(9).integers(0, 4, size).tolist() for size in (50, 20)]
+
+
+def counted(text, weights):
+    """How much each continuation of a text counts, by two plain searches."""
+    counts = collections.Counter()
+    for documents, weight in zip((DOCUMENTS, OTHERS), weights):
+        for each in follow(documents, text, 2, 4):
+            for size in range(len(each)):
+                counts[tuple(each[: size + 1])] += weight
+    return counts
+
+
+def stored_turns(weights, skipped):
+    stores, texts = zip(*map(datastore.build, (DOCUMENTS, OTHERS)))
+    params = {"model": LAW}
+    for role, each in zip(("corpus", "other"), texts):
+        params[role] = jax.tree.map(jnp.asarray, each)
+    drafter = retrieval.merged(
+        *stores, 6, weights=weights, skipped=skipped, num_matches=128, length=4
+    )
+    return [turn for row in turns_of(drafter, params=params) for turn in row]
+
+
+def scores_of(turn, counts):
+    """Of the drafted paths, and of the best there are; equal ones may change places."""
+    paths = []
+    for token, parent in zip(turn.tokens, turn.parents):
+        paths.append((*(paths[parent] if parent >= 0 else ()), token))
+    paths = paths[: sum(token >= 0 for token in turn.tokens)]
+    mine = sorted((counts[path] * 4 - len(path) for path in paths), reverse=True)
+    every = sorted((c * 4 - len(p) for p, c in counts.items() if c), reverse=True)
+    return mine, every[:6]
+
+
+def test_two_stores_count_by_their_weights():
+    turns = stored_turns((3, 1), ())
+    num_drafted = num_other = 0
+    for turn in turns:
+        mine, best = scores_of(turn, counted(turn.text, (3, 1)))
+        assert mine == best, turn
+        num_drafted += len(mine)
+        wrong, its = scores_of(turn, counted(turn.text, (1, 1)))
+        num_other += wrong != its  # negative control: stores that count alike
+    assert num_drafted > 100 and num_other > 3
+    assert sum(turn.num_accepted for turn in turns) > 3
+
+
+def test_nothing_is_searched_behind_what_is_skipped():
+    every = {tuple(turn.text): turn for turn in stored_turns((3, 1), ())}
+    num_silent = num_same = 0
+    for turn in stored_turns((3, 1), (2,)):
+        if turn.text[-1] == 2:
+            assert set(turn.tokens) == {-1}
+            num_silent += max(every.get(tuple(turn.text), turn).tokens) >= 0
+        elif tuple(turn.text) in every:
+            assert turn.tokens == every[tuple(turn.text)].tokens
+            num_same += 1
+    assert num_silent > 3 and num_same > 10

@@ -235,13 +235,38 @@ def test_a_paced_chain_has_the_tokens_of_a_fixed_one(draws):
     assert num_same > 30 and sizes[0] > 0 and len(sizes) >= 3, (num_same, sizes)
 
 
-def test_a_stale_cache_of_the_draft_model_is_caught(monkeypatch):
-    """Negative control: what was committed without it is not made up for."""
-    monkeypatch.setattr(
-        paced, "_made_up", lambda plan, own, state, prefix, drafts: (state, 0)
-    )
-    with pytest.raises(AssertionError):
-        test_a_paced_chain_has_the_tokens_of_a_fixed_one("coupled")
+@pytest.mark.parametrize("is_stale", [False, True])
+def test_what_was_committed_without_it_is_made_up_for(is_stale, monkeypatch):
+    """Seven tokens behind: the draft is that of a model which has read them all."""
+    if is_stale:  # negative control
+        monkeypatch.setattr(
+            paced, "_made_up", lambda plan, own, state, prefix, drafts: (state, 0)
+        )
+    text = jnp.asarray([[0, 1, 2, 0, 1, 2, 3, 1, 0, 2], [3, 1, 0, 0, 2, 1, 3, 3, 1, 2]])
+    whole = prompts.from_rows(text.tolist(), max_new=8)
+    begun = prompts.from_rows(text[:, :3].tolist(), max_new=15)
+    room = jnp.pad(text, ((0, 0), (0, 8)))
+    prefix = Prefix(room, whole.lengths, whole.lengths + 8, whole.lengths)
+    keys = jax.random.split(jax.random.key(0), 2)
+    params = {"drafter": LAW}
+    free = paced.Prices((1.0,) * 6, 0.0)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def draft_of(drafter, prompt):
+        state = drafter.init(params, keys, prompt, prefix, None)
+        draft, _ = drafter.propose(params, keys, state, prefix)
+        return draft
+
+    auto = paced.draft_model(CAUSAL, (0, 4), free, Sampling(1.0))
+    fixed = causal.draft_model(CAUSAL, trees.chain(4), Sampling(1.0))
+    got, expected = draft_of(auto, begun), draft_of(fixed, whole)
+    is_same = np.allclose(got.q, expected.q, atol=1e-5)
+    assert is_same != is_stale
+    if not is_stale:
+        np.testing.assert_array_equal(got.tokens, expected.tokens)
+        # Two calls store what is missing, one drafts from it, three go on.
+        assert got.cost.num_calls.tolist() == [6, 6]
+        assert expected.cost.num_calls.tolist() == [4, 4]
 
 
 LONG = 72
@@ -301,7 +326,13 @@ CURVES = {
 }
 
 
-@pytest.mark.parametrize("name", MADE)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "prompt_lookup",
+        pytest.param("speculative_sampling", marks=pytest.mark.thorough),
+    ],
+)
 def test_no_neighbour_is_cheaper_by_the_predicted_cost(name):
     """Fixed lengths around the mean that it chose, at two curves; the same tokens."""
     own = {}
@@ -316,7 +347,7 @@ def test_no_neighbour_is_cheaper_by_the_predicted_cost(name):
         best = min(fixed[below], fixed[above])
         told = (name, curve, own[curve], mean, fixed)
         print(told)
-        assert own[curve] <= 1.03 * best, told
+        assert own[curve] <= 1.04 * best, told
     # Negative control: believing in another machine's prices costs.
     wrong, _, _ = price(name, 8, "auto", CURVES["flat"], CURVES["steep"])
     assert wrong > 1.1 * own["steep"], (wrong, own)

@@ -40,7 +40,7 @@ COSTS = (1.0, 1.0, 1.0, 1.0, 1.16, 1.61)
 KEEP = 0.95  # what a round before counts of the one after it
 # Before anything is known a draft is accepted with RATE, as if seen TRIALS times; rows
 # that stopped drafting come back to it, and try again.
-RATE, TRIALS = 0.9, 1.0
+RATE, TRIALS = 0.85, 1.0
 SHARED = 2.0  # trials that the row's rate at all depths counts at each of them
 
 

@@ -1,5 +1,6 @@
 """Cases of methods/speculative."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -15,6 +16,7 @@ from cases import (
     case,
 )
 from pdecode.contracts import Codes, Judge
+from pdecode.data import datastore, trigrams
 from pdecode.drafters import spelled
 from pdecode.models import toy
 from pdecode.rules import relaxed
@@ -39,6 +41,16 @@ SPELLED = {
     "model": (CAUSAL, _LETTERS),
     "params": {"model": TARGET, "drafter": _SPELLING},
 }
+_OTHER, _MORE = datastore.build([[0, 2, 1, 1, 0, 1, 2, 0, 0], [2, 2, 0, 1]])
+_TABLE, _FOLLOWERS = trigrams.build([[0, 1, 2, 0, 1, 1, 0, 2, 1], [2, 2, 0, 0, 1]], 2)
+TABLED = {
+    "model": (CAUSAL, _TABLE),
+    "params": {"model": TARGET, "table": jax.tree.map(jnp.asarray, _FOLLOWERS)},
+}
+TWO_STORES = {
+    "model": (*STORED["model"], _OTHER),
+    "params": {**STORED["params"], "other": jax.tree.map(jnp.asarray, _MORE)},
+}
 NEAREST = _with("codes", Codes(VOCAB + 1), jnp.asarray(relaxed.nearest(_CODES, 2)))
 SHARES = _with("codes", Codes(VOCAB + 1), jnp.asarray(relaxed.shares(_CODES, 0.5)))
 JUDGE = _with(
@@ -61,12 +73,25 @@ CASES = {
     "rest": case(
         "rest", "plain", num_draft=5, draft_len=3, min_match=1, num_matches=4, **STORED
     ),
+    "fastcoder": case(
+        "fastcoder",
+        "plain",
+        num_draft=5,
+        draft_len=3,
+        min_match=1,
+        num_matches=4,
+        session_match=3,
+        skipped=(1,),
+        knobs={"corpus_weight": 2},
+        **TWO_STORES,
+    ),
     "stand": case(
         "stand", "plain", widths=(2, 2, 1), num_top=2, contexts=(2, 1), num_slots=64
     ),
     "alignment_sampling": case(
         "alignment_sampling", "plain", num_draft=2, num_beside=2
     ),
+    "aded": case("aded", "plain", num_nodes=5, max_depth=3, window=6, **TABLED),
     "aggressive_decoding": case("aggressive_decoding", "plain", num_draft=4),
     "cascade": case("cascade", "plain", num_draft=4, num_copied=2, max_ngram=2, **TWO),
     "slem": case("slem", "plain", num_draft=4, per_token=2, **SPELLED),

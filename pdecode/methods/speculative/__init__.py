@@ -1,6 +1,7 @@
 """Draft and verify: a drafter proposes, one call of the target judges."""
 
 from pdecode.knobs import Variant
+from pdecode.methods.speculative.aded import aded
 from pdecode.methods.speculative.aggressive_decoding import aggressive_decoding
 from pdecode.methods.speculative.alignment_sampling import alignment_sampling
 from pdecode.methods.speculative.autoregressive import autoregressive
@@ -12,6 +13,7 @@ from pdecode.methods.speculative.conditional_verification import (
     conditional_verification,
 )
 from pdecode.methods.speculative.dynamic_tree import dynamic_tree
+from pdecode.methods.speculative.fastcoder import fastcoder
 from pdecode.methods.speculative.judge_decoding import judge_decoding
 from pdecode.methods.speculative.lantern import lantern
 from pdecode.methods.speculative.opt_tree import opt_tree
@@ -33,6 +35,7 @@ from pdecode.methods.speculative.traversal_verification import traversal_verific
 from pdecode.methods.speculative.typical_acceptance import typical_acceptance
 
 __all__ = [
+    "aded",
     "aggressive_decoding",
     "alignment_sampling",
     "autoregressive",
@@ -42,6 +45,7 @@ __all__ = [
     "cascade",
     "conditional_verification",
     "dynamic_tree",
+    "fastcoder",
     "judge_decoding",
     "lantern",
     "opt_tree",

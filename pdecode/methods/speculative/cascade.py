@@ -1,7 +1,8 @@
 """A cascade: the draft model is itself decoded by drafts copied from the text.
 
-Vertical cascade of Chen et al., 2023 (cascade speculative drafting), with prompt lookup
-below the draft model.
+Chen et al., 2023, arXiv:2312.11462 (cascade speculative drafting). Its vertical
+cascade, with prompt lookup below the draft model. Deviation: no horizontal cascade,
+which has other drafters for the later tokens of a draft.
 """
 
 from pdecode.contracts import Decoder, Sampling
