@@ -1,5 +1,6 @@
 """Two processes on one machine decode what one process decodes."""
 
+import concurrent.futures
 import functools
 import json
 import os
@@ -17,6 +18,7 @@ from pdecode import methods, prompts, run, sharding
 from pdecode.cli import main as cli
 from pdecode.data import packing
 from pdecode.models import embedded, transformer
+from pdecode.sharding import meeting
 from pdecode.sharding import processes as processes_module
 from pdecode.train import run_config
 
@@ -293,6 +295,58 @@ def test_a_port_that_is_taken_and_a_process_that_is_not_there(monkeypatch):
     monkeypatch.setattr(processes_module, "PATIENCE_S", 0.0)
     with pytest.raises(ValueError, match=r"did not answer in 0 s .*start process 0"):
         processes_module.start(address, 2, 1)
+    with pytest.raises(
+        ValueError, match=r"process 1, 2 of 3 at .* did not come in 0 s"
+    ):
+        processes_module.start(address, 3, 0)
+
+
+@pytest.fixture
+def place():
+    with socket.create_server(("localhost", 0)) as free:
+        port = free.getsockname()[1]
+    return f"localhost:{port}", port
+
+
+def test_processes_meet_and_who_is_missing_is_told(place, monkeypatch):
+    monkeypatch.setattr(meeting, "TOLD_EVERY_S", 0.0)
+    address, port = place
+    told, others = [], []
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        first = pool.submit(
+            meeting.join, address, "localhost", port, 3, 1, 30.0, others.append
+        )
+        zero = pool.submit(meeting.receive, address, port, 3, 30.0, told.append)
+        time.sleep(1.5)  # nobody is let go before all are there
+        assert not first.done() and not zero.done()
+        # What is no process of ours is sent away and harms nobody.
+        with socket.create_connection(("localhost", port)) as stranger:
+            stranger.sendall(b"GET / HTTP/1.1\r\n\r\n")
+        for name, count, why in (
+            (1, 3, "is here already"),
+            (2, 4, "there are 3 processes"),
+        ):
+            with pytest.raises(
+                ValueError, match=f"process 0 at {address} says: .*{why}"
+            ):
+                meeting.join(address, "localhost", port, count, name, 30.0, print)
+        meeting.join(address, "localhost", port, 3, 2, 30.0, print)
+        assert first.result() is None and zero.result() is None
+    assert any(
+        line.startswith(f"waiting for process 2 of 3 at {address}") for line in told
+    )
+    with socket.create_server(("localhost", port)):
+        pass  # the port is free for jax
+
+
+def test_a_cluster_that_is_not_there_is_told(capsys):
+    assert (
+        cli.main(
+            ["generate", "--prompt", "x", "--mesh", "data=1", "--coordinator", "auto"]
+        )
+        == 2
+    )
+    assert "jax detects no cluster here" in capsys.readouterr().err
 
 
 def main():

@@ -52,6 +52,28 @@ def test_the_stored_command_is_the_one_that_made_it(config, tmp_path, capsys):
     assert "finished already" in capsys.readouterr().out
 
 
+def test_the_end_of_a_run_says_what_decodes_with_it(config, tmp_path, capsys):
+    assert run("--config", config, "--out", tmp_path / "target") == 0
+    heads = tmp_path / "heads.py"
+    heads.write_text(
+        config.read_text().replace(
+            "steps=4",
+            "steps=4, objective='blockwise_heads', options={'num_heads': 2}, "
+            f"frozen={{'target': {str(tmp_path / 'target')!r}}}",
+        )
+    )
+    assert run("--config", heads, "--out", tmp_path / "heads") == 0
+    told = [
+        line.removeprefix("decode it: ")
+        for line in capsys.readouterr().out.splitlines()
+        if line.startswith("decode it: ")
+    ]
+    for line, role in zip(told, ("--model", "--drafter"), strict=True):
+        command = shlex.split(line)
+        assert command[:2] == ["pdecode", "generate"] and role in command
+        assert cli.main([*command[1:], "--max-new-tokens", "4"]) == 0
+
+
 def test_a_dry_run_prints_the_groups_and_writes_nothing(config, tmp_path, capsys):
     out = tmp_path / "out"
     assert run("--config", config, "--out", out, "--dry-run", "--mesh", "fsdp=8") == 0

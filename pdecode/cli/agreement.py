@@ -13,7 +13,7 @@ def check(args) -> None:
     Options, prompts, weights and the package itself are compared before anything is
     computed, by hash where they are long; the others leave quietly.
     """
-    if args.num_processes is None:
+    if args.coordinator is None:
         return
     from pdecode.sharding import processes
 

@@ -9,6 +9,7 @@ from pdecode.cli import agreement, arguments, interrupt, program_cache
 from pdecode.results import Result
 
 NOT_FINITE = 3  # exit code
+DETECTED = "auto"  # for --coordinator: jax detects the cluster
 
 
 def run(args) -> int:
@@ -70,28 +71,32 @@ def join(args) -> TextIO | None:
     given = (args.coordinator, args.num_processes, args.process_id)
     if given == (None, None, None):
         return sys.stdout
-    if None in given:
+    detected = given == (DETECTED, None, None)
+    if not detected and (None in given or given[0] == DETECTED):
         raise ValueError(
             "--coordinator, --num-processes and --process-id go together: give all "
-            "three, or none for one process"
+            f"three, or none for one process, or --coordinator {DETECTED} alone on "
+            "TPU slices and clusters that jax detects"
         )
+    import jax
+
     from pdecode.sharding import processes
 
-    processes.start(*given)
+    processes.start_detected() if detected else processes.start(*given)
     # Gloo reports its connections on standard output, which is for the result.
     out = os.fdopen(os.dup(1), "w", errors="backslashreplace")
     os.dup2(2, 1)
-    return out if args.process_id == 0 else None
+    return out if jax.process_index() == 0 else None
 
 
 def _check(args) -> None:
-    if args.num_processes is not None and args.mesh is None:
+    if args.coordinator is not None and args.mesh is None:
         raise ValueError(
-            f"--num-processes {args.num_processes} needs --mesh: axes that hold the "
+            f"--coordinator {args.coordinator} needs --mesh: axes that hold the "
             "devices of all processes, as data=2,tensor=4"
         )
-    if args.num_processes is not None and args.watch:
-        raise ValueError("--watch shows one process: leave out --num-processes")
+    if args.coordinator is not None and args.watch:
+        raise ValueError("--watch shows one process: leave out --coordinator")
     if args.batch_size is not None:
         arguments.check_count("batch_size", args.batch_size)
     if args.pace is not None and not args.watch:

@@ -335,7 +335,11 @@ def _add_processes(made, how: str) -> None:
         f"each runs this command with its own --process-id, {how}; process 0 prints. "
         "generate and train run on several, no other command does.",
     )
-    group.add_argument("--coordinator", metavar="HOST:PORT", help="of process 0")
+    group.add_argument(
+        "--coordinator",
+        metavar="HOST:PORT",
+        help="of process 0; auto, alone, on TPU slices and clusters that jax detects",
+    )
     group.add_argument("--num-processes", type=int, metavar="N")
     group.add_argument("--process-id", type=int, metavar="I", help="0 to N - 1")
 

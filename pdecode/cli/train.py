@@ -1,5 +1,6 @@
 """pdecode train: the options of the command, and what it prints when a run ends."""
 
+import shlex
 import sys
 from typing import TextIO
 
@@ -35,7 +36,7 @@ def run(args, out: TextIO | None) -> int:
         log(train.dry_run(args.config, args.set, axes))
         return 0
     try:
-        train.run_config(
+        made = train.run_config(
             args.config,
             args.set,
             args.out,
@@ -47,7 +48,28 @@ def run(args, out: TextIO | None) -> int:
         return _say(f"error: {error}", out, DIVERGED)
     except train.Interrupted as stop:
         return _say(str(stop), out, STOPPED)
+    log(f"decode it: {_next_command(args, made.record)}")
     return 0
+
+
+def _next_command(args, record: dict) -> str:
+    """What decodes with the result of a run."""
+    from pdecode.models import bytes as byte_model
+    from pdecode.train import objectives
+
+    out = args.out or f"results/{record['name']}"
+    parts = ["pdecode", "generate"]
+    config = record["config"]
+    decoded_by = objectives.find(record["objective"]).decoded_by
+    if decoded_by is None:
+        parts += ["--model", out]
+    else:
+        (target,) = record["frozen"].values()
+        parts += decoded_by(config["options"])
+        parts += ["--model", target["from"], "--drafter", out]
+    is_text = config["model"]["vocab_size"] == byte_model.VOCAB_SIZE
+    parts += ["--prompt", "def f(n):"] if is_text else ["--prompt-ids", "[[1, 2]]"]
+    return shlex.join(parts)
 
 
 def _say(line: str, out: TextIO | None, code: int) -> int:

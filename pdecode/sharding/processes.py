@@ -7,8 +7,7 @@ then gives each device its part. Nothing else is exchanged but by the program it
 import hashlib
 import json
 import pathlib
-import socket
-import time
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +16,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from pdecode import sharding
+from pdecode.sharding import meeting
 
 PATIENCE_S = 300.0  # as long as JAX waits
 _started: dict[str, str] = {}  # the host of process 0, once `start` has been called
@@ -25,9 +25,10 @@ _started: dict[str, str] = {}  # the host of process 0, once `start` has been ca
 def start(coordinator: str, num_processes: int, process_id: int) -> None:
     """Joins the processes before JAX looks for devices. CPU ones talk through gloo.
 
-    `coordinator` is the HOST:PORT of process 0, which the others wait for, PATIENCE_S
-    at most. Raises ValueError for an address or numbers that cannot be right, a port
-    that process 0 cannot open, and a process 0 that does not answer.
+    `coordinator` is the HOST:PORT of process 0. Each waits for the others, PATIENCE_S
+    at most, and says on standard error for whom. Raises ValueError for an address or
+    numbers that cannot be right, a port that process 0 cannot open, two processes of
+    one id, other numbers of processes, and a process that does not come.
     """
     host, _, port = coordinator.rpartition(":")
     if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
@@ -39,14 +40,29 @@ def start(coordinator: str, num_processes: int, process_id: int) -> None:
             f"process_id={process_id} must lie in [0, {num_processes}): "
             f"there are num_processes={num_processes}"
         )
-    # What JAX meets here it answers by aborting the process.
     if process_id == 0:
-        _check_free(coordinator, int(port))
+        meeting.receive(coordinator, int(port), num_processes, PATIENCE_S, _tell)
     else:
-        _wait(coordinator, host, int(port))
+        meeting.join(
+            coordinator, host, int(port), num_processes, process_id, PATIENCE_S, _tell
+        )
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(coordinator, num_processes, process_id)
     _started["host"] = host
+
+
+def start_detected() -> None:
+    """Joins the processes of a cluster that JAX knows: TPU slices, Slurm, Open MPI, ...
+
+    Raises ValueError where it detects none.
+    """
+    try:
+        jax.distributed.initialize()
+    except (ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"jax detects no cluster here ({' '.join(str(error).split())}): give "
+            "--coordinator HOST:PORT, --num-processes and --process-id"
+        ) from None
 
 
 def coordinator_host() -> str:
@@ -136,6 +152,10 @@ def code_version() -> str:
     return digest.hexdigest()[:16]
 
 
+def _tell(line: str) -> None:
+    print(f"pdecode: {line}", file=sys.stderr, flush=True)
+
+
 def _leave(message: str) -> None:
     if jax.process_index() == 0:
         raise ValueError(message)
@@ -149,31 +169,3 @@ def _flat(value: Any, name: str = "") -> dict[str, Any]:
         _flat(each, f"{name}.{key}" if name else key) for key, each in value.items()
     )
     return {key: each for part in parts for key, each in part.items()}
-
-
-def _check_free(coordinator: str, port: int) -> None:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("", port))
-        except OSError as error:
-            raise ValueError(
-                f"coordinator={coordinator!r}: process 0 cannot open port {port} "
-                f"({error}): choose a free one"
-            ) from None
-
-
-def _wait(coordinator: str, host: str, port: int) -> None:
-    """Returns when process 0 listens."""
-    until = time.monotonic() + PATIENCE_S
-    while True:
-        try:
-            socket.create_connection((host, port), timeout=5).close()
-            return
-        except OSError as error:
-            if time.monotonic() >= until:
-                raise ValueError(
-                    f"coordinator={coordinator!r} did not answer in {PATIENCE_S:.0f} s "
-                    f"({error}): start process 0 there, and let its port be reached"
-                ) from None
-        time.sleep(0.2)

@@ -112,4 +112,10 @@ def holds(config):
     return {"kind": "draft_heads", "num_heads": config.options.num_heads}
 
 
-OBJECTIVE = Objective(Options, NEEDS, start, loss, figures, holds)
+def decoded_by(options: dict) -> tuple[str, ...]:
+    return "--method", "blockwise", "--set", f"num_draft={options['num_heads']}"
+
+
+OBJECTIVE = Objective(
+    Options, NEEDS, start, loss, figures, holds, decoded_by=decoded_by
+)
