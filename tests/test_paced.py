@@ -35,12 +35,14 @@ ONE = Prefix(None, jnp.ones(1, jnp.int32), None, None)
 
 def by_hand(kept, tried, choices, prices):
     """Every length's tokens over its price, the best of them, by a plain loop."""
-    pooled = (paced.RATE + sum(kept)) / (1 + sum(tried))
+    pooled = paced.RATE * paced.TRIALS + sum(kept)
+    pooled /= paced.TRIALS + sum(tried)
     speeds = []
     for length in choices:
         tokens = reached = 1.0
         for depth in range(length):
-            reached *= (kept[depth] + 2 * pooled) / (tried[depth] + 2)
+            shared = paced.SHARED
+            reached *= (kept[depth] + shared * pooled) / (tried[depth] + shared)
             tokens += reached
         lanes = np.interp(np.log(length + 1), np.log(paced.WIDTHS), np.log(prices.call))
         speeds.append(tokens / (np.exp(lanes) + length * prices.draft))
@@ -77,7 +79,7 @@ def test_a_row_that_stopped_drafting_tries_again():
     waited = 0
     while int(paced.chosen(pace, ONE, CHOICES, PRICES)[0]) == 0:
         pace, waited = paced.recorded(pace, round), waited + 1
-    assert 5 < waited < 100
+    assert 5 < waited < 150
     # Once it pays, it goes on; a row that is done does not.
     good = record([9.0] * 4, [9.0] * 4)
     assert int(paced.chosen(good, ONE, CHOICES, PRICES)[0]) == 4
@@ -334,7 +336,10 @@ CURVES = {
     ],
 )
 def test_no_neighbour_is_cheaper_by_the_predicted_cost(name):
-    """Fixed lengths around the mean that it chose, at two curves; the same tokens."""
+    """Fixed lengths around the mean that it chose, at two curves; the same tokens.
+
+    To learn what a draft is worth costs up to 5 % of so short a text.
+    """
     own = {}
     for curve, prices in CURVES.items():
         fixed = {0: 1.0}
@@ -347,7 +352,7 @@ def test_no_neighbour_is_cheaper_by_the_predicted_cost(name):
         best = min(fixed[below], fixed[above])
         told = (name, curve, own[curve], mean, fixed)
         print(told)
-        assert own[curve] <= 1.04 * best, told
+        assert own[curve] <= 1.05 * best, told
     # Negative control: believing in another machine's prices costs.
     wrong, _, _ = price(name, 8, "auto", CURVES["flat"], CURVES["steep"])
     assert wrong > 1.1 * own["steep"], (wrong, own)

@@ -37,11 +37,11 @@ WIDTHS = (1, 2, 4, 8, 16, 32)  # lanes of the calls whose costs are given
 # Of a call over that of a call of one lane: one H200, 1.3 million parameters.
 COSTS = (1.0, 1.0, 1.0, 1.0, 1.16, 1.61)
 
-KEEP = 0.95  # what a round before counts of the one after it
+KEEP = 0.97  # what a round before counts of the one after it
 # Before anything is known a draft is accepted with RATE, as if seen TRIALS times; rows
 # that stopped drafting come back to it, and try again.
-RATE, TRIALS = 0.85, 1.0
-SHARED = 2.0  # trials that the row's rate at all depths counts at each of them
+RATE, TRIALS = 0.85, 3.0
+SHARED = 4.0  # trials that the row's rate at all depths counts at each of them
 
 
 class Prices(NamedTuple):

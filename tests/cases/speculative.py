@@ -82,7 +82,6 @@ CASES = {
         num_matches=4,
         session_match=3,
         skipped=(1,),
-        knobs={"corpus_weight": 2},
         **TWO_STORES,
     ),
     "stand": case(
