@@ -153,3 +153,20 @@ def test_every_case_can_be_built(name, sizes):
         values = {**own, **settings, "max_new_tokens": 8, "temperature": 0.0}
         traced, static = knobs.split(method, values)
         assert method(*models, **static, **traced).guarantee == "lossless", (name, size)
+
+
+def test_every_table_can_be_built():
+    from pdecode import assembly, knobs, methods
+
+    for name, what, sizes, settings in growth.TABLES:
+        method = getattr(methods, name)
+        models = [
+            assembly.load("target" if role == "model" else role)[0]
+            for role in knobs.roles(method)
+        ]
+        for size in sizes:
+            values = {**settings, what: size, "max_new_tokens": 8}
+            traced, static = knobs.split(method, values)
+            assert method(*models, **static, **traced).guarantee == "lossless"
+    longest = assembly.load("target")[0].max_positions
+    assert max(growth.BUFFERS) + growth.PROMPT_LEN <= longest

@@ -644,6 +644,9 @@ def copies_in_loops(text, shape):
 
 # A transformer's wide and narrow calls differ in the last bits; see quality.identity.
 EMBEDDED = {
+    "aggressive_decoding": {"num_draft": 6},
+    "auto_lookup": {"num_draft": 4},
+    "cascade": {"num_draft": 4, "num_copied": 3},
     "alignment_sampling": {"num_draft": 4},
     "cllm": {},
     "lookahead": {"level": 3, "window_size": 4, "guess_set_size": 3},

@@ -13,6 +13,7 @@ from test_model_free import CAUSAL, LAW, homogeneous, turns_of
 
 from pdecode import cache as caches
 from pdecode import knobs, methods, prompts, trees
+from pdecode.cli import arguments
 from pdecode.contracts import Draft, Prediction, Prefix, Sampling
 from pdecode.decode import decode_state, with_trace
 from pdecode.drafters import causal, ngram, paced
@@ -379,6 +380,17 @@ def test_a_call_that_is_too_narrow_is_caught(monkeypatch):
     )
     assert (tokens() != right).any()
     jax.clear_caches()
+
+
+def test_costs_are_read_from_a_command_line():
+    read = arguments.value(methods.prompt_lookup, "call_costs", "1,1,1.5,2,3,4.25")
+    assert read == (1.0, 1.0, 1.5, 2.0, 3.0, 4.25)
+    traced, _ = knobs.split(
+        methods.prompt_lookup, {"max_new_tokens": 4, "call_costs": read}
+    )
+    assert traced["call_costs"].dtype == jnp.float32
+    with pytest.raises(ValueError, match="it takes 6 floats in"):
+        arguments.value(methods.prompt_lookup, "call_costs", "1,x")
 
 
 def test_bad_lengths_and_costs_are_named():
