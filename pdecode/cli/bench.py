@@ -42,8 +42,10 @@ def run(
     if out and not os.path.isdir(os.path.dirname(out) or "."):
         raise ValueError(f"out={out} lies in no folder: make it first")
     if suite == "speculative":
-        _speculative(BATCHES if batch_size is None else (batch_size,), repeats, out,
-                     is_quick)  # fmt: skip
+        batches = BATCHES[:1] if is_quick else BATCHES
+        if batch_size is not None:
+            batches = (batch_size,)
+        _speculative(batches, repeats, out, is_quick)
         return
     if suite == "loop":
         measured = _loop(batch_size or 1, repeats)

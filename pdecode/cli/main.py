@@ -157,7 +157,7 @@ def parser() -> argparse.ArgumentParser:
     suites = ("loop", "hotpath", "speculative")
     made.add_argument("--suite", choices=suites, default="loop")
     made.add_argument(
-        "--batch-size", type=int, help="default: 1; speculative: 1 and then 8"
+        "--batch-size", type=int, help="default: 1; speculative, not quick: 1, then 8"
     )
     made.add_argument("--repeats", type=int, help="default: 51 for loop, else 5")
     made.add_argument(

@@ -35,6 +35,8 @@ from pdecode.kernels.head import api as vocab_head
 from pdecode.models import translated
 from pdecode.sampling import choose, without_mask
 
+WIDE = 16  # own tokens stored by one call
+
 
 class Trie(NamedTuple):
     """Target tokens by their spelling; node 0 is the start, parents come first."""
@@ -197,11 +199,8 @@ def _init(plan: Plan, params, keys, prompt, prefix: Prefix, output):
     # The cache is filled by the first round, a few tokens a call.
     del params, keys, output
     size = _own_size(plan, prefix)
-    cache = plan.model.init_cache(prompt, size + plan.num_draft + _WIDE)
+    cache = plan.model.init_cache(prompt, size + plan.num_draft + WIDE)
     return causal.CausalState(cache, jnp.zeros_like(prefix.length))
-
-
-_WIDE = 16  # own tokens stored by one call
 
 
 def _read(plan: Plan, params, state: causal.CausalState, prefix: Prefix):
@@ -215,12 +214,12 @@ def _read(plan: Plan, params, state: causal.CausalState, prefix: Prefix):
 
     def lacks(carry):
         state, _, _ = carry
-        return (jnp.minimum(state.written, length - 1) < length - _WIDE).any()
+        return (jnp.minimum(state.written, length - 1) < length - WIDE).any()
 
     def store(carry):
         state, _, count = carry
-        hidden, cache, _ = causal.store(plan.model, own["own"], state, text, _WIDE)
-        written = jnp.minimum(state.written, length - 1) + _WIDE
+        hidden, cache, _ = causal.store(plan.model, own["own"], state, text, WIDE)
+        written = jnp.minimum(state.written, length - 1) + WIDE
         return (
             causal.CausalState(cache, jnp.minimum(written, length)),
             hidden,
@@ -237,7 +236,7 @@ def _read(plan: Plan, params, state: causal.CausalState, prefix: Prefix):
 def _propose_strings(plan: Plan, params, keys, state, prefix: Prefix):
     del keys
     own, model = params["drafter"], plan.model
-    was = jnp.minimum(state.written, prefix.tokens.shape[1] * plan.per_token)
+    was = state.written
     hidden, state, text, fits, num_stored = _read(plan, params, state, prefix)
 
     def best(hidden):
@@ -259,7 +258,7 @@ def _propose_strings(plan: Plan, params, keys, state, prefix: Prefix):
     tokens = read_back(drafted, own["trie"], own["spelling"].shape[1])
     draft = ngram.chain(jnp.where(fits[:, None], tokens, -1))
     calls = jnp.broadcast_to(num_stored + plan.num_draft - 1, prefix.length.shape)
-    lanes = num_stored * _WIDE + plan.num_draft - 1
+    lanes = num_stored * WIDE + plan.num_draft - 1
     cost = DraftCost(
         num_calls=calls,
         num_tokens=jnp.maximum(text.length - was, 1) + plan.num_draft - 1,
@@ -304,7 +303,7 @@ def _propose_first(plan: Plan, params, keys, state, prefix: Prefix):
     cost = DraftCost(
         num_calls=jnp.broadcast_to(num_stored + 1, root.shape),
         num_tokens=jnp.maximum(text.length - was, 1) + size - 1,
-        num_tokens_computed=jnp.broadcast_to(num_stored * _WIDE + size - 1, root.shape),
+        num_tokens_computed=jnp.broadcast_to(num_stored * WIDE + size - 1, root.shape),
     )
     draft = ngram.chain(token[:, None])._replace(q=law[:, None], cost=cost)
     return draft, causal.CausalState(state.cache, text.length)
