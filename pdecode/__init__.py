@@ -2,6 +2,8 @@
 
     pdecode.generate("def fib(n):", method="llada")     a prompt to text
     pdecode.compare(["prompt_lookup", my_method])       methods raced and counted
+    pdecode.sweep("llada", prompts, steps=[8, 16])      one method over its knobs
+    pdecode.check(my_rule)                              what a part of yours keeps
     pdecode.run(method, model, params, prompt, key)     the program behind both
     pdecode.load("target"), pdecode.from_rows(rows)     what it takes
 
@@ -16,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from pdecode.version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from pdecode.checks.api import check as check
     from pdecode.contracts import Decoder as Decoder
     from pdecode.contracts import Drafter as Drafter
     from pdecode.contracts import Generation as Generation
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
     from pdecode.decode import stream as stream
     from pdecode.decode import with_trace as with_trace
     from pdecode.evals.compare import compare as compare
+    from pdecode.evals.sweep import sweep as sweep
     from pdecode.generation import generate as generate
     from pdecode.generation import load as load
     from pdecode.methods.variants import resolve as resolve
@@ -45,6 +49,7 @@ _HOMES = {
     "Rule": "contracts",
     "Sampling": "contracts",
     "Stats": "decode",
+    "check": "checks.api",
     "compare": "evals.compare",
     "from_rows": "prompts",
     "generate": "generation",
@@ -52,6 +57,7 @@ _HOMES = {
     "resolve": "methods.variants",
     "run": "decode",
     "stream": "decode",
+    "sweep": "evals.sweep",
     "texts": "results",
     "with_trace": "decode",
 }

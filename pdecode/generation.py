@@ -22,6 +22,7 @@ from pdecode import assembly, knobs, prompts, recipes, rng, sharding
 from pdecode import programs as programs_module
 from pdecode.assembly import load
 from pdecode.contracts import Model, Params, Prompt
+from pdecode.replay import recording
 from pdecode.results import Result, result_of
 
 
@@ -105,8 +106,23 @@ def decoded(job: Job, *, seed: int = 0, keep_eos_tail: bool = False) -> Result:
         "decode_s": round(made.decode_s, 6),
     }
     return result_of(
-        job, made.generation, made.stats, timing, keep_eos_tail=keep_eos_tail
-    )
+        job, made.generation, made.stats, timing, made.commit_step,
+        keep_eos_tail=keep_eos_tail,
+    )  # fmt: skip
+
+
+def recorded(job: Job, *, seed: int = 0, keep_eos_tail: bool = False) -> Result:
+    """`decoded`, and what every step did: what a replay of revisions needs.
+
+    The program runs twice: at a go, for its times, and a step at a time.
+    """
+    made = decoded(job, seed=seed, keep_eos_tail=keep_eos_tail)
+    programs, key = compiled(job), rng.key(seed)
+    if job.mesh is not None:
+        key = sharding.replicate(key, job.mesh)
+    with programs_module.on(job.mesh):
+        steps = programs_module.steps(programs, job.params, job.prompt, key)
+        return made._replace(recorded=recording.rows(steps, job.tokenizer))
 
 
 def slices(job: Job, size: int | None) -> Iterator[Job]:

@@ -41,7 +41,10 @@ def find(method: str | Callable) -> Recipe:
         return _checked(Recipe(name, method, {}, not is_ours))
     if ":" in method:
         place, _, name = method.rpartition(":")
-        return _checked(Recipe(method, _imported(place, name), {}, True))
+        found = located(method)
+        if not callable(found):
+            raise ValueError(f"{method}: {place} has no function {name!r}")
+        return _checked(Recipe(method, found, {}, True))
     return Recipe(method, *variants.resolve(method), False)
 
 
@@ -67,7 +70,9 @@ def _checked(recipe: Recipe) -> Recipe:
     return recipe
 
 
-def _imported(place: str, name: str) -> Callable:
+def located(where: str) -> Any:
+    """What stands at "file.py:name" or "module:name"; ValueError if nothing does."""
+    place, _, name = where.rpartition(":")
     try:
         if place.endswith(".py"):
             path = os.path.abspath(place)
@@ -78,10 +83,9 @@ def _imported(place: str, name: str) -> Callable:
         raise ValueError(f"{place}:{name}: {error.strerror}") from None
     except ImportError as error:
         raise ValueError(f"{place}:{name}: {error}") from None
-    found = getattr(module, name, None)
-    if not callable(found):
+    if not hasattr(module, name):
         raise ValueError(f"{place}:{name}: {place} has no function {name!r}")
-    return found
+    return getattr(module, name)
 
 
 @functools.lru_cache

@@ -43,6 +43,15 @@ class Result(NamedTuple):
     drafter: str | None  # or the heads
     settings: dict[str, Any]  # the defaults among them
     row_ids: list[int]  # what named each row's noise
+    steps: list[list[int]] = []  # that committed each token, from 0
+    probs: list[list[float]] = []  # of each token, raw, when it was committed
+    pieces: list[list[str]] = []  # the text that each token adds
+    prompts: list[str] = []
+    predicts: str = "next"  # of the model: next | masked | uniform
+    vocab_size: int = 0
+    # What each step did, where it was recorded: {"events", "proposed"} a row, see
+    # `replay.record.Trace`.
+    recorded: list[dict[str, Any]] | None = None
 
     def __str__(self) -> str:
         return "\n\n".join(self.text)
@@ -51,6 +60,18 @@ class Result(NamedTuple):
         count = len(self.text)
         rows = f"{count} row{'s' if count > 1 else ''}"
         return f"Result({self.method} with {self.model}, {rows}: {self.summary})"
+
+    def _repr_html_(self) -> str:
+        """The replay, in a notebook."""
+        from pdecode.replay import page, record
+
+        return page.frame(record.of_result(self))
+
+    def replay(self, path: str) -> None:
+        """Writes the replay as one HTML page that needs no network."""
+        from pdecode.replay import page, record
+
+        page.write(record.of_result(self), path)
 
     @property
     def summary(self) -> str:
@@ -74,16 +95,24 @@ def result_of(
     generation: Generation,
     stats: Stats,
     timing: dict[str, float],
+    commit_step: Any,  # int32 [B, L]
     *,
     keep_eos_tail: bool = False,
+    recorded: list[dict[str, Any]] | None = None,
 ) -> Result:
     """Plain data out of arrays; `job` is a `generation.Job`."""
+    from pdecode.replay import record
+
     generation, stats = jax.tree.map(np.asarray, (generation, stats))
-    rows, lengths, reasons = [], [], []
+    commit_step = np.asarray(commit_step)
+    rows, lengths, reasons, steps, probs = [], [], [], [], []
     for b, start in enumerate(generation.start):
         length = int(generation.lengths[b])
         reason = STOPPED_BY[generation.stopped_by[b]]
-        row = generation.tokens[b, start : start + length]
+        here = slice(start, start + length)
+        row = generation.tokens[b, here]
+        steps.append(commit_step[b, here].tolist())
+        probs.append(probabilities(generation.log_probs[b, here]))
         if keep_eos_tail:
             # The decode knew of no EOS: it fills the row, and the end is found here.
             ends = np.flatnonzero(np.asarray(is_eos(row, job.eos_ids)))
@@ -103,7 +132,22 @@ def result_of(
         drafter=job.drafter_name,
         settings=job.used,
         row_ids=job.row_ids,
+        steps=steps,
+        probs=probs,
+        pieces=[record.pieces(row, job.tokenizer) for row in rows],
+        prompts=[
+            job.tokenizer.decode(row[:start].tolist())
+            for row, start in zip(generation.tokens, generation.start)
+        ],
+        predicts=job.models[0].predicts,
+        vocab_size=job.models[0].vocab_size,
+        recorded=recorded,
     )
+
+
+def probabilities(log_probs: Any) -> list[float]:
+    """exp of them, to five digits: what a page or a file needs."""
+    return np.exp(np.asarray(log_probs, float)).round(5).tolist()
 
 
 def stats_by_row(stats: Stats) -> dict[str, Any]:

@@ -9,6 +9,16 @@ import numpy as np
 import pytest
 
 from pdecode import trees
+from pdecode.checks import acceptance
+from pdecode.checks.acceptance import (
+    all_drafts,
+    context,
+    emitted_law,
+    exact_law,
+    jitted,
+    judged,
+    total_variation,
+)
 from pdecode.contracts import BlockRule, Draft, NodeRule, Prediction, Sampling
 from pdecode.rules import accept, bounds
 from pdecode.sampling import law as sampled_law
@@ -33,145 +43,26 @@ FILTERS = {
 
 
 def tables(seed, depth, filtered="none"):
-    """Random target and drafter laws given the tokens so far: dict prefix -> [V]."""
-    rng = np.random.default_rng(seed)
-    target, drafter = {}, {}
-    for size in range(depth + 2):
-        for prefix in itertools.product(range(VOCAB), repeat=size):
-            target[prefix] = rng.dirichlet(np.ones(VOCAB) * 0.7)
-            drafter[prefix] = rng.dirichlet(np.ones(VOCAB) * 0.7)
+    """Random target and drafter laws given the tokens so far, through a filter."""
+    laws = acceptance.tables(seed, depth, VOCAB)
     if filtered == "none":
-        return target, drafter
+        return laws
 
     def through(laws):
         raw = jnp.log(jnp.array(list(laws.values())))
         return dict(zip(laws, np.asarray(sampled_law(raw, FILTERS[filtered]))))
 
-    return through(target), through(drafter)
-
-
-def context(topology, tokens, node):
-    """Tokens from the root's child to `node`; () for the root."""
-    path = []
-    while node >= 0:
-        path.append(int(tokens[node]))
-        node = topology.parents[node]
-    return tuple(reversed(path))
-
-
-def all_drafts(topology, drafter, draws):
-    """Every (tokens, probability, q [N, V]) that drafting the tree can give.
-
-    Draws are "iid", "in_turn" (without replacement), "greedy" (the eldest from what the
-    best leave, then those) and "given" (the best, without a law).
-    """
-
-    def law_of(node, tokens):
-        parent = topology.parents[node]
-        law = drafter[context(topology, tokens, parent)].copy()
-        elders = [n for n in range(node) if topology.parents[n] == parent]
-        best = np.argsort(-law, kind="stable")[: topology.parents.count(parent) - 1]
-        if draws == "given":
-            order = np.argsort(-law, kind="stable")
-            return np.eye(VOCAB)[order[len(elders)]]
-        if draws == "greedy" and elders:
-            return np.eye(VOCAB)[best[len(elders) - 1]]
-        if draws == "greedy":
-            law[best] = 0
-        if draws == "in_turn":
-            law[[tokens[elder] for elder in elders]] = 0
-        return law / law.sum() if law.sum() > 0 else law
-
-    def extend(node, tokens, weight, q):
-        if node == topology.num_nodes:
-            yield tokens, weight, np.array(q)
-            return
-        above = topology.parents[node]
-        is_dead = above >= 0 and tokens[above] < 0
-        law = np.zeros(VOCAB) if is_dead else law_of(node, tokens)
-        for token in [-1] if law.sum() == 0 else np.flatnonzero(law):
-            chance = 1.0 if token < 0 else law[token]
-            yield from extend(node + 1, [*tokens, token], weight * chance, [*q, law])
-
-    yield from extend(0, [], 1.0, [])
-
-
-def emitted_law(rule, topology, target, drafter, *, draws="iid", **more):
-    """Law over strings of depth + 1 tokens: what one round emits, then the target."""
-    depth = topology.max_depth
-    law = {s: 0.0 for s in itertools.product(range(VOCAB), repeat=depth + 1)}
-    drafts = list(all_drafts(topology, drafter, draws))
-    nodes = range(topology.num_nodes)
-    # One size whatever the filter leaves: one program a rule.
-    size = VOCAB**topology.num_nodes
-    drafts += [([-1] * len(nodes), 0.0, np.zeros((len(nodes), VOCAB)))] * (
-        size - len(drafts)
-    )
-    batch = Draft(
-        tokens=jnp.array([d[0] for d in drafts], jnp.int32),
-        parents=jnp.array([topology.parents] * len(drafts), jnp.int32),
-        q=None if draws == "given" else jnp.array([d[2] for d in drafts]),
-    )
-    dead = np.full(VOCAB, 1 / VOCAB)  # context of an absent node: never reached
-    p = np.array(
-        [
-            [target.get(context(topology, d[0], lane), dead) for lane in [-1, *nodes]]
-            for d in drafts
-        ]
-    )
-    prediction = Prediction(probs=jnp.asarray(p), **more)
-    stop, residual = jitted(rule)(batch, prediction)
-    stop, residual = np.asarray(stop), np.asarray(residual)
-    np.testing.assert_allclose(stop.sum(1), 1, atol=1e-12)
-    assert (stop > -1e-15).all() and (residual >= 0).all()
-    for (tokens, weight, _), stops, residuals in zip(drafts, stop, residual):
-        for lane in [-1, *nodes]:
-            if weight * stops[lane + 1] == 0:
-                continue
-            path = context(topology, tokens, lane)
-            for token in range(VOCAB):
-                mass = weight * stops[lane + 1] * residuals[lane + 1, token]
-                spread(law, target, (*path, token), mass, depth + 1)
-    return law
-
-
-@functools.cache
-def jitted(rule):
-    if isinstance(rule, BlockRule):
-        return jax.jit(jax.vmap(rule.apply))
-
-    def one_by_one(batch, prediction):  # a plain function of one row
-        size = batch.tokens.shape[0]
-        rows = [jax.tree.map(lambda leaf, i=i: leaf[i], (batch, prediction))
-                for i in range(size)]  # fmt: skip
-        return tuple(np.array(each) for each in zip(*(rule(*row) for row in rows)))
-
-    return one_by_one
-
-
-def spread(law, target, prefix, mass, length):
-    """Adds `mass` to every completion of `prefix` by the target's own law."""
-    if mass == 0:
-        return
-    if len(prefix) == length:
-        law[prefix] += mass
-        return
-    for token in range(VOCAB):
-        spread(law, target, (*prefix, token), mass * target[prefix][token], length)
-
-
-def exact_law(target, length):
-    law = {s: 0.0 for s in itertools.product(range(VOCAB), repeat=length)}
-    spread(law, target, (), 1.0, length)
-    return law
+    return tuple(map(through, laws))
 
 
 def error(rule, topology, seed, filtered="none", **kw):
     """Total variation of what is emitted from the target's own law."""
     target, drafter = tables(seed, topology.max_depth, filtered)
+    _, stop, residual = judged(rule, topology, target, drafter, kw.get("draws", "iid"))
+    np.testing.assert_allclose(stop.sum(1), 1, atol=1e-12)
+    assert (stop > -1e-15).all() and (residual >= 0).all()
     law = emitted_law(rule, topology, target, drafter, **kw)
-    exact = exact_law(target, topology.max_depth + 1)
-    return 0.5 * sum(abs(law[s] - exact[s]) for s in law)
+    return total_variation(law, exact_law(target, topology.max_depth + 1))
 
 
 TREES = [(1,), (1, 1), (1, 1, 1), (3,), (2, 1), (2, 2)]

@@ -52,7 +52,8 @@ def test_json_of_a_ragged_batch_and_of_its_rows_alone(capsys):
     both = llada(capsys, IDS)
     assert set(both) == {
         "tokens", "lengths", "text", "stopped_by", "stats", "timing", "method",
-        "model", "drafter", "settings", "row_ids", "seed",
+        "model", "drafter", "settings", "row_ids", "seed", "steps", "probs", "pieces",
+        "prompts", "predicts", "vocab_size", "recorded",
     }  # fmt: skip
     assert both["lengths"] == [len(row) for row in both["tokens"]]
     assert both["method"] == "llada" and both["model"] == str(GOLDEN)

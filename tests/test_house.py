@@ -27,11 +27,11 @@ FLOORS = (
     ("checkpoints", "rules"),
     ("families", "drafters"),
     ("decode", "methods"),
-    ("train", "recipes", "results"),
+    ("train", "recipes", "results", "replay"),
     ("programs",),
     ("assembly",),
     ("generation",),
-    ("evals", "hardware"),
+    ("evals", "hardware", "checks"),
     ("cli", "__main__"),
 )
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

@@ -326,7 +326,7 @@ def test_a_probe_sees_its_own_text_and_nothing_else(is_broken):
     """The packed call equals a plain call on each probe's text."""
     level, width = 4, 3
     drafter = lookahead.lookahead(JOINT_MODEL, level, width, 1)
-    plan = speculative._checked(
+    plan = speculative.checked(
         JOINT_MODEL, drafter, 6, Sampling(0.0), "match", ()
     )  # fmt: skip
     prompt = prompts.from_rows([[0, 1, 1], [1, 0]], max_new=6)

@@ -241,7 +241,7 @@ def test_every_node_is_drafted_in_its_own_context(name):
 
 def drafted(drafter):
     """(tokens, parents, text, prompt end) of the first draft of rows of two lengths."""
-    plan = speculative._checked(MODEL, drafter, NEW, Sampling(1.0), "match", ())
+    plan = speculative.checked(MODEL, drafter, NEW, Sampling(1.0), "match", ())
     params = {"model": TARGET, "drafter": NEAR}
 
     @jax.jit

@@ -5,7 +5,15 @@ import sys
 import threading
 import time
 
-from pdecode.cli import arguments, interrupt, outcome, program_cache, report, table
+from pdecode.cli import (
+    arguments,
+    interrupt,
+    outcome,
+    program_cache,
+    report,
+    see,
+    table,
+)
 from pdecode.cli.interrupt import INTERRUPTED
 
 
@@ -20,6 +28,8 @@ def run(args) -> int:
     began = time.perf_counter()
     from pdecode.evals import compare
 
+    if args.html is not None:
+        see.check_writable(args.html)
     context = compare.prepare(_settings(args))
     folder = outcome.new_folder(args.out)
     kind = next((k for k in ("json", "csv", "markdown") if getattr(args, k)), None)
@@ -51,6 +61,9 @@ def run(args) -> int:
     made = outcome.document(context, finished, spent, is_complete=is_complete)
     for path in outcome.write(folder, made, finished.rows):
         print(f"written: {path}", file=out)
+    if args.html is not None:
+        see.comparison(made, args.html)
+        print(f"written: {args.html}", file=out)
     if kind is not None:
         text = {
             "json": lambda: json.dumps(made) + "\n",

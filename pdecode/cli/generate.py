@@ -5,7 +5,7 @@ import os
 import sys
 from typing import Any, TextIO
 
-from pdecode.cli import agreement, arguments, interrupt, program_cache
+from pdecode.cli import agreement, arguments, interrupt, program_cache, see
 from pdecode.results import Result
 
 NOT_FINITE = 3  # exit code
@@ -24,13 +24,17 @@ def run(args) -> int:
         options = arguments.decode(args)
         asked = arguments.chat(args, arguments.prompts(args), options)
         job = generation.prepare(asked.rows, **options)
-        bad, begin = [], 0
+        bad, begin, shown = [], 0, []
         for part in generation.slices(job, args.batch_size):
             made = _decoded(part, args)
             if out is not None:
                 _print(made, asked, begin, args, out)
             bad += [str(begin + index) for index in made.not_finite]
             begin += len(part.row_ids)
+            if args.html is not None:
+                shown.append(made)
+        if args.html is not None and out is not None:
+            see.write(shown, args.html)
     if not bad or args.allow_not_finite:
         return 0
     if out is None:  # process 0 says it
@@ -97,6 +101,10 @@ def _check(args) -> None:
         )
     if args.coordinator is not None and args.watch:
         raise ValueError("--watch shows one process: leave out --coordinator")
+    if args.watch and args.html is not None:
+        raise ValueError("--watch and --html: give one of them, each runs every step")
+    if args.html is not None:
+        see.check_writable(args.html)
     if args.batch_size is not None:
         arguments.check_count("batch_size", args.batch_size)
     if args.pace is not None and not args.watch:
@@ -110,6 +118,8 @@ def _decoded(job: Any, args) -> Result:
     from pdecode.cli import watch
 
     kept = args.keep_eos_tail
+    if args.html is not None:
+        return generation.recorded(job, seed=args.seed, keep_eos_tail=kept)
     if not args.watch:
         return generation.decoded(job, seed=args.seed, keep_eos_tail=kept)
     return watch.watch(
@@ -147,11 +157,17 @@ def _lines(made: Result) -> list[dict[str, Any]]:
             "length": made.lengths[index],
             "stopped_by": made.stopped_by[index],
             "row_id": made.row_ids[index],
+            "steps": made.steps[index],
+            "probs": made.probs[index],
+            "pieces": made.pieces[index],
             "stats": {
                 name: value[index] if isinstance(value, list) else value
                 for name, value in made.stats.items()
             },
         }
-        whole = ("timing", "method", "model", "drafter", "settings")
+        if made.recorded is not None:
+            line["recorded"] = made.recorded[index]
+        whole = ("timing", "method", "model", "drafter", "settings", "predicts")
+        whole += ("vocab_size",)
         found.append(line | {name: getattr(made, name) for name in whole})
     return found

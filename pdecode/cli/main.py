@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from pdecode import names
-from pdecode.cli import arguments, program_cache, train
+from pdecode.cli import arguments, program_cache, see, train, tune
 from pdecode.cli.interrupt import INTERRUPTED
 from pdecode.version import __version__
 
@@ -102,6 +102,7 @@ def parser() -> argparse.ArgumentParser:
         printed.add_argument(
             f"--{kind}", action="store_true", help="results on standard output"
         )
+    made.add_argument("--html", metavar="FILE", help="the replay, methods side by side")
     _add_set(made, "METHOD.KNOB=VALUE")
 
     made = add("generate", _generate, "continue a prompt")
@@ -126,6 +127,7 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--watch", action="store_true", help="show every step")
     made.add_argument("--pace", type=float, help="--watch: seconds a step at least")
+    made.add_argument("--html", metavar="FILE", help="write the replay, as one page")
     made.add_argument(
         "--quiet", action="store_true", help="no line of counts and times"
     )
@@ -145,8 +147,20 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--batch-size", type=int, default=1)
 
     made = add("methods", _methods, "list the methods, or explain one")
-    made.add_argument("name", nargs="?")
-    made.add_argument("--json", action="store_true", help="all of them as data")
+    made.add_argument("name", nargs="?", help="name, file.py:name or module:name")
+    made.add_argument("--json", action="store_true", help="as data")
+
+    made = add("explain", _methods, "explain a method: paper, step, knobs, guarantee")
+    made.add_argument("name", help="name, file.py:name or module:name")
+    made.add_argument("--json", action="store_true", help="one JSON object")
+
+    see.view_options(add("view", _view, "show a result's replay: its order"))
+
+    made = add("check", _check, "try a rule, drafter, decoder or method of your own")
+    see.check_options(made)
+    _add_set(made, "NAME=VALUE")
+
+    tune.options(add("tune", _tune, "search for the fastest methods and settings"))
 
     made = add("train", _train, "train what a config says")
     train.options(made)
@@ -219,15 +233,17 @@ def _compile(args) -> int:
 
 
 def _methods(args) -> int:
-    from pdecode import methods
+    from pdecode import methods, recipes
     from pdecode.methods import describe
 
+    if args.name:
+        name, method, settings, _ = recipes.find(args.name)
+        about = describe.entry if args.json else describe.text
+        found = about(name, method, settings)
+        print(json.dumps(found, indent=1) if args.json else found)
+        return 0
     if args.json:
         print(json.dumps(describe.entries(), indent=1))
-        return 0
-
-    if args.name:
-        print(describe.text(args.name))
         return 0
     rows = [
         ("method", "group", "arXiv", "guarantee", "models"),
@@ -242,9 +258,21 @@ def _methods(args) -> int:
     _print_columns([("variant", "of"), *named])
     print(
         f"\n{len(rows) - 1} methods, {len(named)} named variants; "
-        "pdecode methods NAME explains one"
+        "pdecode explain NAME explains one"
     )
     return 0
+
+
+def _view(args) -> int:
+    return see.view(args)
+
+
+def _check(args) -> int:
+    return see.check(args)
+
+
+def _tune(args) -> int:
+    return tune.run(args)
 
 
 def _train(args) -> int:

@@ -19,7 +19,9 @@ from pdecode.evals.compare import Context, Finished
 from pdecode.evals.rows import Row
 
 # What a row holds beside single values.
-_LONG = ("settings", "decode_s", "differences", "texts", "commit_steps")
+_LONG = (
+    "settings", "decode_s", "differences", "texts", "commit_steps", "pieces", "probs"
+)  # fmt: skip
 
 
 def new_folder(chosen: str | None) -> pathlib.Path:

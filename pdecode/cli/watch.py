@@ -65,8 +65,9 @@ def watch(
     }
     assert last is not None, "a prompt asks for a token at least"
     return result_of(
-        job, last.generation, last.stats, timing, keep_eos_tail=keep_eos_tail
-    )
+        job, last.generation, last.stats, timing, last.commit_step,
+        keep_eos_tail=keep_eos_tail,
+    )  # fmt: skip
 
 
 @contextlib.contextmanager

@@ -176,7 +176,7 @@ def race(
     )
 
     def submit(group: Sequence[Entry]):
-        return [pool.submit(_compiled, context, entry) for entry in group]
+        return [pool.submit(compiled, context, entry) for entry in group]
 
     try:
         pending, done = submit(groups[0]), 0
@@ -189,16 +189,16 @@ def race(
             waited = time.perf_counter()
             if first is None:
                 first = group[0], programs[0]
-            timed = [_timed(context, *pair, first) for pair in zip(group, programs)]
+            times = [timed(context, *pair, first) for pair in zip(group, programs)]
             ended = time.perf_counter()
             pending = submit(groups[number + 1]) if number + 1 < len(groups) else []
             spent["compile"] += sum(each.compile_s for each in programs)
             spent["wait"] += waited - began
             spent["timing"] += ended - waited
-            for entry, program, times in zip(group, programs, timed):
+            for entry, program, taken in zip(group, programs, times):
                 began = time.perf_counter()
                 with programs_module.on(context.settings.mesh):
-                    made = judged(entry, program, times, against, baseline)
+                    made = judged(entry, program, taken, against, baseline)
                 baseline = made if baseline is None else baseline
                 spent["judging"] += time.perf_counter() - began
                 yield made.row
@@ -309,7 +309,8 @@ def _with_judge(context: Context) -> Context:
     return context._replace(judge=judge, judge_name=name, held_out=held_out)
 
 
-def _compiled(context: Context, entry: Entry) -> programs_module.Programs:
+def compiled(context: Context, entry: Entry) -> programs_module.Programs:
+    """The programs of one method, for batches as wide as the context's."""
     return programs_module.compiled(
         entry.recipe.method,
         entry.models,
@@ -321,7 +322,7 @@ def _compiled(context: Context, entry: Entry) -> programs_module.Programs:
     )
 
 
-def _timed(
+def timed(
     context: Context,
     entry: Entry,
     programs: programs_module.Programs,

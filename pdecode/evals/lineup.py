@@ -100,7 +100,7 @@ def entries(
     for name, recipe in chosen.items():
         settings = {**recipe.settings, **known.get(name, {}), **overrides.get(name, {})}
         try:
-            made.append(_entry(recipe, settings, choice, max_new_tokens))
+            made.append(entry(recipe, settings, choice, max_new_tokens))
         except (ValueError, TypeError) as error:
             if wanted is None and name not in overrides:
                 notes.append(f"{recipe.label} left out: {error}")
@@ -113,7 +113,8 @@ def entries(
     return made, notes
 
 
-def _entry(recipe: Recipe, settings, choice: Choice, max_new_tokens: int) -> Entry:
+def entry(recipe: Recipe, settings, choice: Choice, max_new_tokens: int) -> Entry:
+    """One line, its decoder built once to see that the settings are good."""
     method, known = recipe.method, knobs.parameters(recipe.method)
     values = {**settings, "max_new_tokens": max_new_tokens}
     mesh = choice.mesh

@@ -7,9 +7,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pdecode import programs as programs_module
+from pdecode import results
 from pdecode.contracts import STOPPED_BY
 from pdecode.evals import quality, tasks
 from pdecode.evals.lineup import Entry
+from pdecode.replay import record
 
 
 class Row(NamedTuple):
@@ -49,6 +51,8 @@ class Row(NamedTuple):
     num_not_finite: int = 0  # rows that ended because a statistic was no number
     texts: tuple[str, ...] = ()
     commit_steps: tuple[list[int], ...] = ()  # a list a row, one number a token
+    pieces: tuple[list[str], ...] = ()  # the text that each token adds
+    probs: tuple[list[float], ...] = ()  # of each token when it was committed
 
     @property
     def is_faster(self) -> bool:
@@ -90,6 +94,7 @@ class _Text(NamedTuple):
     ids: list[list[int]]
     with_eos: list[list[int]]
     steps: list[list[int]]
+    probs: list[list[float]]
     num_not_finite: int
 
 
@@ -132,6 +137,8 @@ def judged(
         num_not_finite=made.num_not_finite,
         texts=tuple(texts),
         commit_steps=tuple(made.steps),
+        pieces=tuple(record.pieces(row, against.tokenizer) for row in made.ids),
+        probs=tuple(made.probs),
         **counted(timed, len(texts), entry.models[0].predicts == "next"),
     )
     return Judged(row, made.with_eos, margins)
@@ -181,7 +188,7 @@ def totals(timed: Timed) -> dict[str, int]:
 
 
 def _text(timed: Timed) -> _Text:
-    found = _Text([], [], [], 0)
+    found = _Text([], [], [], [], 0)
     bad = 0
     for decoded in timed.decodes:
         made = decoded.generation
@@ -192,6 +199,7 @@ def _text(timed: Timed) -> _Text:
             found.with_eos.append(made.tokens[b, whole].tolist())
             found.ids.append(made.tokens[b, start : start + length].tolist())
             found.steps.append(decoded.commit_step[b, whole].tolist())
+            found.probs.append(results.probabilities(made.log_probs[b, whole]))
     return found._replace(num_not_finite=bad)
 
 

@@ -93,11 +93,13 @@ def verify_query(draft: Draft, prefix: Prefix, plan: Any) -> tuple[Query, Array]
                 among = jnp.where(is_probe[..., None], seen, among)
         stop = jnp.broadcast_to(root[:, None], start.shape)
         visible = Visibility(start, stop, among=among)
+    extra = draft.extra
     query = Query(
         tokens=jnp.concatenate([root_token, jnp.maximum(draft.tokens, 0)], 1),
         positions=root[:, None] + place,
         slots=SlotRun(root, stored),
         visible=visible,
+        extra=None if extra is None else jnp.pad(extra, ((0, 0), (1, 0), (0, 0))),
     )
     return query, reach
 
@@ -106,12 +108,13 @@ def first_lanes(query: Query, reach: Array, count: int) -> tuple[Query, Array]:
     """The first `count` lanes of a verifying call, as a call of their own."""
     if count == query.tokens.shape[1]:
         return query, reach
-    visible, slots = query.visible, query.slots
+    visible, slots, extra = query.visible, query.slots, query.extra
     among = visible.among
     assert isinstance(slots, SlotRun) and slots.stored is None  # no probes
     query = query._replace(
         tokens=query.tokens[:, :count],
         positions=query.positions[:, :count],
+        extra=None if extra is None else extra[:, :count],
         visible=visible._replace(
             start=visible.start[:, :count],
             stop=visible.stop[:, :count],

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from pdecode import knobs, methods
+from pdecode.methods import parts
 from pdecode.methods import variants as named
 
 _EMPTY = inspect.Parameter.empty
@@ -44,6 +45,8 @@ def arxiv(method: Callable) -> str:
 def recipe(method: Callable) -> str:
     """The method's own code below its docstring."""
     lines = inspect.getsource(method).split("\n")
+    if not inspect.getdoc(method):
+        return textwrap.dedent("\n".join(lines)).strip()
     quotes = [i for i, line in enumerate(lines) if '"""' in line]
     closing = quotes[0] if lines[quotes[0]].count('"""') == 2 else quotes[1]
     return textwrap.dedent("\n".join(lines[closing + 1 :])).strip()
@@ -78,56 +81,101 @@ def listing() -> list[tuple[str, str, str, str, str]]:
 
 def entries() -> list[dict[str, Any]]:
     """Every method and variant as plain data: the one list that other tools read."""
-    found = []
-    for name in named.known():
-        method, settings = named.resolve(name)
-        variant = methods.VARIANTS.get(name)
-        found.append(
-            {
-                "name": name,
-                "variant_of": variant.method if variant else None,
-                "settings": settings,
-                "group": named.group(method),
-                "roles": list(knobs.roles(method)),
-                "needs": knobs.needs(method),
-                "guarantee": guarantee(method),
-                "cost": cost(method),
-                "paper": paper(method),
-                "arxiv": arxiv(method),
-                "summary": variant.about if variant else summary(method),
-                "knobs": [
-                    {"name": knob, "range": limits, "default": default}
-                    for knob, limits, default in knob_lines(method)
-                ],
-            }
-        )
-    return found
+    return [_entry(name, *named.resolve(name)) for name in named.known()]
 
 
-def text(name: str) -> str:
-    """Everything about a method or variant; ValueError for an unknown name."""
-    method, settings = named.resolve(name)
+def entry(name: str, method: Callable, settings: dict[str, Any]) -> dict[str, Any]:
+    """One method as plain data, with its step and parts besides."""
+    return {
+        **_entry(name, method, settings),
+        "step": parts.step_lines(method),
+        "parts": [each._asdict() for each in parts.parts(method)],
+        "recipe": recipe(method),
+    }
+
+
+def _entry(name: str, method: Callable, settings: dict[str, Any]) -> dict[str, Any]:
+    variant = methods.VARIANTS.get(name)
+    return {
+        "name": name,
+        "variant_of": variant.method if variant else None,
+        "settings": settings,
+        "group": named.group(method) if _is_ours(method) else "own",
+        "roles": list(knobs.roles(method)),
+        "needs": knobs.needs(method),
+        "guarantee": guarantee(method),
+        "cost": cost(method),
+        "paper": paper(method),
+        "arxiv": arxiv(method),
+        "summary": variant.about if variant else summary(method),
+        "knobs": [
+            {"name": knob, "range": limits, "default": default}
+            for knob, limits, default in knob_lines(method)
+        ],
+    }
+
+
+def text(name: str, method: Callable, settings: dict[str, Any]) -> str:
+    """Everything about a method: paper, guarantee, cost, step, parts, knobs, recipe.
+
+    `settings` are what its name implies (a variant's).
+    """
     lines = [f"{name}: {summary(method)}", ""]
     if name in methods.VARIANTS:
         about = methods.VARIANTS[name]
         chosen = ", ".join(f"{k}={v!r}" for k, v in settings.items())
         lines = [f"{name}: {about.about}", f"  = {about.method} with {chosen}", ""]
-    lines += _wrapped("group", named.group(method))
+    if _is_ours(method):
+        lines += _wrapped("group", named.group(method))
     lines += _wrapped("models", ", ".join(knobs.roles(method)))
-    lines += _wrapped("paper", paper(method))
-    lines += _wrapped("guarantee", guarantee(method))
-    lines += _wrapped("cost", cost(method))
-    lines += ["", "knobs and sizes (name, range, default):"]
-    rows = knob_lines(method)
-    widths = [max(len(row[i]) for row in rows) for i in (0, 1)]
-    for knob, limits, default in rows:
-        default = str(settings[knob]) if knob in settings else default
-        lines.append(f"  {knob:{widths[0]}}  {limits:{widths[1]}}  {default}")
+    for part, said in (
+        ("paper", paper(method)),
+        ("guarantee", guarantee(method)),
+        ("cost", cost(method)),
+    ):
+        lines += _wrapped(part, said) if said else []
+    chance = parts.when(method)
+    if chance is not None:
+        lines += _wrapped("helps", chance[0]) + _wrapped("helps not", chance[1])
+    steps = parts.step_lines(method)
+    if steps:
+        lines += ["", "a step:"]
+        for number, line in enumerate(steps, 1):
+            lines += _listed(f"  {number}. ", line)
+    made_of = [each for each in parts.parts(method) if each.about]
+    if made_of:
+        lines += ["", "made of:"]
+        for each in made_of:
+            lines += _listed("  ", f"{each.name}: {each.about}")
+    lines += ["", *_knob_text(method, settings, made_of)]
     lines += ["", "recipe:", textwrap.indent(recipe(method), "  ")]
     variants = [v for v, (base, _, _) in methods.VARIANTS.items() if base == name]
     if variants:
         lines += ["", f"variants: {', '.join(variants)}"]
     return "\n".join(lines)
+
+
+def _is_ours(method: Callable) -> bool:
+    return method.__module__.startswith("pdecode.methods.")
+
+
+def _knob_text(method: Callable, settings: dict[str, Any], made_of) -> list[str]:
+    """Each keyword's range and default, and the part that reads it."""
+    lines = ["knobs and sizes (name, range, default, read by):"]
+    rows = knob_lines(method)
+    widths = [max(len(row[i]) for row in rows) for i in (0, 1)]
+    for knob, limits, default in rows:
+        default = str(settings[knob]) if knob in settings else default
+        readers = ", ".join(each.name for each in made_of if knob in each.knobs)
+        line = f"  {knob:{widths[0]}}  {limits:{widths[1]}}  {default:8}  {readers}"
+        lines.append(line.rstrip())
+    return lines
+
+
+def _listed(head: str, content: str) -> list[str]:
+    return textwrap.wrap(
+        content, 88, initial_indent=head, subsequent_indent=" " * len(head)
+    )
 
 
 def _range(parameter: knobs.Parameter) -> str:

@@ -10,19 +10,12 @@ import pathlib
 import re
 import sys
 
-from pdecode import families, files, methods
-from pdecode.methods import describe
+from pdecode import files, methods
+from pdecode.methods import describe, parts
 from pdecode.methods import variants as named
 
 # Where invariants, laws and authors' own tokens are tried.
 _PROOFS = ("cases/*.py", "test_exact*.py", "test_accept.py", "test_checkpoints.py")
-_STEPS = {
-    "masked": "masked.masked_diffusion",
-    "speculative": "speculative.draft_verify",
-    "frontier": "frontier.frontier",
-    "canvases": "canvases.canvases",
-    "judged": "judged.judged",
-}
 
 
 def page(tests: pathlib.Path) -> str:
@@ -72,15 +65,8 @@ def _about(name: str, tests: pathlib.Path, sources: dict) -> list[str]:
 
 def _step(method) -> str:
     """What the method's own step says of itself, or that of the family it calls."""
-    own = getattr(inspect.getmodule(method), "step", None)
-    if own is not None:
-        return (inspect.getdoc(own) or "").split("\n")[0]
-    code = describe.recipe(method)
-    for name, call in _STEPS.items():
-        if call in code:
-            module = sys.modules[f"{families.__name__}.{name}"]
-            return (inspect.getdoc(module.step) or "").split("\n")[0]
-    return ""
+    step = parts.step_of(method)
+    return "" if step is None else (inspect.getdoc(step) or "").split("\n")[0]
 
 
 if __name__ == "__main__":

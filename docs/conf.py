@@ -1,0 +1,23 @@
+"""The site: sphinx-build -W -b html docs docs/_build, with the extra "docs"."""
+
+import pathlib
+import shutil
+
+project = "pdecode"
+extensions = ["myst_nb", "sphinx.ext.autodoc"]
+exclude_patterns = ["_build", "examples"]
+html_title = "pdecode"
+html_static_path = []
+myst_heading_anchors = 3
+# Notebooks run in their test; here they are shown as they are written.
+nb_execution_mode = "off"
+autodoc_typehints = "none"
+# Single backticks are code.
+default_role = "code"
+
+# Sources must lie in this folder: notebooks are copied beside the pages.
+_here = pathlib.Path(__file__).parent
+_to = _here / "_notebooks"
+_to.mkdir(exist_ok=True)
+for _path in sorted((_here.parent / "notebooks").glob("*.ipynb")):
+    shutil.copy(_path, _to / _path.name)
