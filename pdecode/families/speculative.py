@@ -247,7 +247,7 @@ def emit(
     tokens = jnp.concatenate([accepted, last], 1)
     tokens = jnp.where(place < num_accepted[:, None], tokens, last)
     judged_at = jnp.concatenate([jnp.zeros_like(last), path], 1)
-    log_probs = _log_prob_of(plan, prediction, tokens, judged_at)
+    log_probs = calls.log_prob_of(plan, prediction, tokens, judged_at)
 
     room = jnp.minimum(num_accepted + 1, state.prefix.end - state.prefix.length)
     is_number = jnp.isfinite(log_probs) & verdict.is_sound[:, None]
@@ -353,17 +353,6 @@ def output(plan: Any, state: Any) -> Generation:
         stopped_by=rows.stopped_by(state.saw_eos, state.failed),
         committed=committed & (place < prefix.length[:, None]),
     )
-
-
-def _log_prob_of(plan: Plan, prediction: Prediction, tokens, lanes) -> Array:
-    """Raw log-probability float32 [B, D + 1] of `tokens` judged at `lanes`."""
-    if plan.acceptance is None:
-        # Every emitted token is its lane's own sample.
-        return jnp.take_along_axis(prediction.log_prob, lanes, 1).astype(jnp.float32)
-    log_probs = jax.nn.log_softmax(prediction.logits)
-    at_lane = jnp.take_along_axis(log_probs, lanes[..., None], 1)
-    picked = jnp.take_along_axis(at_lane, tokens[..., None], 2)[..., 0]
-    return picked.astype(jnp.float32)
 
 
 def checked(

@@ -220,6 +220,17 @@ def given_to(rule: BlockRule, params: dict, hidden: Array) -> tuple:
     return params[rule.role], hidden
 
 
+def log_prob_of(plan: Any, prediction: Prediction, tokens, lanes) -> Array:
+    """Raw log-probability float32 [B, D + 1] of `tokens` judged at `lanes`."""
+    if plan.acceptance is None:
+        # Every emitted token is its lane's own sample.
+        return jnp.take_along_axis(prediction.log_prob, lanes, 1).astype(jnp.float32)
+    log_probs = jax.nn.log_softmax(prediction.logits)
+    at_lane = jnp.take_along_axis(log_probs, lanes[..., None], 1)
+    picked = jnp.take_along_axis(at_lane, tokens[..., None], 2)[..., 0]
+    return picked.astype(jnp.float32)
+
+
 def matched(draft: Draft, wanted: Array, reach: Array, depth: Array):
     """Leaf and next token [B]: follow nodes that are what the target wants there."""
     parent = jnp.maximum(draft.parents + 1, 0)

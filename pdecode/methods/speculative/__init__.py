@@ -26,9 +26,9 @@ from pdecode.methods.speculative.quantspec import quantspec
 from pdecode.methods.speculative.rest import rest
 from pdecode.methods.speculative.sam_decoding import sam_decoding
 from pdecode.methods.speculative.sequoia import sequoia
-from pdecode.methods.speculative.spec_pv import spec_pv
 from pdecode.methods.speculative.slem import slem
 from pdecode.methods.speculative.slrs import slrs
+from pdecode.methods.speculative.spec_pv import spec_pv
 from pdecode.methods.speculative.specinfer import specinfer
 from pdecode.methods.speculative.specreason import specreason
 from pdecode.methods.speculative.spectr import spectr
@@ -62,9 +62,9 @@ __all__ = [
     "rest",
     "sam_decoding",
     "sequoia",
-    "spec_pv",
     "slem",
     "slrs",
+    "spec_pv",
     "specinfer",
     "specreason",
     "spectr",
