@@ -163,13 +163,13 @@ def step(plan: Plan, params, keys, state: PrefixState):
     draft = calls.sanitized(draft, plan)
     query, reach = calls.verify_query(draft, prefix, plan)
 
-    def call(num_nodes: int, cache):
-        own, seen = calls.first_lanes(query, reach, 1 + num_nodes)
-        output, cache = plan.model.apply(params["model"], own, cache)
-        return (output, predict(plan, params, keys, prefix, own, seen, output)), cache
+    def call(query, reach, cache):
+        output, cache = plan.model.apply(params["model"], query, cache)
+        found = predict(plan, params, keys, prefix, query, reach, output)
+        return (output, found), cache
 
     (output, prediction), cache, num_computed = calls.as_wide_as_needed(
-        plan.call_sizes, call, draft, active, state.cache
+        plan.call_sizes, call, (query, reach), draft, active, state.cache
     )
     verdict = judge(plan, params, keys, draft, prediction, output.hidden, reach, prefix)
     emitted = emit(plan, state, draft, verdict, prediction, active)

@@ -125,21 +125,27 @@ def first_lanes(query: Query, reach: Array, count: int) -> tuple[Query, Array]:
 
 
 def as_wide_as_needed(
-    sizes: tuple[int, ...], call: Callable, draft: Draft, active: Array, cache: Cache
+    sizes: tuple[int, ...],
+    call: Callable,
+    lanes: tuple[Query, Array],
+    draft: Draft,
+    active: Array,
+    cache: Cache,
 ) -> tuple[Any, Cache, Array | int]:
-    """`call(n, cache)`, with n the least of `sizes` that holds the drafts of all rows.
+    """`call(query, reach, cache)` with as few of `lanes` as all rows need.
 
-    Returns (out, cache, n). What `call` returns has lanes on axis 1; those that were
-    not evaluated, of absent nodes all, are zero.
+    These are the root and the first n nodes, n one of `sizes`. Returns (out, cache, n).
+    What `call` returns has lanes on axis 1; those that were not evaluated, of absent
+    nodes all, are zero.
     """
     if len(sizes) == 1:
-        return *call(sizes[0], cache), sizes[0]
+        return *call(*lanes, cache), sizes[0]
     nth = jnp.arange(1, sizes[-1] + 1, dtype=jnp.int32)[None]
     last = jnp.where((draft.tokens >= 0) & active[:, None], nth, 0).max()
     which = (jnp.asarray(sizes, jnp.int32) < last).sum(dtype=jnp.int32)
 
     def padded(size: int, cache: Cache):
-        out, cache = call(size, cache)
+        out, cache = call(*first_lanes(*lanes, 1 + size), cache)
 
         def whole(leaf: Array) -> Array:
             missing = [(0, 0)] * leaf.ndim
