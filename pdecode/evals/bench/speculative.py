@@ -142,6 +142,10 @@ def lines(
             is_told(f"{name} of {size} nodes, batch {batch_size}, at {temperature}")
             if name in FIXED and not costs:
                 costs = measured_costs(batch_size, max(map(len, rows)))
+                told = ", ".join(f"{each:.2f}" for each in costs["call_costs"])
+                is_told(
+                    f"with calls at {told}, a drafter's at {costs['draft_cost']:.2f}"
+                )
             common = {"max_new_tokens": max_new_tokens, "temperature": temperature}
             plain = _prepared(BASELINE, common, batches[0])
             own = _prepared(name, {**costs, **dict(cases)[name][size], **common},
