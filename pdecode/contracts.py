@@ -139,6 +139,7 @@ class Model(NamedTuple):
     attention: str = "causal"  # causal | bidirectional | block_causal
     block_len: int | None = None  # of block_causal attention, or of a canvas
     max_positions: int | None = None
+    is_shifted: bool = False  # its answer is read off the position to the left
     taps: tuple[str, ...] = ()  # names in `Output.taps`
     num_calls: int = 1  # target calls that one apply counts for (guidance: 2)
     name: str = "model"
@@ -271,6 +272,7 @@ class Row(NamedTuple):
     probe: Array = NOT_ASKED  # bool [W]
     log_probs: Array = NOT_ASKED  # float32 [L]  raw, of each token when committed
     fresh: Array = NOT_ASKED  # bool [L]  filled or changed by the step before
+    memory: Any = NOT_ASKED  # of the commit rule, for a window that looks where it says
 
 
 class CommitFn(Protocol):
@@ -295,6 +297,7 @@ class Rule(NamedTuple):
     wants: tuple[str, ...] = ()  # leaves of Prediction that `apply` reads
     role: str | None = None  # whose params `apply` gets; None: it gets None
     is_exact: bool = False  # one position a step, in an order blind to the draws
+    num_calls: int = 0  # of its role's model, that `apply` makes: told as a drafter's
     # Of a remask rule: what it reopens never uses up what was committed, so that a row
     # gains a position a step and needs no last turn.
     is_bounded: bool = False
@@ -366,6 +369,7 @@ class Refresh(NamedTuple):
     # (blocks, shape) -> Window, a run; None: the canvas.
     window: Callable[[Blocks, CanvasShape], Window] | None = None
     has_prefill: bool = False  # the prompt is stored first: its blocks are final
+    is_first: bool = False  # of has_prefill: the first call after it may be wide too
 
 
 class View(NamedTuple):
@@ -414,6 +418,7 @@ class Draft(NamedTuple):
     among: Array | None = None  # bool [B, N, N]  over nodes; None: ancestors and itself
     q: Array | None = None  # [B, N, V]  the law node n was drawn from
     cost: "DraftCost | None" = None  # None: no model was called for it
+    extra: Array | None = None  # [B, N, E]  added to the node's embedding in the call
 
 
 class DraftCost(NamedTuple):

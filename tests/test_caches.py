@@ -1,5 +1,6 @@
 """Several blocks at once, and what is computed again of a canvas."""
 
+import dataclasses
 import functools
 
 import jax
@@ -9,9 +10,9 @@ import pytest
 from test_revising import SCALE, tiny
 
 from pdecode import decode, methods, prompts, run
-from pdecode.contracts import Row, Sampling
+from pdecode.contracts import Query, Row, Sampling, Visibility
 from pdecode.families import masked
-from pdecode.models import toy, transformer
+from pdecode.models import reused, toy, transformer
 from pdecode.rules import blocks, commit, windows
 
 VOCAB = 4
@@ -214,18 +215,27 @@ def test_parts_over_the_exact_cache_equal_the_canvas(is_shifted):
         model = transformer.shifted(model, 16)
     grid = blocks.parts(2, 4)
 
-    def tokens(window, refresh):
+    def result(window, refresh):
         decoder = masked.masked_diffusion(
-            model, commit.threshold(0.3), max_new_tokens=12, sampling=Sampling(0.0),
+            model, commit.threshold(0.6), max_new_tokens=12, sampling=Sampling(0.0),
             blocks=grid, window=window, refresh=refresh,
         )  # fmt: skip
-        return generated(decoded(decoder, params)[0])
+        return decoded(decoder, params)
 
-    whole = tokens(windows.canvas, None)
-    assert tokens(windows.unit, windows.finished(grid)) == whole
-    # Inside a block the cache of parts is an approximation.
+    whole, _ = result(windows.canvas, None)
+    kept, stats = result(windows.unit, windows.finished(grid))
+    assert generated(kept) == generated(whole)
+    # Inside a block the cache of parts is an approximation, of fewer lanes.
     inner = windows.finished(grid, is_inner=True)
-    assert tokens(windows.active_block, inner) != whole
+    near, its = result(windows.active_block, inner)
+
+    def gap(out):
+        told = whole.committed & out.committed
+        return np.abs(np.where(told, out.log_probs - whole.log_probs, 0)).max()
+
+    assert gap(near) > 10 * gap(kept)  # no rounding
+    few = (its.num_query_tokens / its.num_calls).mean()
+    assert few < (stats.num_query_tokens / stats.num_calls).mean()
 
 
 # Approximate caches.
@@ -309,3 +319,128 @@ def test_keys_of_masks_kept_for_tokens_are_caught():
         for window in (windows.delayed, hasty)
     ]  # fmt: skip
     assert generated(outs[0]) != generated(outs[1])
+
+
+# Features of the context, kept between full calls (ReCAP).
+
+
+def recap(**settings):
+    model, params = BIDIRECTIONAL
+    out = run(
+        methods.recap, model, params, EVERY_LENGTH, jax.random.key(0),
+        knobs={"temperature": 0.5, "choice_temperature": 1.0}, max_new_tokens=12,
+        **settings,
+    )  # fmt: skip
+    return jax.tree.map(np.asarray, out)
+
+
+def test_without_local_steps_it_is_a_decode_of_whole_canvases():
+    """And with them it is another one; local calls ask for few positions."""
+    model, params = BIDIRECTIONAL
+    made = methods.recap(
+        model, max_new_tokens=12, steps=6, local_steps=0, choice_temperature=1.0,
+        temperature=0.5,
+    )  # fmt: skip
+    plan = made.step.args[0]
+    whole = masked.masked_diffusion(
+        model, plan.rules[0], max_new_tokens=12, sampling=plan.sampling
+    )
+    want, stats = decoded(whole, params)
+    none, its = recap(steps=6, local_steps=0)
+    assert generated(want) == generated(none)
+    np.testing.assert_array_equal(stats.num_query_tokens, its.num_query_tokens)
+    # 12 masks over (1 - (j / 6)^2.5): 12 11 11 9 7 4 0, and one step fills no less.
+    counts, full = [1, 1, 2, 2, 3, 3], [0, 1, 4]
+    kept, its = recap(steps=6, local_steps=2, full_steps=1)
+    assert generated(kept) != generated(none)
+    rows = [b for b, new in enumerate(NEW) if new == 12]
+    groups = [sum(counts[:1]), sum(counts[1:4]), sum(counts[4:])]
+    for b in rows:
+        asked = len(full) * (LENGTHS[b] + 12) + 2 * groups[1] + groups[2]
+        assert its.num_query_tokens[b] == asked and its.num_calls[b] == 6
+
+
+def test_a_local_call_over_a_fresh_cache_is_a_part_of_the_full_one():
+    """Nothing filled in between: the same laws, and other ones once something is."""
+    model, params = BIDIRECTIONAL
+    row = [3, 1, 4, 1, 5, 11, 11, 11]
+    place = jnp.arange(8, dtype=jnp.int32)[None]
+
+    @jax.jit
+    def both(tokens, later, few):
+        visible = Visibility(place * 0, place * 0 + 8)
+        prompt = prompts.from_rows([row], max_new=1)
+        cache = model.init_cache(prompt, 8)
+        whole, cache = model.apply(params, Query(tokens, place, place, visible), cache)
+        part = jax.tree.map(lambda leaf: leaf[:, few], visible)
+        query = Query(later[:, few], place[:, few], place[:, few], part)
+        return whole.hidden[:, few], model.apply(params, query, cache)[0].hidden
+
+    few = jnp.array([5, 7])
+    tokens = jnp.asarray([row])
+    whole, part = both(tokens, tokens, few)
+    np.testing.assert_allclose(whole, part, atol=1e-5)
+    whole, part = both(tokens, tokens.at[0, 5].set(2), few)
+    assert np.abs(whole - part).max() > 1e-2
+
+
+# Features of layers, kept until values change (dLLM-Cache).
+
+SMALL = transformer.Config(
+    vocab_size=12, width=16, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=8,
+    mlp_width=24, mask_id=11, max_positions=64, attention="bidirectional",
+    predicts="masked",
+)  # fmt: skip
+
+
+def with_features(**periods):
+    """(generation, stats, lanes made anew) of LLaDA over kept features."""
+    model = reused.reused(SMALL, **periods)
+    decoder = methods.llada(model, max_new_tokens=12)
+    program = jax.jit(functools.partial(decode.decode_state, decoder))
+    params, key = BIDIRECTIONAL[1], jax.random.key(0)
+    state, stats = program(params, EVERY_LENGTH, key)
+    out = decode.finish(decoder, state)
+    return jax.tree.map(np.asarray, (out, stats, state.cache["rows"]))
+
+
+def test_features_made_anew_every_call_are_no_cache():
+    model, params = BIDIRECTIONAL
+    whole, stats = decoded(methods.llada(model, max_new_tokens=12), params)
+    every = with_features(prompt_every=1, response_every=1, num_updated=1)
+    assert generated(every[0]) == generated(whole)
+    np.testing.assert_array_equal(stats.num_calls, every[1].num_calls)
+    told = whole.committed
+    gap = np.where(told, every[0].log_probs - whole.log_probs, 0)
+    assert np.abs(gap).max() < 1e-5
+    rarely = with_features(prompt_every=8, response_every=3, num_updated=2)
+    gap = np.where(told, rarely[0].log_probs - whole.log_probs, 0)
+    assert np.abs(gap).max() > 1e-3 and generated(rarely[0]) != generated(whole)
+    # 12 calls, of which 0 and 8 make all anew, 3 6 9 the response, the others 2 lanes.
+    n, new = np.array(LENGTHS), np.array(NEW)
+    lanes = 2 * (n + new) + 3 * new + 7 * np.minimum(2, new)
+    np.testing.assert_array_equal(rarely[2], 2 * lanes)
+
+
+def test_a_response_all_of_which_is_least_alike_is_made_anew():
+    one = with_features(prompt_every=50, response_every=1, num_updated=1)
+    all_ = with_features(prompt_every=50, response_every=50, num_updated=12)
+    assert generated(one[0]) == generated(all_[0])
+    np.testing.assert_array_equal(one[2], all_[2])
+    few = with_features(prompt_every=50, response_every=50, num_updated=1)
+    assert generated(few[0]) != generated(one[0])
+
+
+def test_features_are_kept_of_plain_layers_and_whole_canvases_only():
+    shifted = dataclasses.replace(SMALL, shift=True)
+    sizes = dict(prompt_every=2, response_every=2, num_updated=2)
+    with pytest.raises(ValueError, match="transformer has shift=True"):
+        reused.reused(shifted, **sizes)
+    with pytest.raises(ValueError, match="num_updated=0 must be at least 1"):
+        reused.reused(SMALL, **sizes | {"num_updated": 0})
+    model = reused.reused(SMALL, **sizes)
+    decoder = methods.fast_dllm(
+        model, max_new_tokens=12, block_length=4, threshold=0.5, cache="dual"
+    )
+    with pytest.raises(ValueError, match="leave out windows and caches"):
+        decoded(decoder, BIDIRECTIONAL[1])

@@ -134,6 +134,53 @@ def check(names):
         np.testing.assert_array_equal(out.tokens[b, :end], other.tokens[place, :end])
 
 
+IN_BLOCKS = toy.make_model(
+    VOCAB, LENGTH, predicts="masked", attention="block_causal", block_len=4
+)
+# What a canvas is cached by, besides the windows above.
+EXACT = {"window": windows.unit, "refresh": windows.finished(blocks.absolute(4))}
+MODELS = {"both ways": MASKED, "in blocks": IN_BLOCKS}
+
+
+def reasons(model, rule, reopen, edit, window, stop, steps, settle):
+    """What must be said against a combination; nothing: it is one."""
+    if rule == "chance" and steps is None:
+        yield "progress='schedule' needs max_steps"
+    if reopen in ("chance", "doubt") and steps is None:
+        yield "a remask rule needs max_steps"
+    if window == "exact" and model == "both ways":
+        yield "keeps finished blocks"
+    if settle and edit == "none":
+        yield "waits for edits"
+
+
+def test_all_of_the_matrix_is_built_or_refused_with_its_reason():
+    """Lens, commit, remask, edit, window and cache, stop, model, steps, settling."""
+    found = {}
+    ways = WINDOWS | {"exact": EXACT}
+    for names in itertools.product(
+        LENSES, COMMITS, REMASKS, EDITS, ways, STOPS, MODELS, (None, STEPS), (0, 2)
+    ):
+        lens, rule, reopen, edit, window, stop, model, steps, settle = names
+        against = list(reasons(model, rule, reopen, edit, window, stop, steps, settle))
+        try:
+            decoder = masked.masked_diffusion(
+                MODELS[model], COMMITS[rule], max_new_tokens=NEW,
+                sampling=Sampling(1.0), lenses=LENSES[lens],
+                blocks=blocks.absolute(4) if window == "exact" else None,
+                remask=REMASKS[reopen], edit=EDITS[edit], settle=settle,
+                progress="schedule" if rule == "chance" else "force",
+                max_steps=steps, **ways[window], **STOPS[stop],
+            )  # fmt: skip
+        except ValueError as error:
+            assert any(each in str(error) for each in against), (names, error)
+            found[str(error)[:24]] = names
+        else:
+            assert not against, names
+            assert decoder.guarantee == "lossy", names
+    assert len(found) == 4  # every reason was given
+
+
 @pytest.mark.parametrize("names", FEW, ids="-".join)
 def test_a_few_of_the_matrix(names):
     check(names)

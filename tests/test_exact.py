@@ -98,6 +98,9 @@ def single(method, model=CAUSAL, **sizes):
 EXACT = {
     "plain": lambda: single(methods.autoregressive),
     "speculative": lambda: paired(methods.speculative_sampling, num_draft=2),
+    "pearl": lambda: paired(methods.pearl, window=3),
+    "easy_spec": lambda: paired(methods.easy_spec, num_draft=2),
+    "quantspec": lambda: single(methods.quantspec, num_draft=2, group=3),
     "block_verification": lambda: paired(methods.block_verification, num_draft=3),
     "specinfer": lambda: paired(methods.specinfer, branching=(2, 1)),
     "specinfer_without": lambda: paired(

@@ -166,11 +166,16 @@ def excess(decoder, params=test_exact.JOINT):
     return (chi2 - freedom) / np.sqrt(2 * freedom)
 
 
-def begun(entry, transport):
+def begun(entry, transport, **more):
     return speculative.draft_verify(
         test_exact.CAUSAL,
         iterates.iterate(
-            test_exact.CAUSAL, 3, Sampling(1.0), transport=transport, entry=entry
+            test_exact.CAUSAL,
+            3,
+            Sampling(1.0),
+            transport=transport,
+            entry=entry,
+            **more,
         ),
         max_new_tokens=test_exact.NEW,
         sampling=Sampling(1.0),
@@ -183,6 +188,7 @@ ENTRIES = {
     "left": lambda: begun(iterates.copied(2, is_above=False), iterates.maximal()),
     "above": lambda: begun(iterates.copied(2, is_above=True), iterates.independent()),
     "sample": lambda: begun(iterates.neighbour(), iterates.maximal()),
+    "part": lambda: begun(iterates.uniform(), iterates.maximal(), start_ids=(1, 2)),
 }
 
 
@@ -195,6 +201,33 @@ ENTRIES = {
 )
 def test_entries_are_lossless_in_law(name):
     assert excess(ENTRIES[name]()) < 4.5
+
+
+def test_fresh_guesses_may_come_from_a_part_of_the_vocabulary():
+    """Their law is uniform over the part, and told so."""
+    drafter = iterates.iterate(
+        CAUSAL, 5, Sampling(1.0), transport=iterates.maximal(), start_ids=(1, 3)
+    )
+    length = jnp.asarray(PROMPT.lengths)
+    prefix = Prefix(jnp.zeros((len(ROWS), 20), jnp.int32), length, length + 9, length)
+    keys = jax.random.split(jax.random.key(0), len(ROWS))
+    params = {"model": LAW}
+
+    @jax.jit
+    def proposed(keys, prefix):
+        state = drafter.init(params, keys, PROMPT, prefix, None)
+        return drafter.propose(params, keys, state, prefix)[0]
+
+    draft = proposed(keys, prefix)
+    assert set(np.unique(draft.tokens)) == {1, 2}
+    ids = np.arange(CAUSAL.vocab_size)
+    wanted = np.where((ids == 1) | (ids == 2), 0.5, 0)
+    np.testing.assert_allclose(draft.q, np.broadcast_to(wanted, draft.q.shape))
+    for bad in ((3, 3), (0, 99)):
+        with pytest.raises(ValueError, match="must hold ids"):
+            methods.sjd(CAUSAL, max_new_tokens=4, start_ids=bad)
+    with pytest.raises(ValueError, match="must be two"):
+        methods.sjd(CAUSAL, max_new_tokens=4, start_ids=(1, 2, 3))
 
 
 def test_an_entry_that_lies_about_its_law_is_biased():

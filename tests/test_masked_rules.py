@@ -910,6 +910,53 @@ def test_a_certain_mask_is_its_token():
     assert np.abs(plain - expected).max() > 1e-2
 
 
+def smoothed_by_hand(model, params, prompt, weight):
+    """(text, calls) of iteration smoothing in blocks of four, step by step."""
+    table = np.asarray(model.embedding.table(params), np.float64)
+    head = np.asarray(model.head(params).weight, np.float64)
+    place = jnp.arange(11, dtype=jnp.int32)[None]
+    visible = Visibility(place * 0, place * 0 + 11)
+
+    @jax.jit
+    def hidden(tokens, extra):
+        query = Query(tokens, place, place, visible, extra, tokens == VOCAB)
+        return model.apply(params, query, model.init_cache(prompt, 11))[0].hidden
+
+    text, calls = np.array([0, 2, 1] + [VOCAB] * 8), 0
+    extra = np.zeros((11, table.shape[1]))
+    while (text == VOCAB).any():
+        found = hidden(jnp.asarray(text[None]), jnp.asarray(extra[None], jnp.float32))
+        logits = np.asarray(found[0], np.float64) @ head.T
+        law = np.exp(logits - logits.max(1, keepdims=True))
+        law /= law.sum(1, keepdims=True)
+        extra = min(0.15 + 0.1 * calls, weight) * law @ table
+        block = (np.flatnonzero(text == VOCAB)[0] - 3) // 4
+        here = [p for p in range(3 + 4 * block, 7 + 4 * block) if text[p] == VOCAB]
+        sure = {p: law[p, :VOCAB].max() for p in here}
+        level = min(max(1 - 0.2 * calls, 0.4), max(sure.values()) - 1e-5)
+        for p in here:
+            if sure[p] >= level:
+                text[p] = law[p, :VOCAB].argmax()
+        calls += 1
+    return text.tolist(), calls
+
+
+def test_masks_carry_the_law_before_and_the_threshold_falls():
+    model, params = SMALL["model"]._replace(eos_ids=()), SMALL["params"]
+    prompt, kept = prompts.from_rows([[0, 2, 1]], max_new=8), []
+    for weight in (0.3, 0.0):
+        knobs = {"threshold": 0.4, "threshold_decay": 0.2, "weight": weight}
+        out, stats = run(
+            methods.iteration_smoothing, model, params, prompt, KEY, max_new_tokens=8,
+            block_length=4, knobs=knobs | {"weight_growth": 0.1},
+        )  # fmt: skip
+        text, calls = smoothed_by_hand(model, params, prompt, weight)
+        assert out.tokens[0, :11].tolist() == text
+        assert stats.num_calls.tolist() == [calls]
+        kept.append(np.asarray(out.log_probs))
+    assert np.abs(kept[0] - kept[1]).max() > 1e-3  # the masks do carry something
+
+
 def test_a_model_without_embeddings_is_refused():
     with pytest.raises(ValueError, match="and no embeddings: use a transformer"):
         methods.latent_refinement(MASKED, max_new_tokens=8)

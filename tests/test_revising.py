@@ -13,6 +13,7 @@ from pdecode.contracts import (
     Head,
     Lanes,
     Output,
+    Prediction,
     Query,
     Row,
     Sampling,
@@ -20,7 +21,7 @@ from pdecode.contracts import (
 )
 from pdecode.families import masked
 from pdecode.models import toy, transformer
-from pdecode.rules import blocks, commit, guidance, remask, windows
+from pdecode.rules import blocks, commit, guidance, remask, spans, windows
 
 VOCAB, LENGTH = 4, 12
 TOY = toy.make_model(VOCAB, LENGTH, predicts="masked")
@@ -350,14 +351,17 @@ def test_hmar_goes_from_scale_to_scale():
     model = scripted(lambda tokens, positions: sure_of(positions % 3))
     made = prompts.from_rows([[0], [1, 2]], max_new=14)
     sides = (1, 2, 3)
-    decoder = methods.hmar(model, max_new_tokens=14, sides=sides, mask_steps=(1, 1, 1))
+    decoder = methods.hmar(model, max_new_tokens=14, sides=sides, counts=(1, 4, 9))
     _, stats, saved = traced(decoder, {}, made)
     assert left_open(saved, stats, [14] * 2) == [[13, 9, 0]] * 2  # plain next-scale
-    decoder = methods.hmar(model, max_new_tokens=14, sides=sides, mask_steps=(1, 2, 4))
+    counts = (1, 1, 3, 1, 1, 2, 5)  # the authors' first scales
+    decoder = methods.hmar(model, max_new_tokens=14, sides=sides, counts=counts)
     _, stats, saved = traced(decoder, {}, made)
-    assert left_open(saved, stats, [14] * 2) == [[13, 11, 9, 6, 4, 2, 0]] * 2
+    assert left_open(saved, stats, [14] * 2) == [[13, 12, 9, 8, 7, 5, 0]] * 2
     with pytest.raises(ValueError, match="14 positions, but max_new_tokens=13"):
-        methods.hmar(model, max_new_tokens=13, sides=sides, mask_steps=(1, 1, 1))
+        methods.hmar(model, max_new_tokens=13, sides=sides, counts=(1, 4, 9))
+    with pytest.raises(ValueError, match="must make up each scale"):
+        methods.hmar(model, max_new_tokens=14, sides=sides, counts=(1, 5, 8))
 
 
 # A poorer context.
@@ -425,3 +429,41 @@ def test_magnet_decodes_spans_codebook_by_codebook():
         assert not before.any()  # the second codebook waits
     with pytest.raises(ValueError, match="no multiple of the 2 codebooks"):
         methods.magnet(model, max_new_tokens=25, decoding_steps=(5, 2))
+
+
+def test_a_judge_has_a_say_in_which_spans_stay():
+    """At w = 0 none, at w = 1 alone; its law is that of the tokens drawn, in turn."""
+    law, near = toy.chain(3, VOCAB, LENGTH), toy.chain(8, VOCAB, LENGTH)
+    judge = toy.make_model(VOCAB, LENGTH)
+    sizes = dict(max_new_tokens=8, decoding_steps=(4,), span_len=2, top_p=None)
+
+    def canvases(decoder, params):
+        _, stats, saved = traced(decoder, params)
+        return saved, stats
+
+    plain, stats = canvases(methods.magnet(TOY, **sizes), law)
+    assert stats.num_draft_calls.tolist() == [0] * 3
+    by_role = {"model": law, "judge": near}
+    for weight in (0.0, 0.5, 1.0):
+        decoder = methods.magnet_rescored(TOY, judge, rescore_weight=weight, **sizes)
+        saved, its = canvases(decoder, by_role)
+        assert np.array_equal(saved, plain) == (weight == 0)
+        np.testing.assert_array_equal(its.num_draft_calls, its.num_calls)
+    with pytest.raises(ValueError, match="must read the model's tokens"):
+        methods.magnet_rescored(TOY, toy.make_model(5, LENGTH), **sizes)
+
+
+def test_what_a_judge_reads_is_the_canvas_as_drawn():
+    """Against the chain itself; a judge that read the masks would say other things."""
+    near, tokens = toy.chain(8, VOCAB, LENGTH), jnp.array([1, 0, 4, 4, 2, 4])
+    drawn, open_ = jnp.array([3, 3, 2, 1, 3, 0]), tokens == 4
+    row = Row(*[None] * len(Row._fields))._replace(
+        tokens=tokens, open=open_, positions=jnp.arange(6)
+    )
+    prediction = Prediction(token=drawn)
+    judge = toy.make_model(VOCAB, LENGTH)
+    told = spans.judged(judge, near, row, prediction)
+    text = np.where(open_, drawn, tokens)
+    moves = np.log(near.moves)
+    want = [0.0, *(moves[i, i, text[i - 1], text[i]] for i in range(1, 6))]
+    np.testing.assert_allclose(told, want, atol=1e-5)

@@ -3,6 +3,7 @@
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from test_revising import scripted, sure_of, tiny, traced
@@ -13,6 +14,7 @@ from pdecode.models import toy
 
 VOCAB, LENGTH = 4, 12
 TOY = toy.make_model(VOCAB, LENGTH, predicts="masked")
+KEY = jax.random.key(0)
 ROWS = prompts.from_rows([[0, 1], [2], [1, 3, 0, 2]], max_new=8)
 
 
@@ -46,6 +48,39 @@ def test_freedave_is_the_static_decode_in_fewer_calls(settings):
             assert (its.num_calls <= stats.num_calls).all()
             fewer += int((stats.num_calls - its.num_calls).sum())
     assert fewer > 50
+
+
+IN_BLOCKS = dict(attention="block_causal", block_len=4)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_freedave_of_a_block_model_is_its_static_decode(count):
+    """Block by block on the model's own grid, for prompts on and off it."""
+    model, params = tiny(**IN_BLOCKS)
+    made = prompts.from_rows([[0, 1], [2], [1, 3, 0, 2], [1] * 7], max_new=[8, 7, 8, 9])
+    sizes = dict(max_new_tokens=9)
+    if count == 2:
+        sizes = dict(max_new_tokens=8, steps=4)
+        made = made._replace(max_new=jnp.minimum(made.max_new, 8))
+    (out, stats), (its_out, its) = (
+        jax.jit(lambda params, each=each: decode.decode(each, params, made, KEY))(
+            params
+        )
+        for each in (
+            methods.llada(model, **sizes),
+            methods.freedave(model, draft_steps=4, **sizes),
+        )
+    )
+    np.testing.assert_array_equal(out.lengths, its_out.lengths)
+    for b, length in enumerate(out.start + out.lengths):
+        np.testing.assert_array_equal(
+            out.tokens[b, :length], its_out.tokens[b, :length]
+        )
+    np.testing.assert_allclose(
+        out.log_probs * out.committed, its_out.log_probs * out.committed, atol=1e-4
+    )
+    assert (its.num_calls <= stats.num_calls).all()
+    assert its.num_calls.sum() < stats.num_calls.sum()
 
 
 @pytest.mark.parametrize("draft_steps", [1, 3, 8])
@@ -92,10 +127,8 @@ def test_drafts_that_are_not_compared_are_caught(monkeypatch):
 def test_freedave_refuses_what_it_does_not_serve():
     with pytest.raises(ValueError, match="predicts='next'"):
         methods.freedave(toy.make_model(4, 12), max_new_tokens=8)
-    blocks = toy.make_model(4, 12, predicts="masked", attention="block_causal",
-                            block_len=4)  # fmt: skip
-    with pytest.raises(ValueError, match="block_causal attention"):
-        methods.freedave(blocks, max_new_tokens=8)
+    with pytest.raises(ValueError, match="attends by blocks of 4"):
+        methods.freedave(tiny(**IN_BLOCKS)[0], max_new_tokens=8, block_length=8)
     with pytest.raises(ValueError, match="unequally"):
         methods.freedave(TOY, max_new_tokens=8, steps=3)
 

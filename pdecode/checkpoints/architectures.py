@@ -5,13 +5,14 @@ ours, and `names(config)` maps each parameter path to the tensors it is made of.
 a family is adding both and a line to FAMILIES.
 """
 
+import dataclasses
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any, NamedTuple
 
 from pdecode.checkpoints import causal, names
 from pdecode.checkpoints.fields import Fields, activation, eos_ids, rope, sliding
-from pdecode.models import diffusion_gemma, transformer
+from pdecode.models import diffusion_gemma, dit, transformer
 from pdecode.models.config import Config, Experts, Rope
 
 
@@ -26,8 +27,13 @@ class Family(NamedTuple):
     is_head_kept: bool = True  # a head that is stored counts, though called tied
 
 
-def _absorbing(fields: Fields, **facts) -> dict[str, Any]:
-    return dict(predicts="masked", mask_id=fields.need("mask_token_id"), **facts)
+def _absorbing(fields: Fields, mask_id: int | None = None, **facts) -> dict[str, Any]:
+    """`mask_id` is the default of the class, if that is an id of the vocabulary."""
+    if mask_id is None or mask_id >= fields.need("vocab_size"):
+        found = fields.need("mask_token_id")
+    else:
+        found = fields.get("mask_token_id", mask_id)
+    return dict(predicts="masked", mask_id=found, **facts)
 
 
 def _dream(fields: Fields) -> Config:
@@ -43,6 +49,121 @@ def _sdar(fields: Fields) -> Config:
     if fields.get("num_experts") or fields.get("num_local_experts"):
         return causal.qwen3_moe(fields, "sdar_moe", **facts)
     return causal.qwen3(fields, "sdar", **facts)
+
+
+def _fast_dllm(fields: Fields) -> Config:
+    """Fast-dLLM v2 (Wu et al., 2025, arXiv:2509.26328): a shifted Qwen2, in blocks."""
+    facts = _absorbing(
+        fields,
+        151_665,
+        attention="block_causal",
+        block_len=fields.size("bd_size", 32),
+        shift=True,
+    )
+    return causal.qwen(fields, name="fast_dllm", norm=False, bias=True, **facts)
+
+
+def _llada2(fields: Fields) -> Config:
+    """LLaDA 2.0 and 2.1 (Bie et al., 2025, arXiv:2512.15745; 2026, arXiv:2602.08676).
+
+    The block is no field of theirs, but the default of their `generate`.
+    """
+    fields.off("norm_head", "norm_softmax", "use_sliding_window")
+    for name in ("norm_topk_prob", "moe_router_enable_expert_bias"):
+        fields.expect(name, True)
+    fields.expect("score_function", "sigmoid")
+    fields.expect("router_dtype", "fp32", "float32")
+    fields.expect("num_nextn_predict_layers", 0)
+    for name in ("sliding_window", "max_window_layers"):
+        fields.has(name)
+    common = causal.sizes(fields, mlp=None, max_positions=16_384, is_causal=False)
+    width, top_k = (
+        fields.need("moe_intermediate_size"),
+        fields.need("num_experts_per_tok"),
+    )
+    shared = width * (fields.get("num_shared_experts", 0, null=0))
+    fields.expect("moe_shared_expert_intermediate_size", shared)
+    num_dense = fields.get("first_k_dense_replace", 0)
+    if num_dense and common["mlp_width"] is None:
+        raise ValueError(
+            "config.json has first_k_dense_replace, but no intermediate_size"
+        )
+    common["norm_eps"] = fields.get("rms_norm_eps", 1e-5)
+    eos = 156_892 if common["vocab_size"] > 156_892 else None
+    common["eos_ids"] = eos_ids(fields, eos)
+    block_len = fields.size("block_size", None) or fields.size("block_length", 32)
+    return Config(
+        **common,
+        rope=_partly(fields, common),
+        activation=activation(fields, "hidden_act", "silu"),
+        qkv_bias=fields.get("use_qkv_bias", False),
+        out_bias=fields.get("use_bias", True),
+        qk_norm=fields.get("use_qk_norm", True),
+        experts=Experts(
+            num_experts=fields.need("num_experts"),
+            top_k=top_k,
+            width=width,
+            normalized=top_k > 1,
+            scores="sigmoid",
+            biased=True,
+            num_groups=fields.size("n_group", 8),
+            top_groups=fields.size("topk_group", 4),
+            scale=float(fields.get("routed_scaling_factor", 2.5)),
+            shared_width=shared,
+        ),
+        dense_layers=num_dense,
+        name="llada2",
+        **_absorbing(fields, 156_895, attention="block_causal", block_len=block_len),
+    )
+
+
+def _partly(fields: Fields, common: dict[str, Any]) -> Rope:
+    """Rotary settings of the first dimensions of every head."""
+    factor = fields.get("partial_rotary_factor", 0.5)
+    size = common["head_dim"] or common["width"] // common["num_heads"]
+    dims = int(size * factor)
+    fields.expect("rotary_dim", dims)
+    if not 0 < dims <= size or dims % 2:
+        raise ValueError(
+            f"config.json has partial_rotary_factor={factor}, of a head_dim of {size}: "
+            "an even number of dimensions must turn"
+        )
+    return rope(fields, common["max_positions"], dims)
+
+
+def _dit(fields: Fields, name: str, block_len: int | None) -> dit.Config:
+    fields.off("time_conditioning")
+    length = fields.size("model_length", 1024)
+    width, heads = fields.size("hidden_dim", 768), fields.size("n_heads", 12)
+    words = fields.size("vocab_size", 50_258)
+    return dit.Config(
+        vocab_size=words,
+        width=width,
+        num_layers=fields.size("n_blocks", 12),
+        num_heads=heads,
+        cond_width=fields.size("cond_dim", 129),
+        block_len=block_len,
+        max_positions=length,
+        mask_id=fields.get("mask_token_id", words - 1),
+        eos_ids=eos_ids(fields),
+        name=name,
+    )
+
+
+def _mdlm(fields: Fields) -> dit.Config:
+    """MDLM (Sahoo et al., 2024, arXiv:2406.07524), as published: no noise level."""
+    return _dit(fields, "mdlm", None)
+
+
+def _bd3lm(fields: Fields) -> dit.Config:
+    """BD3-LM (Arriola et al., 2025, arXiv:2503.09573), as published likewise."""
+    fields.off("causal")
+    size = fields.size("block_size", 1)
+    is_in_blocks = fields.get("cross_attn", True)
+    config = _dit(fields, "bd3lm", size if is_in_blocks else None)
+    if not fields.get("adaln", True):
+        config = dataclasses.replace(config, cond_width=None)
+    return config
 
 
 def _llada(fields: Fields) -> Config:
@@ -101,6 +222,7 @@ def _llada_moe(fields: Fields) -> Config:
     fields.get("dense_intermediate_size")
     bias = fields.get("attention_bias", False)
     common = causal.sizes(fields, mlp=None, max_positions=None, is_causal=False)
+    common["norm_eps"] = fields.get("rms_norm_eps", 1e-5)
     return Config(
         **common,
         rope=rope(fields, common["max_positions"]),
@@ -203,7 +325,13 @@ FAMILIES: dict[str, Family] = {
     "llada": Family(_llada, names.llada, is_head_kept=False),
     "lladamoe": Family(_llada_moe, names.llama),
     "llada_moe": Family(_llada_moe, names.llama),
+    "llada2_moe": Family(_llada2, names.llada2),
     "dream": Family(_dream, names.llama),
+    "fast_dllm_qwen": Family(_fast_dllm, names.llama),
+    "mdlm": Family(_mdlm, names.dit, dit, is_head_kept=False),
+    "bd3lm": Family(
+        _bd3lm, names.dit, dit, ignored=("sampling_eps_",), is_head_kept=False
+    ),
     "sdar": Family(_sdar, names.llama),
     "sdar_moe": Family(_sdar, names.llama),
     "diffusion_gemma": Family(

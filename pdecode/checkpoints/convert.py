@@ -196,6 +196,8 @@ def _published(
         return {name: values[0][i].T for i, name in enumerate(names)}
     if how == "part":
         return {names[0]: np.concatenate(values, axis=-1)}
+    if how == "rows":
+        return {names[0]: np.concatenate([value.T for value in values])}
     if how == "half":
         swapped = [value.swapaxes(1, 2) for value in values]
         return {names[0]: np.concatenate(swapped, axis=1)}

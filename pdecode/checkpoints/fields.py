@@ -4,6 +4,7 @@ A field that is absent means what the default of its class means; null means not
 but what the class takes None for, and is refused by name elsewhere.
 """
 
+import dataclasses
 import warnings
 from typing import Any, NoReturn
 
@@ -120,7 +121,9 @@ HARMLESS = frozenset(
     return_dict output_hidden_states output_attentions id2label label2id
     problem_type chunk_size_feed_forward debug ep_size
     fuse_cross_entropy micro_forward skip_checkpoint use_deepep text_config
-    mlp_ratio boi_token_id eoi_token_id image_token_id vision_config""".split()
+    output_dropout conplemenrary_mask attn_backend dropout var_min sampling_eps_min
+    sampling_eps_max mlp_ratio boi_token_id eoi_token_id image_token_id
+    vision_config""".split()
 )
 
 _ACTIVATIONS = {
@@ -146,8 +149,8 @@ def activation(fields: Fields, name: str, default: str) -> str:
     return _ACTIVATIONS[value]
 
 
-def rope(fields: Fields, max_positions: int | None) -> Rope:
-    """Rotary settings that all layers share.
+def rope(fields: Fields, max_positions: int | None, dims: int | None = None) -> Rope:
+    """Rotary settings that all layers share; `dims` as in `Rope`.
 
     The newer spelling is `rope_parameters`, the older `rope_theta` and `rope_scaling`;
     of both, `rope_scaling` counts, and `rope_theta` fills in what it does not say.
@@ -156,12 +159,14 @@ def rope(fields: Fields, max_positions: int | None) -> Rope:
     name, settings = ("rope_scaling", older) if older else ("rope_parameters", newer)
     if any(isinstance(value, dict) for value in settings.values()):
         fields.refuse(name, "but every layer of this architecture turns alike")
-    fields.expect("partial_rotary_factor", 1.0)
+    if dims is None:
+        fields.expect("partial_rotary_factor", 1.0)
     if "rope_theta" not in settings:
         settings = {**settings, "rope_theta": fields.get("rope_theta", 10_000.0)}
     fields.has("rope_theta")
     original = fields.size("original_max_position_embeddings")
-    return _rope(name, settings, max_positions, original)
+    found = _rope(name, settings, max_positions, original)
+    return dataclasses.replace(found, dims=dims)
 
 
 def rope_by_layer(fields: Fields, max_positions: int | None) -> tuple[Rope, Rope]:

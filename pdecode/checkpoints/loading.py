@@ -220,6 +220,11 @@ def read_source(
         width = shape[-1]
         third = whole[..., source.part * width : (source.part + 1) * width]
         return np.ascontiguousarray(third[part])
+    if source.how == "rows":
+        first, rows = sum(source.sizes[: source.part]), part[-1]
+        start, stop, _ = rows.indices(shape[-1])
+        read = tensors.read(index[source.names[0]], slice(first + start, first + stop))
+        return read if len(shape) == 1 else np.ascontiguousarray(read[:, part[0]].T)
     if source.how == "stack":
         chosen = source.names[part[0]]
         each = [tensors.read(index[name], part[2])[:, part[1]].T for name in chosen]
@@ -235,6 +240,8 @@ def source_shape(source: Source, shape: tuple[int, ...]) -> tuple[int, ...]:
         return (shape[0], 2 * shape[2], shape[1])
     if source.how == "part":
         return (*shape[:-1], 3 * shape[-1])
+    if source.how == "rows":
+        return (sum(source.sizes), *shape[:-1])
     if source.how == "stack":
         return shape[:0:-1]
     return shape

@@ -14,12 +14,14 @@ class Source(NamedTuple):
 
     `how` "plain" takes one as it is; "linear" swaps its last two axes, [out, in] to
     [in, out]; "part" takes third `part` of the last axis; "half" takes half `part` of
-    the rows of each [out, in] and swaps; "stack" swaps each and stacks them.
+    the rows of each [out, in] and swaps; "stack" swaps each and stacks them; "rows"
+    takes those of one part, whose numbers are in `sizes`, and swaps a matrix.
     """
 
     names: tuple[str, ...]
     how: str = "plain"
     part: int = 0
+    sizes: tuple[int, ...] = ()
 
 
 def _layers(config: Any, table: dict[str, str]) -> dict[str, Source]:
@@ -34,6 +36,90 @@ def _layers(config: Any, table: dict[str, str]) -> dict[str, Source]:
         else:
             names[path] = Source((name,), how)
     return names
+
+
+def _fused(
+    config: Any, stem: str, sizes: tuple[int, ...], bias: bool
+) -> dict[str, Source]:
+    """Query, key and value of every layer out of one matrix, {stem}.weight."""
+    names = {}
+    for layer in range(config.num_layers):
+        for part, ours in enumerate(("query", "key", "value")):
+            path, theirs = f"layer_{layer}/attention/{ours}/", stem.format(layer)
+            names[path + "kernel"] = Source((theirs + ".weight",), "rows", part, sizes)
+            if bias:
+                names[path + "bias"] = Source((theirs + ".bias",), "rows", part, sizes)
+    return names
+
+
+def llada2(config: Config) -> dict[str, Source]:
+    block = "model.layers.{}."
+    table = {
+        "embed": "model.word_embeddings.weight",
+        "norm/weight": "model.norm.weight",
+        "layer/attention_norm/weight": block + "input_layernorm.weight",
+        "layer/mlp_norm/weight": block + "post_attention_layernorm.weight",
+        "layer/attention/out/kernel": block + "attention.dense.weight",
+    }
+    if not config.tied:
+        table["head"] = "lm_head.weight"
+    if config.out_bias:
+        table["layer/attention/out/bias"] = block + "attention.dense.bias"
+    if config.qk_norm:
+        for ours, theirs in (("query", "query_layernorm"), ("key", "key_layernorm")):
+            path = f"layer/attention/{ours}_norm/weight"
+            table[path] = f"{block}attention.{theirs}.weight"
+    heads = (config.num_heads, config.num_kv_heads, config.num_kv_heads)
+    sizes = tuple(count * config.head_dim for count in heads)
+    stem = block + "attention.query_key_value"
+    names = _layers(config, table) | _fused(config, stem, sizes, config.qkv_bias)
+    for layer in range(config.num_layers):
+        ours, theirs = f"layer_{layer}/mlp/", block.format(layer) + "mlp."
+        if config.experts is None or layer < config.dense_layers:
+            for name in ("gate", "up", "down"):
+                source = Source((f"{theirs}{name}_proj.weight",), "linear")
+                names[f"{ours}{name}/kernel"] = source
+            continue
+        names[ours + "router/kernel"] = Source((theirs + "gate.weight",), "linear")
+        names[ours + "router_bias"] = Source((theirs + "gate.expert_bias",))
+        for name in ("gate", "up", "down"):
+            each = range(config.experts.num_experts)
+            listed = (f"{theirs}experts.{n}.{name}_proj.weight" for n in each)
+            names[ours + name] = Source(tuple(listed), "stack")
+            if config.experts.shared_width:
+                shared = f"{theirs}shared_experts.{name}_proj.weight"
+                names[f"{ours}shared/{name}/kernel"] = Source((shared,), "linear")
+    return names
+
+
+def dit(config: Any) -> dict[str, Source]:
+    block, last = "backbone.blocks.{}.", "backbone.output_layer."
+    table = {
+        "embed": "backbone.vocab_embed.embedding",
+        "head": last + "linear.weight",
+        "head_bias": last + "linear.bias",
+        "last/norm/weight": last + "norm_final.weight",
+        "layer/attention_norm/weight": block + "norm1.weight",
+        "layer/attention/out/kernel": block + "attn_out.weight",
+        "layer/mlp_norm/weight": block + "norm2.weight",
+        "layer/mlp/up/kernel": block + "mlp.0.weight",
+        "layer/mlp/up/bias": block + "mlp.0.bias",
+        "layer/mlp/down/kernel": block + "mlp.2.weight",
+        "layer/mlp/down/bias": block + "mlp.2.bias",
+    }
+    if config.cond_width is not None:
+        for ours, theirs in (
+            ("noise_level/opening", "backbone.sigma_map.mlp.0"),
+            ("noise_level/end", "backbone.sigma_map.mlp.2"),
+            ("last/modulation", last + "adaLN_modulation"),
+            ("layer/modulation", block + "adaLN_modulation"),
+        ):
+            table |= {
+                f"{ours}/kernel": theirs + ".weight",
+                f"{ours}/bias": theirs + ".bias",
+            }
+    names = _layers(config, table)
+    return names | _fused(config, block + "attn_qkv", (config.width,) * 3, False)
 
 
 def llama(config: Config, prefix: str = "model.") -> dict[str, Source]:

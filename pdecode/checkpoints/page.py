@@ -29,6 +29,15 @@ _OWN: dict[str, dict[str, Any]] = {
     "qwen3_moe": {**_SIZES, **_MOE},
     "sdar_moe": {**_SIZES, **_MOE},
     "lladamoe": {**_SIZES, **_MOE, "expert_intermediate_size": 16},
+    "llada2_moe": {
+        **_SIZES, **_MOE, "num_shared_experts": 1, "n_group": 2, "topk_group": 2,
+        "head_dim": 8,
+    },
+    "mdlm": {"vocab_size": 64, "hidden_dim": 32, "n_blocks": 2, "n_heads": 4},
+    "bd3lm": {
+        "vocab_size": 64, "hidden_dim": 32, "n_blocks": 2, "n_heads": 4,
+        "block_size": 4,
+    },
     "gpt2": {"vocab_size": 64, "n_embd": 32, "n_layer": 2, "n_head": 4},
     "llada": {
         "vocab_size": 64, "d_model": 32, "n_layers": 2, "n_heads": 4,
@@ -128,10 +137,10 @@ def _cell(kind: str, changes: dict[str, Any]) -> str:
 def _facts(kind: str) -> tuple[str, ...]:
     config = _read(kind, {})
     facts = dataclasses.asdict(config)
-    sees = facts.get("attention", "causal, then a canvas")
+    sees = getattr(config, "attention", "causal, then a canvas")
     predicts = facts.get("predicts", "uniform")
     positions = "rotary" if facts.get("rope", True) else "learned"
-    experts = "yes" if config.experts else "no"
+    experts = "yes" if facts.get("experts") else "no"
     tied = "tied" if facts.get("tied", True) else "its own"
     name = kind if kind not in _TWICE.values() else f"{kind}, llada_moe"
     return (name, sees, predicts, positions, experts, f"{tied} by default")

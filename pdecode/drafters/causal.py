@@ -61,6 +61,7 @@ class Plan(NamedTuple):
     lenses: tuple[Lens, ...]
     min_confidence: Any
     levels: list[Level]
+    keeps_drafts: bool
 
     @property
     def is_chain(self) -> bool:
@@ -69,7 +70,8 @@ class Plan(NamedTuple):
     @property
     def num_pending(self) -> int:
         """Committed tokens that a round's first call may have to store."""
-        return 2 if self.is_chain else self.topology.max_depth + 1
+        keeps = self.is_chain and self.keeps_drafts
+        return 2 if keeps else self.topology.max_depth + 1
 
 
 def draft_model(
@@ -80,6 +82,7 @@ def draft_model(
     draws: str = "with_replacement",
     lenses: Sequence[Lens] = (),
     min_confidence: Any = None,
+    keeps_drafts: bool = True,
 ) -> Drafter:
     """Drafts `topology` with `model`, whose params are those of the role "drafter".
 
@@ -96,12 +99,14 @@ def draft_model(
     A chain's nodes are stored as they are drafted: those accepted stand where they
     belong, so a round costs one lane a draft and one or two for what was committed. A
     node of a tree sees its ancestors only as lanes of its own call, so each level's
-    call repeats the nodes above it, unstored.
+    call repeats the nodes above it, unstored. Without `keeps_drafts` a chain's nodes
+    that were accepted are stored once more, by the model's `encode`: for models whose
+    `apply` only approximates it.
     """
     _check(topology, draws, lenses)
     plan = Plan(
         model, topology, without_mask(model, sampling), draws, tuple(lenses),
-        min_confidence, _levels(topology),
+        min_confidence, _levels(topology), keeps_drafts,
     )  # fmt: skip
     return Drafter(
         topology.num_nodes,
@@ -163,7 +168,8 @@ def propose(plan: Plan, params, keys, state: CausalState, prefix: Prefix):
         ),
     )
     # The last node of a chain is drafted, but not evaluated.
-    num_kept = topology.max_depth - 1 if plan.is_chain else 0
+    keeps = plan.is_chain and plan.keeps_drafts
+    num_kept = topology.max_depth - 1 if keeps else 0
     return draft, CausalState(cache, prefix.length + num_kept)
 
 
@@ -183,7 +189,7 @@ def store(model: Model, params, state: CausalState, prefix: Prefix, width: int):
         slots=SlotRun(cached),
         visible=Visibility(start=jnp.zeros_like(place), stop=place + 1),
     )
-    output, cache = model.apply(params, query, state.cache)
+    output, cache = model.encode(params, query, state.cache)
     lane = jnp.clip(prefix.length - 1 - cached, 0, width - 1)
     hidden = jnp.take_along_axis(output.hidden, lane[:, None, None], 1)
     return hidden, cache, prefix.length - cached

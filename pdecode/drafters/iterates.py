@@ -78,6 +78,7 @@ class Plan(NamedTuple):
     transport: Transport
     entry: Entry
     block_length: int | None
+    start_ids: tuple[int, int] | None
 
 
 def argmax() -> Transport:
@@ -206,13 +207,16 @@ def iterate(
     transport: Transport | None = None,
     entry: Entry | None = None,
     block_length: int | None = None,
+    start_ids: tuple[int, int] | None = None,
 ) -> Drafter:
     """Drafter of `window` guesses, moved by `transport` and begun by `entry`.
 
     They default to `argmax()` and `uniform()`. With `block_length` guesses stop at the
     end of the block that the next position lies in, counted from the end of the prompt,
-    so the window shrinks until the block is done. Raises ValueError for an entry that
-    draws from the target's law under a transport without q.
+    so the window shrinks until the block is done. `start_ids`, first and one past the
+    last, are what `uniform()` draws from, such as the part of a vocabulary that is an
+    image's. Raises ValueError for an entry that draws from the target's law under a
+    transport without q, and for a part that is none.
     """
     plan = Plan(
         model,
@@ -221,7 +225,12 @@ def iterate(
         argmax() if transport is None else transport,
         uniform() if entry is None else entry,
         block_length,
+        start_ids,
     )
+    if start_ids is not None:
+        every = set(range(model.vocab_size)) - set(plan.sampling.banned)
+        if not every & set(range(*start_ids)) or max(start_ids) > model.vocab_size:
+            raise ValueError(f"{start_ids=} must hold ids of {model.vocab_size}")
     if plan.entry.origin == HIDDEN and not plan.transport.has_q:
         raise ValueError("this entry draws from p: take a transport that tells its q")
     return Drafter(
@@ -249,7 +258,7 @@ def logged(drafter: Drafter) -> Drafter:
     def observe(params, keys, state, round):
         guesses = drafter.observe(params, keys, state[0], round)
         log_probs = round.prediction.log_prob
-        lane = jnp.minimum(_nodes(round, window), window)
+        lane = jnp.minimum(old_nodes(round, window), window)
         return guesses, jnp.take_along_axis(log_probs, lane, 1)
 
     return drafter._replace(
@@ -301,7 +310,7 @@ def _observe(plan: Plan, params, keys, state: Guesses, round: Round) -> Guesses:
     del params
     root, window = round.prefix.length - 1, plan.window
     moved = plan.transport.apply(keys, round)  # [B, W + 1], one a lane
-    node = _nodes(round, window)
+    node = old_nodes(round, window)
     lane = jnp.minimum(node, window)
     is_real = jnp.concatenate(
         [round.draft.tokens >= 0, round.draft.tokens[:, -1:] >= 0], 1
@@ -327,7 +336,7 @@ def _observe(plan: Plan, params, keys, state: Guesses, round: Round) -> Guesses:
     )
 
 
-def _nodes(round: Round, window: int) -> Array:
+def old_nodes(round: Round, window: int) -> Array:
     """Old nodes int32 [B, W] that become the guesses of the new window.
 
     Old node n stands one place behind lane n. After k accepted tokens and the next one,
@@ -367,7 +376,11 @@ def _q(plan: Plan, params, state: Guesses) -> Array:
 
 def _allowed(plan: Plan) -> Array:
     every = jnp.ones(plan.model.vocab_size, bool)
-    return every.at[jnp.array(plan.sampling.banned, int)].set(False)
+    every = every.at[jnp.array(plan.sampling.banned, int)].set(False)
+    if plan.start_ids is None:
+        return every
+    ids, (first, stop) = jnp.arange(plan.model.vocab_size), plan.start_ids
+    return every & (ids >= first) & (ids < stop)
 
 
 def _fresh_places(keys: Array, opening: Opening) -> Array:

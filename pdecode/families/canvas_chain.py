@@ -27,8 +27,9 @@ from pdecode.contracts import (
     Visibility,
 )
 from pdecode.families import rows
+from pdecode.families.masked_calls import seen_until
 from pdecode.kernels.head import api as vocab_head
-from pdecode.rules import commit
+from pdecode.rules import blocks, commit
 from pdecode.sampling import without_mask
 
 
@@ -52,6 +53,7 @@ class Plan(NamedTuple):
     mask_id: int
     count: int  # positions a static step
     block_length: int | None
+    is_absolute: bool  # blocks are counted from position 0, and the last one is whole
     num_drafts: int  # D, canvases a call
     sampling: Sampling
     max_new_tokens: int
@@ -68,20 +70,17 @@ def canvas_chain(
 ) -> Decoder:
     """A Decoder that takes static steps, up to `num_drafts` of them a call.
 
-    ValueError for a model that is not bidirectional or has no mask token.
+    A block-causal model is decoded in its own blocks. ValueError for a model that is
+    causal or has no mask token.
     """
     if model.predicts != "masked" or model.mask_id is None:
         raise ValueError(
             f"a canvas needs a model trained with a mask token, but {model.name} has "
             f"predicts={model.predicts!r}: use draft-and-verify for a causal model"
         )
-    if model.attention != "bidirectional":
-        raise ValueError(
-            f"whole canvases are evaluated, but {model.name} has {model.attention} "
-            "attention: use fast_dllm"
-        )
+    grid = blocks.of(model, block_length)
     plan = Plan(
-        model, model.mask_id, count, block_length, num_drafts,
+        model, model.mask_id, count, grid.length, grid.is_absolute, num_drafts,
         without_mask(model, sampling), max_new_tokens,
     )  # fmt: skip
     return Decoder(
@@ -89,16 +88,17 @@ def canvas_chain(
         step=functools.partial(step, plan),
         done=functools.partial(done, plan),
         output=functools.partial(output, plan),
-        max_steps=max_new_tokens,
+        max_steps=max_new_tokens + _room(plan),
     )
 
 
 def init(plan: Plan, params, keys, prompt: Prompt):
     """The open canvas; nothing is evaluated yet."""
     del params, keys
-    laid = rows.layout(prompt, plan.max_new_tokens, plan.model)
+    laid = rows.layout(prompt, plan.max_new_tokens, plan.model, _room(plan))
     batch, length = laid.tokens.shape
-    is_open = ~laid.is_text & (jnp.arange(length)[None] < laid.end[:, None])
+    reach = _reach(plan, laid.end)[:, None]
+    is_open = ~laid.is_text & (jnp.arange(length)[None] < reach)
     if prompt.masked is not None:
         width = prompt.tokens.shape[1]
         holes = jnp.zeros_like(is_open).at[:, :width].set(prompt.masked)
@@ -155,7 +155,7 @@ def step(plan: Plan, params, keys, state: ChainState):
         num_calls=per_call,
         num_committed=_counted(plan, new) - _counted(plan, state),
         num_proposed=jnp.where(active, num_distinct, 0),
-        num_query_tokens=per_call * num_distinct * state.canvas.end,
+        num_query_tokens=per_call * num_distinct * _reach(plan, state.canvas.end),
         num_query_tokens_computed=per_call * (plan.num_drafts * depth.shape[1]),
         num_dispatches=jnp.ones((), jnp.int32),
     )
@@ -193,7 +193,8 @@ def evaluate(plan: Plan, params, keys, state: ChainState, drafts: rows.Canvas):
     batch, size, length = drafts.tokens.shape
     flat = batch * size
     place = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), (flat, length))
-    stop = jnp.broadcast_to(drafts.end.reshape(flat, 1), (flat, length))
+    reach = _reach(plan, drafts.end.reshape(flat, 1))
+    stop = seen_until(plan.model, place, reach[:, 0])
     query = Query(
         tokens=drafts.tokens.reshape(flat, length),
         positions=place,
@@ -275,9 +276,23 @@ def _eligible(plan: Plan, canvas: rows.Canvas) -> Array:
     if plan.block_length is None:
         return canvas.open
     place = jnp.arange(canvas.open.shape[1], dtype=jnp.int32)[None]
-    block = jnp.maximum(place - canvas.prompt_end[:, None], 0) // plan.block_length
+    begin = 0 if plan.is_absolute else canvas.prompt_end[:, None]
+    block = jnp.maximum(place - begin, 0) // plan.block_length
     first = jnp.where(canvas.open, block, jnp.iinfo(jnp.int32).max).min(1)
     return canvas.open & (block == first[:, None])
+
+
+def _room(plan: Plan) -> int:
+    """Positions that the last block may have behind the end of a row."""
+    if not plan.is_absolute or plan.block_length is None:
+        return 0
+    return plan.block_length - 1
+
+
+def _reach(plan: Plan, end: Array) -> Array:
+    """One past the last position filled, where a row ends at `end`."""
+    size = _room(plan) + 1
+    return -(-end // size) * size
 
 
 def _is_complete(plan: Plan, canvas: rows.Canvas) -> Array:

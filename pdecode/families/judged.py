@@ -17,7 +17,6 @@ from pdecode import prompts, rng
 from pdecode.contracts import (
     Cache,
     Decoder,
-    Generation,
     Model,
     Prefix,
     Prompt,
@@ -25,8 +24,7 @@ from pdecode.contracts import (
     SlotRun,
     Visibility,
 )
-from pdecode.families import rows
-from pdecode.families.speculative import Emitted, append
+from pdecode.families import rows, speculative
 from pdecode.kernels.head import dense
 from pdecode.sampling import ban
 
@@ -110,8 +108,8 @@ def judged(
     return Decoder(
         init=functools.partial(init, plan),
         step=functools.partial(step, plan),
-        done=done,
-        output=output,
+        done=functools.partial(speculative.done, plan),
+        output=functools.partial(speculative.output, plan),
         max_steps=max_new_tokens,
     )
 
@@ -148,15 +146,15 @@ def init(plan: Plan, params, keys, prompt: Prompt):
 
 def step(plan: Plan, params, keys, state: JudgedState):
     """Draft, judge, take what stays."""
-    active = ~done(state)
+    active = ~speculative.done(plan, state)
     prefix = state.prefix
     places = prefix.length[:, None] + jnp.arange(plan.lookahead, dtype=jnp.int32)[None]
     logits, cache = look(plan, params, state, places)
     drawn = rng.noise(keys, rng.TARGET, places, round=state.turn)
     tokens = plan.draw(logits, drawn)
     said, judge_cache = listen(plan, params, state, tokens)
-    emitted = take(plan, prefix, Drafted(tokens, logits, said, drawn), places, active)
-    new_tokens, log_probs = append(prefix, state.log_probs, emitted)
+    emitted = take(plan, prefix, Drafted(tokens, logits, said, drawn), active)
+    new_tokens, log_probs = speculative.append(prefix, state.log_probs, emitted)
     new = JudgedState(
         prefix=prefix._replace(tokens=new_tokens, length=prefix.length + emitted.count),
         log_probs=log_probs,
@@ -222,9 +220,7 @@ def listen(plan: Plan, params, state: JudgedState, tokens: Array):
     return ban(dense.logits(head, output.hidden), plan.banned), cache
 
 
-def take(
-    plan: Plan, prefix: Prefix, drafted: Drafted, places: Array, active
-) -> Emitted:
+def take(plan: Plan, prefix: Prefix, drafted: Drafted, active) -> speculative.Emitted:
     """The leading tokens that stay, cut at the row's end and behind the first EOS."""
     stays, instead = plan.verdict(drafted)
     nth = jnp.arange(plan.lookahead, dtype=jnp.int32)[None]
@@ -235,39 +231,9 @@ def take(
     if instead is not None:
         tokens = jnp.where(nth == number[:, None], instead, tokens)
         number = jnp.minimum(number + 1, plan.lookahead)
-    is_asked = (places < prefix.end[:, None]) & (nth < number[:, None])
     raw = jax.nn.log_softmax(drafted.logits)
     log_probs = jnp.take_along_axis(raw, tokens[..., None], 2)[..., 0]
-    number = is_asked.sum(1, dtype=jnp.int32)
-    is_end = rows.is_eos(tokens, plan.model.eos_ids) & is_asked
-    first_eos = jnp.where(is_end, nth, plan.lookahead).min(1)
-    sound = jnp.where(jnp.isfinite(log_probs), plan.lookahead, nth).min(1)
-    wanted = jnp.minimum(number, first_eos + 1)
-    count = jnp.where(active, jnp.minimum(wanted, sound), 0)
-    return Emitted(
-        tokens=tokens,
-        log_probs=log_probs,
-        count=count,
-        saw_eos=active & (first_eos < count),
-        failed=active & (sound < wanted),
-    )
-
-
-def done(state: JudgedState) -> Array:
-    """bool [B]."""
-    return state.saw_eos | state.failed | (state.prefix.length >= state.prefix.end)
-
-
-def output(state: JudgedState) -> Generation:
-    """The result so far."""
-    prefix = state.prefix
-    place = jnp.arange(prefix.tokens.shape[1])[None]
-    committed = place >= prefix.prompt_end[:, None]
-    return Generation(
-        tokens=prefix.tokens,
-        start=prefix.prompt_end,
-        lengths=prefix.length - prefix.prompt_end - state.saw_eos,
-        log_probs=state.log_probs,
-        stopped_by=rows.stopped_by(state.saw_eos, state.failed),
-        committed=committed & (place < prefix.length[:, None]),
-    )
+    room = jnp.minimum(number, prefix.end - prefix.length)
+    is_number = jnp.isfinite(log_probs)
+    eos_ids = plan.model.eos_ids
+    return speculative.cut(eos_ids, tokens, log_probs, is_number, room, active)

@@ -224,6 +224,9 @@ def step(plan: Plan, params, keys, state: CanvasState):
     )
     new = progress_of.advance(plan, cut(plan, now, new), state, active)
     per_call = jnp.where(active, plan.model.num_calls, 0)
+    # Rules that ask a model of their own.
+    asked = sum(rule.num_calls for rule in plan.rules if rule is not None)
+    asked = jnp.where(active, asked, 0)
     return new, rows.info(
         per_call,
         num_calls=per_call,
@@ -233,6 +236,9 @@ def step(plan: Plan, params, keys, state: CanvasState):
         num_revoked=canvas.num_revoked,
         num_query_tokens=per_call * cost.asked,
         num_query_tokens_computed=per_call * cost.computed,
+        num_draft_calls=asked,
+        num_draft_tokens=asked * lanes.asked.sum(1, dtype=jnp.int32),
+        num_draft_tokens_computed=asked * lanes.positions.shape[1],
         num_dispatches=jnp.ones((), jnp.int32),
     )
 

@@ -94,7 +94,7 @@ def look(plan: Any, state: Any, active: Array) -> Looked:
         if lanes.probe is not None or lanes.among is not None:
             raise ValueError("a window with probes cannot be refreshed: leave it out")
         stale = jax.vmap(plan.refresh.when)(before) & active
-        if is_prefilled(plan, shape.has_holes):
+        if is_prefilled(plan, shape.has_holes) and not plan.refresh.is_first:
             stale &= state.turn > 0
         all_of_it = plan.refresh.window or windows.canvas
         refreshed = jax.vmap(all_of_it(grid, shape).apply)(before)
@@ -219,12 +219,13 @@ def _rows(
         probe=probe,
         log_probs=state.log_probs,
         fresh=state.fresh,
+        memory=state.memory[0],
     )
 
 
 def _query(model, state, positions, slots, lanes: Looked | None = None) -> Query:
     """The call that evaluates `positions` and stores them at `slots`."""
-    stop = _seen_until(model, positions, state.reach)
+    stop = seen_until(model, positions, state.reach)
     tokens = jnp.take_along_axis(state.tokens, positions, 1)
     visible = Visibility(start=jnp.zeros_like(positions), stop=stop)
     if lanes is not None and (lanes.probe is not None or lanes.among is not None):
@@ -232,7 +233,7 @@ def _query(model, state, positions, slots, lanes: Looked | None = None) -> Query
     return Query(tokens=tokens, positions=positions, slots=slots, visible=visible)
 
 
-def _seen_until(model, positions: Array, end: Array) -> Array:
+def seen_until(model, positions: Array, end: Array) -> Array:
     """int32 [B, Q]: one past the last slot that `positions` see, at most `end` [B]."""
     stop = jnp.broadcast_to(end[:, None], positions.shape)
     if model.attention != "block_causal":

@@ -107,7 +107,7 @@ def draft_verify(
     Raises ValueError for another model, for unknown wants and for a drafter whose
     numbers of nodes cannot be.
     """
-    plan = _checked(model, drafter, max_new_tokens, sampling, acceptance, lenses)
+    plan = checked(model, drafter, max_new_tokens, sampling, acceptance, lenses)
     is_lossless = plan.acceptance is None or plan.acceptance.is_lossless
     return Decoder(
         init=functools.partial(init, plan),
@@ -237,10 +237,23 @@ def emit(
     log_probs = _log_prob_of(plan, prediction, tokens, judged_at)
 
     room = jnp.minimum(num_accepted + 1, state.prefix.end - state.prefix.length)
-    is_asked = place < room[:, None]
     is_number = jnp.isfinite(log_probs) & verdict.is_sound[:, None]
+    return cut(plan.model.eos_ids, tokens, log_probs, is_number, room, active)
+
+
+def cut(
+    eos_ids: tuple[int, ...],
+    tokens: Array,  # int32 [B, N]
+    log_probs: Array,  # float32 [B, N]
+    is_number: Array,  # bool [B, N]
+    room: Array,  # int32 [B]  tokens at most
+    active: Array,  # bool [B]
+) -> Emitted:
+    """The tokens up to the first EOS, or to the first law that is no number."""
+    size = tokens.shape[1]
+    place = jnp.arange(size, dtype=jnp.int32)[None]
     sound = jnp.where(is_number, size, place).min(1)
-    is_end = rows.is_eos(tokens, plan.model.eos_ids) & is_asked
+    is_end = rows.is_eos(tokens, eos_ids) & (place < room[:, None])
     first_eos = jnp.where(is_end, place, size).min(1)
     count = jnp.minimum(jnp.minimum(room, first_eos + 1), sound)
     return Emitted(
@@ -278,7 +291,10 @@ def compact(plan: Plan, cache, root: Array, verdict: Verdict, active: Array) -> 
 
 def account(plan: Plan, draft: Draft, emitted: Emitted, active: Array):
     """What the round did, as StepInfo."""
-    asked = 1 + (draft.tokens >= 0).sum(1, dtype=jnp.int32)
+    is_fed = draft.tokens >= 0
+    if draft.extra is not None:  # what stands at a node, a token there or not
+        is_fed = jnp.ones_like(is_fed)
+    asked = 1 + is_fed.sum(1, dtype=jnp.int32)
     proposed = draft.tokens[:, : plan.num_stored] >= 0  # a probe is no proposal
     per_call = jnp.where(active, plan.model.num_calls, 0)
     drafted = {}
@@ -299,15 +315,15 @@ def account(plan: Plan, draft: Draft, emitted: Emitted, active: Array):
     )
 
 
-def done(plan: Plan, state: PrefixState) -> Array:
-    """bool [B]."""
+def done(plan: Any, state: Any) -> Array:
+    """bool [B]; of any state with a prefix."""
     del plan
     is_full = state.prefix.length >= state.prefix.end
     return state.saw_eos | state.failed | is_full
 
 
-def output(plan: Plan, state: PrefixState) -> Generation:
-    """The result so far."""
+def output(plan: Any, state: Any) -> Generation:
+    """The result so far, of any state with a prefix."""
     del plan
     prefix = state.prefix
     place = jnp.arange(prefix.tokens.shape[1])[None]
@@ -333,7 +349,8 @@ def _log_prob_of(plan: Plan, prediction: Prediction, tokens, lanes) -> Array:
     return picked.astype(jnp.float32)
 
 
-def _checked(model, drafter, max_new_tokens, sampling, acceptance, lenses) -> Plan:
+def checked(model, drafter, max_new_tokens, sampling, acceptance, lenses=()) -> Plan:
+    """The plan of a `draft_verify`; errors as there."""
     if model.predicts != "next":
         raise ValueError(
             f"draft-and-verify needs a causal model, but {model.name} has "

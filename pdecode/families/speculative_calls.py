@@ -89,11 +89,13 @@ def verify_query(draft: Draft, prefix: Prefix, plan: Any) -> tuple[Query, Array]
                 among = jnp.where(is_probe[..., None], seen, among)
         stop = jnp.broadcast_to(root[:, None], start.shape)
         visible = Visibility(start, stop, among=among)
+    extra = draft.extra
     query = Query(
         tokens=jnp.concatenate([root_token, jnp.maximum(draft.tokens, 0)], 1),
         positions=root[:, None] + place,
         slots=SlotRun(root, stored),
         visible=visible,
+        extra=None if extra is None else jnp.pad(extra, ((0, 0), (1, 0), (0, 0))),
     )
     return query, reach
 

@@ -17,6 +17,7 @@ _FAMILIES = {
     "frontier": "frontier",
     "canvases": "canvases",
     "judged": "judged",
+    "overlapped": "overlapped",
     "any_subset": "any_subset",
     "canvas_chain": "canvas_chain",
 }
@@ -35,6 +36,7 @@ _CANVAS = (
 _WHEN = {
     "speculative": _DRAFTS,
     "judged": _DRAFTS,
+    "overlapped": _DRAFTS,
     "masked": _CANVAS,
     "any_subset": _DRAFTS,
     "canvas_chain": _CANVAS,

@@ -6,11 +6,12 @@ from typing import Any
 
 import numpy as np
 
-NORMS = ("rms", "layer")
+NORMS = ("rms", "layer", "centered")
 ACTIVATIONS = ("silu", "gelu", "gelu_tanh")
 ATTENTIONS = ("causal", "bidirectional", "block_causal")
 PREDICTS = ("next", "masked", "uniform")
 SCALINGS = ("linear", "llama3")
+SCORES = ("softmax", "sigmoid")
 DTYPES = ("float32", "bfloat16", "float16")  # that parameters are loaded in
 
 
@@ -21,7 +22,8 @@ class Rope:
     `scaling` None leaves the frequencies alone; "linear" divides them by `factor`
     (Chen et al., 2023, arXiv:2306.15595); "llama3" divides the low ones only, with a
     ramp between the two wavelengths original_max / low and original_max / high
-    (Llama 3, arXiv:2407.21783). Only the first `fraction` of the pairs turns.
+    (Llama 3, arXiv:2407.21783). Only the first `fraction` of the pairs turns. With
+    `dims` the first `dims` of a head's dimensions turn as a head of that size would.
     """
 
     theta: float = 10_000.0
@@ -31,9 +33,11 @@ class Rope:
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
     original_max_positions: int = 8192
+    dims: int | None = None
 
     def frequencies(self, head_dim: int) -> np.ndarray:
-        """Radians a position turns each pair, float64 [head_dim / 2]."""
+        """Radians a position turns each pair, float64 [(dims or head_dim) / 2]."""
+        head_dim = self.dims or head_dim
         freqs = self.theta ** (-np.arange(0, head_dim, 2) / head_dim)
         freqs[int(self.fraction * head_dim // 2) :] = 0.0
         if self.scaling == "linear":
@@ -52,15 +56,42 @@ class Rope:
 class Experts:
     """Mixture of experts in place of every MLP, routed per token and without a limit.
 
-    Each token goes to the `top_k` experts of highest router probability. Their weights
-    sum to one if `normalized`. No expert has a capacity, so a token's output does not
-    depend on what else is in the batch.
+    Each token goes to the `top_k` experts of highest router score. Their weights are
+    their scores, which sum to one if `normalized`, times `scale`. If `biased` a bias of
+    each expert counts in the choice and not in the weight. Of `num_groups` the
+    `top_groups` whose two best experts score highest are chosen first (DeepSeek-V3,
+    arXiv:2412.19437). No expert has a capacity, so a token's output does not depend on
+    what else is in the batch.
     """
 
     num_experts: int
     top_k: int
     width: int
     normalized: bool = True
+    scores: str = "softmax"  # or "sigmoid": of each expert by itself
+    biased: bool = False
+    num_groups: int = 1
+    top_groups: int = 1
+    scale: float = 1.0
+    shared_width: int = 0  # of an MLP beside them that every token goes through
+
+    def __post_init__(self):
+        if self.scores not in SCORES:
+            raise ValueError(f"unknown scores {self.scores!r}; known: {SCORES}")
+        groups = f"num_groups={self.num_groups}, top_groups={self.top_groups}"
+        if self.num_groups < 1 or not 1 <= self.top_groups <= self.num_groups:
+            raise ValueError(f"{groups}: choose at least one group, and at most all")
+        size, rest = divmod(self.num_experts, self.num_groups)
+        if self.num_groups > 1 and (rest or size < 2):
+            raise ValueError(
+                f"{groups}: num_experts={self.num_experts} must be that many groups of "
+                "at least two"
+            )
+        if self.top_k > self.top_groups * size:
+            raise ValueError(
+                f"top_k={self.top_k} is more than the {self.top_groups * size} experts "
+                "that are chosen from"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,6 +124,7 @@ class Config:
     gated: bool = True  # activation(gate x) * up x; else activation(up x)
     mlp_bias: bool = False
     experts: Experts | None = None
+    dense_layers: int = 0  # the first ones, which have an MLP in place of experts
     qkv_bias: bool = False
     out_bias: bool = False
     qk_norm: bool = False  # RMS norm of each query and key head before rotation
@@ -170,6 +202,8 @@ class Config:
             raise ValueError(
                 f"sliding names {len(self.sliding)} layers of {self.num_layers}"
             )
+        if self.dense_layers and self.experts is None:
+            raise ValueError(f"dense_layers={self.dense_layers} need experts elsewhere")
         if any(self.sliding) and self.window is None:
             raise ValueError("sliding layers need a window")
         if (self.attention == "block_causal") != (self.block_len is not None):

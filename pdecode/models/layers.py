@@ -1,5 +1,6 @@
 """The parts of a transformer layer: norms, rotary positions, attention, MLP."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -22,7 +23,7 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 
 
 def rotary(rope: Rope, head_dim: int, positions: Array) -> tuple[Array, Array]:
-    """Cosine and sine of each pair's angle, float32 [B, Q, 1, head_dim / 2].
+    """Cosine and sine of each pair's angle, float32 [B, Q, 1, pairs].
 
     `positions` int32 [B, Q].
     """
@@ -32,11 +33,18 @@ def rotary(rope: Rope, head_dim: int, positions: Array) -> tuple[Array, Array]:
 
 
 def rotate(x: Array, angles: tuple[Array, Array]) -> Array:
-    """Heads [B, Q, H, D] turned by their positions, in float32, in their own dtype."""
+    """Heads [B, Q, H, D] turned by their positions, in float32, in their own dtype.
+
+    What lies behind the dimensions that the angles are of stays as it is.
+    """
     cos, sin = angles
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    width = 2 * cos.shape[-1]
+    first, second = jnp.split(x[..., :width].astype(jnp.float32), 2, axis=-1)
     turned = [first * cos - second * sin, second * cos + first * sin]
-    return jnp.concatenate(turned, axis=-1).astype(x.dtype)
+    turned = jnp.concatenate(turned, axis=-1).astype(x.dtype)
+    if width == x.shape[-1]:
+        return turned
+    return jnp.concatenate([turned, x[..., width:]], axis=-1)
 
 
 def rms(x: Array, eps: float) -> Array:
@@ -47,7 +55,10 @@ def rms(x: Array, eps: float) -> Array:
 
 
 class Norm(nn.Module):
-    """RMS norm (Zhang & Sennrich, 2019, arXiv:1910.07467) or layer norm, in float32."""
+    """RMS norm (Zhang & Sennrich, 2019, arXiv:1910.07467) or layer norm, in float32.
+
+    "centered" is a layer norm without a bias.
+    """
 
     kind: str = "rms"
     eps: float = 1e-6
@@ -58,7 +69,7 @@ class Norm(nn.Module):
         start = nn.initializers.constant(1.0 - self.offset)
         weight = self.param("weight", start, (x.shape[-1],), jnp.float32)
         value = x.astype(jnp.float32)
-        if self.kind == "layer":
+        if self.kind != "rms":
             value = value - jnp.mean(value, axis=-1, keepdims=True)
         square = jnp.mean(jnp.square(value), axis=-1, keepdims=True)
         value = value * jax.lax.rsqrt(square + self.eps)
@@ -208,13 +219,41 @@ class Moe(nn.Module):
         assert experts is not None, "a layer without experts has an Mlp"
         lanes = x.reshape(-1, config.width)
         router = dense(config, experts.num_experts, False, "router")(lanes)
-        probs = jax.nn.softmax(router.astype(jnp.float32))
-        weights, chosen = jax.lax.top_k(probs, experts.top_k)
-        if experts.normalized:
-            weights = weights / weights.sum(-1, keepdims=True)
+        bias = None
+        if experts.biased:
+            start, shape = nn.initializers.zeros_init(), (experts.num_experts,)
+            bias = self.param("router_bias", start, shape, jnp.float32)
+        weights, chosen = routed(experts, router.astype(jnp.float32), bias)
         kernels = expert_kernels(self, experts, config.width)
         act = ACTIVATIONS[config.activation]
-        return mixture(lanes, weights, chosen, kernels, act).reshape(x.shape)
+        out = mixture(lanes, weights, chosen, kernels, act)
+        if experts.shared_width:
+            shared = dataclasses.replace(config, mlp_width=experts.shared_width)
+            out = out + Mlp(shared, name="shared")(lanes)
+        return out.reshape(x.shape)
+
+
+def routed(
+    experts: Experts, logits: Array, bias: Array | None = None
+) -> tuple[Array, Array]:
+    """Weights float32 [T, K] and ids int32 [T, K] of each lane's experts.
+
+    `logits` float32 [T, N] are the router's, `bias` [N] what the choice adds to them.
+    """
+    is_sigmoid = experts.scores == "sigmoid"
+    scores = jax.nn.sigmoid(logits) if is_sigmoid else jax.nn.softmax(logits)
+    ranked = scores if bias is None else scores + bias.astype(jnp.float32)[None]
+    if experts.num_groups > 1:
+        each = ranked.reshape(len(ranked), experts.num_groups, -1)
+        best = jax.lax.top_k(each, 2)[0].sum(-1)
+        _, groups = jax.lax.top_k(best, experts.top_groups)
+        is_in = jax.nn.one_hot(groups, experts.num_groups).sum(1) > 0
+        ranked = jnp.where(is_in[:, :, None], each, -jnp.inf).reshape(ranked.shape)
+    _, chosen = jax.lax.top_k(ranked, experts.top_k)
+    weights = jnp.take_along_axis(scores, chosen, -1)
+    if experts.normalized:
+        weights = weights / (weights.sum(-1, keepdims=True) + 1e-20)
+    return weights * experts.scale, chosen
 
 
 def expert_kernels(module: nn.Module, experts: Experts, width: int) -> list[Array]:
@@ -269,3 +308,24 @@ class Block(nn.Module):
         if config.post_norms:
             branch = norm(config, "mlp_post_norm")(branch)
         return x + branch, cache
+
+
+def attended(config: Config, params: Params, x, angles, visible, slots, cache):
+    """What the attention of a `Block` with `params` adds to `x`, and its cache."""
+    normed = applied(norm(config), params["attention_norm"], x)
+    branch, cache = applied(
+        Attention(config), params["attention"], normed, angles, visible, slots, cache
+    )
+    if config.post_norms:
+        branch = applied(norm(config), params["attention_post_norm"], branch)
+    return branch, cache
+
+
+def mixed(config: Config, params: Params, x: Array) -> Array:
+    """What the MLP of a `Block` with `params` adds to `x`."""
+    inner = Mlp if config.experts is None else Moe
+    normed = applied(norm(config), params["mlp_norm"], x)
+    branch = applied(inner(config), params["mlp"], normed)
+    if config.post_norms:
+        branch = applied(norm(config), params["mlp_post_norm"], branch)
+    return branch

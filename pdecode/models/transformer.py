@@ -33,7 +33,16 @@ from pdecode.models import layers as parts
 from pdecode.models.config import Config, Experts, Rope
 from pdecode.sampling import BANNED
 
-__all__ = ["Config", "Experts", "Rope", "forward", "init", "make_model", "shifted"]
+__all__ = [
+    "Config",
+    "Experts",
+    "Rope",
+    "forward",
+    "init",
+    "layer_parallel",
+    "make_model",
+    "shifted",
+]
 
 
 def init(config: Config, key: Array) -> Params:
@@ -53,7 +62,7 @@ def init(config: Config, key: Array) -> Params:
     place = jnp.zeros((1, 1), jnp.int32)
     visible = Visibility(place, place + 1)
     for layer in range(config.num_layers):
-        params[f"layer_{layer}"] = parts.Block(config).init(
+        params[f"layer_{layer}"] = parts.Block(_own(config, layer)).init(
             keys[3 + layer], stream, _angles(config, layer, place), visible, None, None
         )["params"]
     params["norm"] = parts.norm(config).init(key, stream)["params"]
@@ -93,6 +102,27 @@ def make_model(config: Config) -> Model:
     )
 
 
+@functools.cache
+def layer_parallel(config: Config, group: int) -> Model:
+    """`make_model(config)` whose `apply` runs the attention of `group` layers at once.
+
+    EasySpec (2025, arXiv:2502.02493): between the first and the last layer, those of a
+    group attend from the stream that the group begins with, so none waits for another;
+    then each adds its attention and its MLP in turn. What such a call says and stores
+    is an approximation, good for drafts; `encode` is exact, and so is a group of 1.
+    Raises ValueError for a group below 1, a shifted model and taps.
+    """
+    if group < 1 or config.shift or config.taps:
+        raise ValueError(
+            f"{group=} must be at least 1, of a model without shift ({config.shift}) "
+            f"and taps {config.taps}"
+        )
+    return make_model(config)._replace(
+        apply=functools.partial(_apply_in_groups, config, group),
+        name=f"{config.name} in groups of {group}",
+    )
+
+
 def forward(
     config: Config,
     params: Params,
@@ -123,7 +153,7 @@ def forward(
         index = jnp.arange(tokens.shape[1], dtype=jnp.int32)
         positions = jnp.broadcast_to(index, tokens.shape)
     query = Query(tokens, positions, positions, visible, extra, has_extra)
-    stream = _embed(config, params, query)
+    stream = embedded(config, params, query)
     if not train:
         return _run(config, params, query, stream, None)[0]
     if config.taps:
@@ -214,6 +244,7 @@ def shifted(model: Model, width: int, dtype: str = "float32") -> Model:
         apply=functools.partial(shift, model.apply),
         encode=functools.partial(shift, model.encode),
         move=move,
+        is_shifted=True,
     )
 
 
@@ -256,7 +287,7 @@ def _init_cache(config: Config, prompt: Prompt, num_slots: int) -> Cache:
 def _apply(
     config: Config, params: Params, query: Query, cache: Cache
 ) -> tuple[Output, Cache]:
-    return _run(config, params, query, _embed(config, params, query), cache)
+    return _run(config, params, query, embedded(config, params, query), cache)
 
 
 def _run(config, params, query, stream, cache) -> tuple[Output, Cache]:
@@ -272,15 +303,48 @@ def _run(config, params, query, stream, cache) -> tuple[Output, Cache]:
     return Output(_final_norm(config, params, stream), taps), tuple(caches)
 
 
+def _apply_in_groups(config: Config, group: int, params, query: Query, cache: Cache):
+    stream, caches = embedded(config, params, query), list(cache)
+    last = config.num_layers - 1
+    middle = [range(i, min(i + group, last)) for i in range(1, last, group)]
+    for layers in ([0], *middle, [last] if last else []):
+        branches = []
+        for layer in layers:
+            block, visible = params[f"layer_{layer}"], _visible(config, layer, query)
+            angles = _angles(config, layer, query.positions)
+            branch, caches[layer] = parts.attended(
+                config, block, stream, angles, visible, query.slots, caches[layer]
+            )
+            branches.append(branch)
+        for layer, branch in zip(layers, branches):
+            own, block = _own(config, layer), params[f"layer_{layer}"]
+            stream = stream + branch
+            stream = stream + parts.mixed(own, block, stream)
+    return Output(_final_norm(config, params, stream)), tuple(caches)
+
+
 def _layer(config, layer: int, block, query: Query, stream: Array, cache: Any):
-    visible = query.visible
-    if config.sliding[layer]:
-        causal = config.attention == "causal"
-        visible = narrowed(visible, query.positions, config.window, causal=causal)
+    visible = _visible(config, layer, query)
     angles = _angles(config, layer, query.positions)
-    return parts.Block(config).apply(
+    return parts.Block(_own(config, layer)).apply(
         {"params": block}, stream, angles, visible, query.slots, cache
     )
+
+
+def _visible(config: Config, layer: int, query: Query) -> Visibility:
+    """What the queries of a layer see: less where it is sliding."""
+    if not config.sliding[layer]:
+        return query.visible
+    assert config.window is not None, "Config checked it"
+    causal = config.attention == "causal"
+    return narrowed(query.visible, query.positions, config.window, causal=causal)
+
+
+def _own(config: Config, layer: int) -> Config:
+    """The sizes of one layer: the first ones may be dense in a mixture of experts."""
+    if layer < config.dense_layers:
+        return dataclasses.replace(config, experts=None, dense_layers=0)
+    return config
 
 
 def _angles(config: Config, layer: int, positions: Array):
@@ -302,7 +366,7 @@ def _table(config: Config, params: Params) -> Array:
     return _scaled(config, params["embed"])
 
 
-def _embed(config: Config, params: Params, query: Query) -> Array:
+def embedded(config: Config, params: Params, query: Query) -> Array:
     stream = _scaled(config, params["embed"][query.tokens])
     if config.rope is None:
         table = params["positions"]
@@ -328,6 +392,7 @@ def _period(config: Config) -> int:
     """Length of the repeating pattern of layers, so that one scan covers them."""
     for period in range(1, config.num_layers + 1):
         pattern = config.sliding[:period]
-        if pattern * (config.num_layers // period) == config.sliding:
+        is_even = pattern * (config.num_layers // period) == config.sliding
+        if is_even and not config.dense_layers:
             return period
     return config.num_layers

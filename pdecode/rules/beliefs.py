@@ -1,7 +1,7 @@
 """Masked positions that remember what the model last held likely there."""
 
-import functools
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,36 @@ def softened(model: Model, ratio: Array | float, top_p: Array | float) -> Model:
     literal mask id in a prompt is softened too. Zhu et al., 2025, arXiv:2510.11052.
     ValueError for a model without input embeddings.
     """
+
+    def added(raw, table, mask_id, turn):
+        del turn
+        return shift(ban(raw, (mask_id,)), table, mask_id, ratio, top_p)
+
+    return _remembering(model, added)._replace(name=f"softened {model.name}")
+
+
+def smoothed(model: Model, weight: Callable[[Array], Array]) -> Model:
+    """`model` with the mean embedding of its last law added to every mask.
+
+    The input of a masked lane is e(mask) + w * sum over v of p(v) e(v), p the whole
+    law predicted there last, the mask in it, and w = weight(calls before that one).
+    All else as in `softened`. Ma et al., 2025, arXiv:2510.08666 (iteration smoothing).
+    """
+
+    def added(raw, table, mask_id, turn):
+        del mask_id
+        probs = jax.nn.softmax(raw)
+        mean = jnp.einsum("...v,ve->...e", probs, table.astype(probs.dtype))
+        return weight(turn) * mean
+
+    return _remembering(model, added)._replace(name=f"smoothed {model.name}")
+
+
+def _remembering(model: Model, added: Callable) -> Model:
+    """`model` whose masks carry `added(logits, table, mask_id, turn)`, [..., E].
+
+    All rows of a batch begin together, so that one count of calls is every row's.
+    """
     embedding, mask_id = model.embedding, model.mask_id
     if embedding is None or mask_id is None or model.predicts != "masked":
         has = "no" if embedding is None else "such"
@@ -34,36 +64,34 @@ def softened(model: Model, ratio: Array | float, top_p: Array | float) -> Model:
 
     def init_cache(prompt: Prompt, num_slots: int) -> Cache:
         shape = (prompt.tokens.shape[0], 1, num_slots, embedding.width)
-        mean = jnp.zeros(shape, embedding.dtype)
-        return {"model": model.init_cache(prompt, num_slots), "mean": mean}
+        mean, turn = jnp.zeros(shape, embedding.dtype), jnp.zeros((), jnp.int32)
+        inner = model.init_cache(prompt, num_slots)
+        return {"model": inner, "mean": mean, "turn": turn}
 
-    def apply(call, params, query: Query, cache: Cache):
-        mean = cache["mean"]
+    def apply(params, query: Query, cache: Cache):
+        mean, turn = cache["mean"], cache["turn"]
         read = jax.vmap(lambda row, slot: row[0].at[slot].get(mode="clip"))
         query = query._replace(
             extra=read(mean, query.positions), has_extra=query.tokens == mask_id
         )
-        output, inner = call(params, query, cache["model"])
-        raw = ban(dense.logits(model.head(params), output.hidden), (mask_id,))
-        step = shift(raw, embedding.table(params), mask_id, ratio, top_p).astype(
-            mean.dtype
-        )
+        output, inner = model.apply(params, query, cache["model"])
+        raw = dense.logits(model.head(params), output.hidden)
+        step = added(raw, embedding.table(params), mask_id, turn).astype(mean.dtype)
         mean = caches.write(mean, query.slots, step[:, None])
-        return output, {"model": inner, "mean": mean}
+        return output, {"model": inner, "mean": mean, "turn": turn + 1}
+
+    def encode(params, query: Query, cache: Cache):
+        output, inner = model.encode(params, query, cache["model"])
+        return output, {**cache, "model": inner}
 
     def move(cache: Cache, source: Array, target: Array | SlotRun) -> Cache:
         return {
+            **cache,
             "model": model.move(cache["model"], source, target),
             "mean": caches.move(cache["mean"], source, target),
         }
 
-    return model._replace(
-        init_cache=init_cache,
-        apply=functools.partial(apply, model.apply),
-        encode=functools.partial(apply, model.encode),
-        move=move,
-        name=f"softened {model.name}",
-    )
+    return model._replace(init_cache=init_cache, apply=apply, encode=encode, move=move)
 
 
 def shift(raw: Array, table: Array, mask_id: int, ratio, top_p) -> Array:

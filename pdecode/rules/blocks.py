@@ -58,6 +58,20 @@ def sizes(lengths: Sequence[int]) -> Blocks:
     return Blocks(index, _current(index), first, max(lengths))
 
 
+def shared(max_new_tokens: int, steps: Sequence[int]) -> int:
+    """Frames of each codebook, where one of `steps` is each codebook's (MAGNeT).
+
+    ValueError if the codebooks do not divide the canvas.
+    """
+    frames, rest = divmod(max_new_tokens, len(steps))
+    if rest:
+        raise ValueError(
+            f"{max_new_tokens=} is no multiple of the {len(steps)} codebooks in "
+            f"decoding_steps={steps}"
+        )
+    return frames
+
+
 def absolute(length: int) -> Blocks:
     """Blocks of `length` counted from position 0, filled in order.
 

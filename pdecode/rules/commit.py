@@ -161,6 +161,16 @@ def threshold(level: Array | float) -> Rule:
     return stateless(apply)
 
 
+def as_drawn(prediction: Prediction, temperature: Array | float) -> Array:
+    """Probability [W] of each token in the law it was drawn from, filters included.
+
+    A greedy token has that of the raw law: it is taken whatever the filters say. Ask
+    for "sampled_log_prob".
+    """
+    drawn = jnp.where(temperature > 0, prediction.sampled_log_prob, prediction.log_prob)
+    return jnp.exp(drawn)
+
+
 def above(by: Order, level: Array | float) -> Rule:
     """Every position whose score is >= `level`, and always the best."""
 
@@ -173,6 +183,15 @@ def above(by: Order, level: Array | float) -> Rule:
 def sure(score: Array, open_: Array, level: Array | float) -> Array:
     """bool [W]: the open lanes with score >= `level`, and always the best one."""
     return open_ & (score >= level) | best(score, open_, jnp.int32(1))
+
+
+def nearly_best(confidence: Array, open_: Array, level: Array | float) -> Array:
+    """bool [W]: the open lanes with confidence >= `level` or a hair off the best.
+
+    The hair makes ties go together, and the best pass without a rule (dInfer).
+    """
+    top = jnp.where(open_, confidence, -1.0).max()
+    return open_ & (confidence >= jnp.minimum(level, top - 1e-5))
 
 
 def factor(bound: Array | float) -> Rule:

@@ -141,14 +141,18 @@ def finished(blocks: Blocks, most: int = 1, *, is_inner: bool = False) -> Refres
     The prompt is stored before the first step. When the first open block moves on, the
     blocks that were open before it are stored once more, with their last tokens, in the
     call that begins the new ones. `is_inner`: a decode block is a part of the model's,
-    which is stored anew whenever a part begins. A prompt with holes is stored whole
-    each time.
+    which is stored anew whenever a part begins, until the part's first position is
+    filled, and once more where that is the block's first. A prompt with holes is stored
+    whole each time.
     """
     size = blocks.whole or _length(blocks)
 
     def when(row: Row):
-        at_start = blocks.first(row) % size == 0
-        return (row.step == 0) & (at_start | is_inner)
+        first = blocks.first(row)
+        if not is_inner:
+            return (row.step == 0) & (first % size == 0)
+        is_late = row.fresh[first] & (first % size == 0)
+        return (row.step == 0) | row.masked[first] | is_late
 
     def window(blocks: Blocks, shape: CanvasShape) -> Window:
         if shape.has_holes:
@@ -160,12 +164,13 @@ def finished(blocks: Blocks, most: int = 1, *, is_inner: bool = False) -> Refres
             first = jnp.maximum(here - most * size, 0)
             positions = first + jnp.arange(width, dtype=jnp.int32)
             is_behind = (positions < here) & (blocks.first(row) == here)
+            is_behind &= (row.step == 0) & (row.turn > 0)
             is_now = (positions >= here) & (positions < here + most * size)
             return Lanes(positions, is_behind | is_now)
 
         return Window(width, apply, is_run=True)
 
-    return Refresh(when, window, has_prefill=True)
+    return Refresh(when, window, has_prefill=True, is_first=is_inner)
 
 
 def cached(model: Model, blocks: Blocks, kind: str):

@@ -1,6 +1,26 @@
 """Cases of methods/jacobi."""
 
-from cases import case
+import jax
+import jax.numpy as jnp
+
+from cases import CAUSAL, VOCAB, case
+from pdecode.contracts import Embedding
+
+
+def _read(params, query, cache):
+    """The causal toy with one-hot embeddings: a noisy one is the nearest token."""
+    if query.extra is not None:
+        stands = jax.nn.one_hot(query.tokens, VOCAB + 1) + query.extra
+        tokens = jnp.argmax(stands, -1).astype(jnp.int32)
+        query = query._replace(tokens=tokens, extra=None)
+    return CAUSAL.apply(params, query, cache)
+
+
+EMBEDDED = CAUSAL._replace(
+    apply=_read,
+    encode=_read,
+    embedding=Embedding(lambda params: jnp.eye(VOCAB + 1), VOCAB + 1, "float32"),
+)
 
 CASES = {
     "jacobi": case("jacobi", "plain", window=4),
@@ -21,6 +41,10 @@ CASES = {
     ),
     "sjd_vertical": case("sjd", "law", window=4, start="vertical", row_length=3),
     "sjd_sample": case("sjd", "law", window=4, start="sample"),
+    "sjd2": case("sjd2", "law", window=4, levels=2, model=EMBEDDED),
+    "sjd2_coupled": case(
+        "sjd2", "law", window=5, levels=1, transport="maximal", model=EMBEDDED
+    ),
     "gs_equal": case("sjd", "plain", window=4, transport="gumbel_equal"),
     "gsd": case("gsd", "lossy", window=4, size=2),
     "gs_sjd": case("sjd", "law", window=4, transport="gumbel"),

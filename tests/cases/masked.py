@@ -187,7 +187,7 @@ CASES = {
         "genmol", "lossy", knobs={"guidance_scale": 2.0}, max_calls=20, **ON_MASKS
     ),
     "hmar": case(
-        "hmar", "lossy", sides=(1, 3), mask_steps=(1, 3), max_calls=4, **ON_MASKS
+        "hmar", "lossy", sides=(1, 3), counts=(1, 2, 3, 4), max_calls=4, **ON_MASKS
     ),
     "llada2": case(
         "llada2",
@@ -243,9 +243,33 @@ CASES = {
         knobs={"tau_refine": 1e-4, "tau_decode": 1e-4, "r_f": 0.5},
         **TINY,
     ),
+    "iteration_smoothing": case(
+        "iteration_smoothing",
+        "lossy",
+        block_length=5,
+        knobs={"threshold": 0.5, "threshold_decay": 0.2},
+        **TINY,
+    ),
+    "recap": case(
+        "recap",
+        "lossy",
+        steps=6,
+        local_steps=2,
+        max_calls=6,
+        knobs={"choice_temperature": 1.0},
+        **ON_MASKS,
+    ),
     "assd": case("assd", "lossy", num_draft=3, **ON_MASKS),
     "magnet": case(
         "magnet", "lossy", decoding_steps=(3, 2), span_len=2, max_calls=5, **ON_MASKS
+    ),
+    "magnet_rescored": case(
+        "magnet_rescored",
+        "lossy",
+        decoding_steps=(3, 2),
+        span_len=2,
+        max_calls=5,
+        **JUDGED,
     ),
     "pc_sampler": case("pc_sampler", "lossy", steps=5, **RARE),
     "free_cache": case(

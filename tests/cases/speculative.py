@@ -64,6 +64,24 @@ CASES = {
     "coupled": case(
         "speculative_sampling", "plain", num_draft=3, acceptance="coupled", **TWO
     ),
+    "pearl": case("pearl", "law", window=3, **TWO),
+    "pearl_coupled": case("pearl", "plain", window=2, acceptance="coupled", **TWO),
+    "easy_spec": case("easy_spec", "law", num_draft=3, **TWO),
+    "quantspec": case("quantspec", "law", num_draft=3, group=4),
+    "quantspec_coupled": case(
+        "quantspec", "plain", num_draft=2, group=3, acceptance="coupled"
+    ),
+    "spec_pv": case(
+        "spec_pv",
+        "lossy",
+        num_draft=2,
+        block_length=2,
+        num_first=1,
+        num_retrieved=1,
+        num_last=1,
+        buffer_len=2,
+        **TWO,
+    ),
     "block_verification": case("block_verification", "law", num_draft=3, **TWO),
     "specinfer": case("specinfer", "law", branching=(2, 2), **TWO),
     "specinfer_without": case(

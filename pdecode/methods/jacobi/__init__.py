@@ -6,6 +6,7 @@ from pdecode.methods.jacobi.gsd import gsd
 from pdecode.methods.jacobi.jacobi import jacobi
 from pdecode.methods.jacobi.lookahead import lookahead
 from pdecode.methods.jacobi.sjd import sjd
+from pdecode.methods.jacobi.sjd2 import sjd2
 
 __all__ = [
     "early_exit",
@@ -13,6 +14,7 @@ __all__ = [
     "jacobi",
     "lookahead",
     "sjd",
+    "sjd2",
 ]
 
 VARIANTS = {

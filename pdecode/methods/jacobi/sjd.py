@@ -9,12 +9,12 @@ target's law for every carried guess (keeping an old q there, as one released ve
 does, biases the output).
 """
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pdecode.contracts import Decoder, Sampling
 from pdecode.drafters import iterates
 from pdecode.families import speculative
-from pdecode.knobs import Count, NextModel, Temperature, TopK, TopP
+from pdecode.knobs import Count, NextModel, Size, Temperature, TopK, TopP
 from pdecode.rules import accept
 
 
@@ -26,6 +26,7 @@ def sjd(
     transport: Literal["independent", "maximal", "gumbel", "gumbel_equal"] = "maximal",
     start: Literal["uniform", "repeat", "horizontal", "vertical", "sample"] = "uniform",
     row_length: Count | None = None,
+    start_ids: Annotated[tuple[int, ...], Size(0)] | None = None,
     temperature: Temperature = 1.0,
     top_k: TopK | None = None,
     top_p: TopP | None = None,
@@ -33,7 +34,8 @@ def sjd(
     """Jacobi iteration for sampling: guesses are kept by rejection sampling.
 
     "horizontal" and "vertical" begin a guess as the token to its left or above it in an
-    image of `row_length` tokens a row.
+    image of `row_length` tokens a row. "uniform" draws from the ids `start_ids`, first
+    and one past the last: those of an image, where the vocabulary has others.
 
     Guarantee: lossless in distribution, greedy-identical at temperature 0;
     "gumbel_equal" is token for token plain sampling with the same seed.
@@ -57,8 +59,15 @@ def sjd(
         raise ValueError(f"{start=} needs row_length, the tokens of an image's row")
     else:
         began = iterates.copied(row_length, is_above=start == "vertical")
+    if start_ids is not None and len(start_ids) != 2:
+        raise ValueError(f"{start_ids=} must be two: the first and one past the last")
     drafter = iterates.iterate(
-        model, window, sampling, transport=moved[transport](), entry=began
+        model,
+        window,
+        sampling,
+        transport=moved[transport](),
+        entry=began,
+        start_ids=start_ids,
     )
     is_equal = transport == "gumbel_equal"
     return speculative.draft_verify(

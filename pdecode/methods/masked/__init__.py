@@ -25,6 +25,7 @@ from pdecode.methods.masked.genmol import genmol
 from pdecode.methods.masked.guided_diffusion import guided_diffusion
 from pdecode.methods.masked.hierarchical import hierarchical
 from pdecode.methods.masked.hmar import hmar
+from pdecode.methods.masked.iteration_smoothing import iteration_smoothing
 from pdecode.methods.masked.klass import klass
 from pdecode.methods.masked.latent_refinement import latent_refinement
 from pdecode.methods.masked.lavida import lavida
@@ -33,12 +34,14 @@ from pdecode.methods.masked.llada import llada
 from pdecode.methods.masked.llada2 import llada2
 from pdecode.methods.masked.local_leap import local_leap
 from pdecode.methods.masked.magnet import magnet
+from pdecode.methods.masked.magnet_rescored import magnet_rescored
 from pdecode.methods.masked.maskgit import maskgit
 from pdecode.methods.masked.mdlm import mdlm
 from pdecode.methods.masked.mmm import mmm
 from pdecode.methods.masked.pc_sampler import pc_sampler
 from pdecode.methods.masked.prophet import prophet
 from pdecode.methods.masked.rcr import rcr
+from pdecode.methods.masked.recap import recap
 from pdecode.methods.masked.refine import refine
 from pdecode.methods.masked.remdm import remdm
 from pdecode.methods.masked.remdm_llada import remdm_llada
@@ -69,6 +72,7 @@ __all__ = [
     "guided_diffusion",
     "hierarchical",
     "hmar",
+    "iteration_smoothing",
     "klass",
     "latent_refinement",
     "lavida",
@@ -77,12 +81,14 @@ __all__ = [
     "llada2",
     "local_leap",
     "magnet",
+    "magnet_rescored",
     "maskgit",
     "mdlm",
     "mmm",
     "pc_sampler",
     "prophet",
     "rcr",
+    "recap",
     "refine",
     "remdm",
     "remdm_llada",
@@ -152,6 +158,11 @@ VARIANTS = {
         {"order": "random", "temperature": 1.0},
         "exact any-order sampling, a call a token; no model here reads the hitting "
         "times, so none are drawn, Zheng et al., arXiv:2409.02908",
+    ),
+    "llada2_threshold": Variant(
+        "fast_dllm",
+        {"threshold": 0.95, "cache": "dual"},
+        "LLaDA 2.0 as published, over its exact cache, Bie et al., arXiv:2512.15745",
     ),
     "md4": Variant(
         "mdlm",

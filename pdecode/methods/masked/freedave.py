@@ -1,13 +1,14 @@
 """FreeDave: the static decode of a masked model, verified several steps at a time.
 
 Wu & Zhang, 2025, arXiv:2510.00294. The drafts come from the last prediction, at no
-cost. Deviation: canvases are evaluated side by side, not as a tree over one context.
+cost. A block-causal model is decoded in its blocks. Deviation: canvases are evaluated
+side by side and whole, not as a tree over one context.
 """
 
 from pdecode.contracts import Decoder, Sampling
 from pdecode.families import canvas_chain, masked
 from pdecode.knobs import Count, MaskedModel, Temperature
-from pdecode.rules import schedules
+from pdecode.rules import blocks, schedules
 
 
 def freedave(
@@ -21,12 +22,15 @@ def freedave(
 ) -> Decoder:
     """LLaDA's tokens in LLaDA's order, with the same key, in fewer calls.
 
-    `steps` must fill equally many positions each (None: one).
+    `steps` must fill equally many positions each (None: one). The authors draft 4
+    steps, and 8 with block models.
     Guarantee: lossy as LLaDA is, whose every canvas it returns; nothing is added.
     Cost: at most LLaDA's calls, each of `draft_steps` canvases; at best one and
     (steps - 1) / draft_steps.
     """
-    length = min(block_length or max_new_tokens, max_new_tokens)
+    grid = blocks.of(model, block_length)
+    length = grid.length if grid.is_absolute else None
+    length = length or min(block_length or max_new_tokens, max_new_tokens)
     count = 1
     if steps is not None:
         share = schedules.steps_per_block(max_new_tokens, steps, length)

@@ -40,14 +40,13 @@ def hierarchical(
     def apply(key, row: Row, prediction):
         del key
         confidence = jnp.exp(prediction.log_prob)
-        top = jnp.where(row.open, confidence, -1.0).max()
         if decoder == "threshold":
-            # The hair makes ties go together, and the best pass without a rule.
-            return row.open & (confidence >= jnp.minimum(threshold, top - 1e-5))
+            return commit.nearly_best(confidence, row.open, threshold)
         best = commit.best(prediction.log_prob, row.open, 1)
         heads = best_of_runs(confidence, row) & (confidence > low_threshold)
         chosen = best | heads | (row.open & (confidence > threshold))
         if decoder == "hierarchical_fast":
+            top = jnp.where(row.open, confidence, -1.0).max()
             chosen = jnp.where(top < low_threshold, best, chosen)
         return chosen
 

@@ -2,12 +2,13 @@
 
 Bie et al., 2026, LLaDA2.1, arXiv:2602.08676. In every step a token of the block is
 replaced where another one is drawn with a probability above `editing_threshold`. A full
-block gets up to `max_post_steps` steps more, as long as they change it.
+block gets up to `max_post_steps` steps more, as long as they change it. The thresholds
+are those of the published code; its README has 0.7 and 0.5 for quality, 0.5 and 0 for
+speed. LLaDA 2.0 is `fast_dllm` with the exact cache. Deviation: a row ends once all
+before its first end token is filled; what stands there is edited no more.
 """
 
 from typing import Annotated
-
-import jax.numpy as jnp
 
 from pdecode.contracts import Decoder, Row, Rule, Sampling
 from pdecode.families import masked
@@ -39,18 +40,23 @@ def llada2(
     kind = "dual" if model.attention == "block_causal" else "none"
     window, refresh = windows.cached(model, grid, kind)
 
-    def apply(params, key, row: Row, prediction, memory):
+    def fill(key, row: Row, prediction):
+        del key
+        confidence = commit.as_drawn(prediction, temperature)
+        return commit.sure(confidence, row.open, threshold)
+
+    def edit(params, key, row: Row, prediction, memory):
         del params, key
-        sure = jnp.exp(prediction.sampled_log_prob) > editing_threshold
+        sure = commit.as_drawn(prediction, temperature) > editing_threshold
         return sure & (row.block_of == row.block), memory
 
     return masked.masked_diffusion(
         model,
-        commit.threshold(threshold),
+        commit.stateless(fill, ("sampled_log_prob",)),
         max_new_tokens=max_new_tokens,
         sampling=Sampling(temperature, top_k, top_p, undrawn=masked.undrawn(model)),
         blocks=grid,
-        edit=Rule(lambda length: (), apply, ("sampled_log_prob",)),
+        edit=Rule(lambda length: (), edit, ("sampled_log_prob",)),
         settle=max_post_steps,
         window=window,
         refresh=refresh,

@@ -1,19 +1,16 @@
 """MAGNeT: one codebook after another, whole spans of frames at a time.
 
 Ziv et al., 2024, arXiv:2401.04577. The canvas holds the codebooks one behind another,
-each a block. Deviations: temperature and guidance are constant over a block's steps, no
-other model rescores the spans, and every step keeps at least one span.
+each a block. Deviations: temperature and guidance are constant over a block's steps,
+and every step keeps at least one span.
 """
 
-import math
 from typing import Annotated
 
-import jax.numpy as jnp
-
-from pdecode.contracts import Decoder, Row, Sampling
+from pdecode.contracts import Decoder, Sampling
 from pdecode.families import masked
 from pdecode.knobs import Count, MaskedModel, Size, Temperature, TopK, TopP
-from pdecode.rules import blocks, commit
+from pdecode.rules import blocks, spans
 
 
 def magnet(
@@ -33,33 +30,12 @@ def magnet(
     by the drawn tokens.
     Cost: at most the sum of `decoding_steps` calls of the whole canvas.
     """
-    num_codebooks = len(decoding_steps)
-    if max_new_tokens % num_codebooks:
-        raise ValueError(
-            f"{max_new_tokens=} is no multiple of the {num_codebooks} codebooks in "
-            f"{decoding_steps=}"
-        )
-    frames = max_new_tokens // num_codebooks
-    table = jnp.asarray(decoding_steps, jnp.int32)
-
-    def apply(key, row: Row, prediction):
-        del key
-        span = jnp.maximum(row.positions - row.prompt_end, 0) % frames // span_len
-        num_lanes = len(row.positions)
-        # Spans are told by their first open lane, whose score is that of the best one.
-        best = commit.best_of_each(prediction.log_prob, row.open, span)
-        num_spans = -(-row.num_initial // span_len)
-        steps = table[jnp.minimum(row.block, num_codebooks - 1)]
-        angle = math.pi / 2 * (row.step + 1) / jnp.maximum(steps - 1, 1)
-        left = jnp.maximum((jnp.cos(angle) * num_spans).astype(jnp.int32), 1)
-        left = jnp.where(row.step + 1 >= steps, 0, jnp.minimum(left, best.sum() - 1))
-        kept = commit.best(prediction.log_prob, best, best.sum() - left)
-        is_kept = jnp.zeros(num_lanes, bool).at[span].max(kept)
-        return row.open & is_kept[span]
-
+    frames = blocks.shared(max_new_tokens, decoding_steps)
     return masked.masked_diffusion(
         model,
-        commit.stateless(apply),
+        spans.cosine(
+            frames, span_len, decoding_steps, lambda params, row, p: p.log_prob
+        ),
         max_new_tokens=max_new_tokens,
         sampling=Sampling(temperature, top_k, top_p),
         blocks=blocks.generation(frames),

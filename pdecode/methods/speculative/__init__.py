@@ -10,15 +10,19 @@ from pdecode.methods.speculative.conditional_verification import (
     conditional_verification,
 )
 from pdecode.methods.speculative.dynamic_tree import dynamic_tree
+from pdecode.methods.speculative.easy_spec import easy_spec
 from pdecode.methods.speculative.judge_decoding import judge_decoding
 from pdecode.methods.speculative.lantern import lantern
 from pdecode.methods.speculative.opt_tree import opt_tree
 from pdecode.methods.speculative.ouroboros import ouroboros
 from pdecode.methods.speculative.pcg import pcg
+from pdecode.methods.speculative.pearl import pearl
 from pdecode.methods.speculative.prompt_lookup import prompt_lookup
+from pdecode.methods.speculative.quantspec import quantspec
 from pdecode.methods.speculative.rest import rest
 from pdecode.methods.speculative.sam_decoding import sam_decoding
 from pdecode.methods.speculative.sequoia import sequoia
+from pdecode.methods.speculative.spec_pv import spec_pv
 from pdecode.methods.speculative.specinfer import specinfer
 from pdecode.methods.speculative.specreason import specreason
 from pdecode.methods.speculative.spectr import spectr
@@ -36,15 +40,19 @@ __all__ = [
     "blockwise",
     "conditional_verification",
     "dynamic_tree",
+    "easy_spec",
     "judge_decoding",
     "lantern",
     "opt_tree",
     "ouroboros",
     "pcg",
+    "pearl",
     "prompt_lookup",
+    "quantspec",
     "rest",
     "sam_decoding",
     "sequoia",
+    "spec_pv",
     "specinfer",
     "specreason",
     "spectr",
