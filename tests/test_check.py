@@ -270,7 +270,8 @@ SETTINGS = {
     "autoregressive": {}, "prompt_lookup": {}, "speculative_sampling": {},
     "block_verification": {}, "llada": {}, "fast_dllm": {}, "eb_sampler": {},
     "jacobi": {"window": 4}, "sjd": {"window": 4}, "specinfer": {"branching": (2, 1)},
-    "typical_acceptance": {}, "any_order": {}, "mdlm": {"steps": 4},
+    "typical_acceptance": {"num_nodes": 5, "width": 2, "max_depth": 3},
+    "any_order": {}, "mdlm": {"steps": 4},
 }  # fmt: skip
 
 
