@@ -144,6 +144,7 @@ class Model(NamedTuple):
     num_calls: int = 1  # target calls that one apply counts for (guidance: 2)
     name: str = "model"
     embedding: Embedding | None = None  # what `Query.extra` is added to, if anything
+    slides: bool = False  # some layers see a window: slots must stand at positions
 
 
 class Prompt(NamedTuple):

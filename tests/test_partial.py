@@ -167,6 +167,8 @@ def test_the_block_that_matters_is_retrieved():
 def test_what_parts_cannot_serve_is_refused():
     with pytest.raises(ValueError, match="need a last block"):
         partial.partial(MODEL, partial.Parts(4, 1, 1, 0, 8))
+    with pytest.raises(ValueError, match="layers that see a window"):
+        partial.partial(MODEL._replace(slides=True), partial.Parts(4, 1, 1, 1, 8))
     model = partial.partial(MODEL, partial.Parts(4, 1, 1, 1, 8))
     with pytest.raises(ValueError, match="judges chains"):
         run(

@@ -44,7 +44,11 @@ def rows(batch=3, length=12, seed=0):
 
 @pytest.mark.parametrize(
     ("model", "qk_norm"),
-    [pytest.param(MODEL, True, marks=pytest.mark.thorough), (CANVAS, False)],
+    [
+        pytest.param(MODEL, True, marks=pytest.mark.thorough),
+        (CANVAS, False),
+        (dataclasses.replace(CANVAS, attention="block_causal", block_len=5), False),
+    ],
 )
 def test_plain_pass_is_the_transformers(model, qk_norm):
     model = dataclasses.replace(model, qk_norm=qk_norm)
@@ -108,7 +112,7 @@ def test_diffusion_figure_is_the_bound_on_average():
     share = (jnp.arange(4096) + 0.5) / 4096
     scored = jnp.ones(many.shape, bool)
     total = masked_diffusion._bound_nats(
-        CANVAS, (), params, many, scored, share, jax.random.key(0)
+        CANVAS, (), None, params, many, scored, share, jax.random.key(0)
     )
     np.testing.assert_allclose(total / 4096, exact, rtol=0.02)
 

@@ -88,7 +88,7 @@ def test_each_pair_is_refused_or_cannot_see_what_it_predicts(objective):
         totals = total_of_answers(objective, config)
         assert len(totals) >= 3
         np.testing.assert_allclose(totals, 1.0, atol=1e-5)
-    assert num_right == (2 if objective == "masked_diffusion" else 1)
+    assert num_right == (4 if objective == "masked_diffusion" else 1)
 
 
 @pytest.mark.parametrize(
@@ -157,8 +157,8 @@ HEADS = {"objective": "blockwise_heads", "frozen": {"target": "target"}}
         ({"model": dataclasses.replace(MODEL, window=0)}, r"model\.window=0 must be"),
         ({"model": dataclasses.replace(MODEL, eos_ids=(260,))},
          r"model\.eos_ids=260 is no id"),
-        ({"model": dataclasses.replace(MODEL, experts=Experts(2, 3, 8))},
-         r"model\.experts\.top_k=3 must be at least 1 and at most 2"),
+        ({"model": dataclasses.replace(MODEL, experts=Experts(2, 0, 8))},
+         r"model\.experts\.top_k=0 must be at least 1 and at most 2"),
         ({"row_len": 128}, r"row_len=128 exceeds model\.max_positions=64"),
     ],
 )  # fmt: skip
@@ -166,6 +166,11 @@ def test_refused_in_one_line_that_names_the_field(fields, message):
     with pytest.raises(ValueError, match=message) as caught:
         dataclasses.replace(RUN, **fields)
     assert "\n" not in str(caught.value)
+
+
+def test_more_experts_than_there_are_is_refused():
+    with pytest.raises(ValueError, match="top_k=3 is more than the 2 experts"):
+        Experts(2, 3, 8)
 
 
 ROOT = export.pathlib.Path(__file__).parent.parent

@@ -255,9 +255,19 @@ def check_count(name: str, value: int) -> None:
 
 
 def bench(args) -> tuple[list[str], str]:
-    """Shapes and dtype of the suite "hotpath"; refused where "loop" would drop them."""
-    if args.suite == "loop" and (args.shapes or args.dtype):
+    """Shapes and dtype of the suite "hotpath"; refused where others would drop them."""
+    if args.suite != "hotpath" and (args.shapes or args.dtype):
         raise ValueError("--shapes and --dtype are for --suite hotpath")
+    is_parallel = args.suite == "parallelbench"
+    if not is_parallel and (args.model or args.quick or args.instances is not None):
+        raise ValueError(
+            "--model, --quick and --instances are for --suite parallelbench"
+        )
+    if is_parallel and (args.repeats is not None or args.batch_size != 1):
+        raise ValueError(
+            "--repeats and --batch-size are for timings: parallelbench "
+            "counts, and decodes each shape as one batch"
+        )
     shapes = "3m,30m" if args.shapes is None else args.shapes
     return names(shapes, "--shapes"), args.dtype or "float32"
 

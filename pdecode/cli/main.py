@@ -19,6 +19,7 @@ from pdecode.cli.interrupt import INTERRUPTED
 from pdecode.version import __version__
 
 BAD_INPUT = 2
+SUITES = ("loop", "hotpath", "parallelbench")
 BAD = (ValueError, TypeError, OSError, NotImplementedError, OverflowError, MemoryError)
 
 
@@ -168,7 +169,14 @@ def parser() -> argparse.ArgumentParser:
     _add_processes(made, "on a folder that all share; a batch is split over them")
 
     made = add("bench", _bench, "benchmarks of the framework itself")
-    made.add_argument("--suite", choices=("loop", "hotpath"), default="loop")
+    made.add_argument("--suite", choices=SUITES, default="loop")
+    made.add_argument("--model", help="parallelbench: a masked model of the tasks")
+    made.add_argument(
+        "--quick", action="store_true", help="parallelbench: fewer methods, instances"
+    )
+    made.add_argument(
+        "--instances", type=int, help="parallelbench: of each task (default: 50)"
+    )
     made.add_argument("--batch-size", type=int, default=1)
     made.add_argument("--repeats", type=int, help="default: 51; 5 for hotpath decodes")
     made.add_argument(
@@ -274,9 +282,12 @@ def _train(args) -> int:
 
 
 def _bench(args) -> int:
-    from pdecode.cli import bench
+    from pdecode.cli import bench, parallelbench
 
     shapes, dtype = arguments.bench(args)
+    if args.suite == "parallelbench":
+        parallelbench.run(args.model, args.out, num=args.instances, is_quick=args.quick)
+        return 0
     bench.run(args.suite, shapes, dtype, args.batch_size, args.repeats, args.out)
     return 0
 

@@ -68,7 +68,9 @@ def _next_command(args, record: dict) -> str:
         parts += decoded_by(config["options"])
         parts += ["--model", target["from"], "--drafter", out]
     is_text = config["model"]["vocab_size"] == byte_model.VOCAB_SIZE
-    parts += ["--prompt", "def f(n):"] if is_text else ["--prompt-ids", "[[1, 2]]"]
+    # Python's library is the text that a run has by default.
+    text = "def f(n):" if config.get("data") is None else "YOUR PROMPT"
+    parts += ["--prompt", text] if is_text else ["--prompt-ids", "[[1, 2]]"]
     return shlex.join(parts)
 
 

@@ -51,13 +51,15 @@ class Sampler(NamedTuple):
 
     Epoch e lays the stream in a circle and cuts it into rows at its own offset, drawn
     from (seed, e), so that row edges move and no end is seen less than the middle.
-    What fills no row, and rows that fill no batch, are left out of that epoch.
+    What fills no row, and rows that fill no batch, are left out of that epoch. A text
+    that is whole rows is always cut between them.
     """
 
     tokens: np.ndarray  # integer [N]
     row_len: int
     batch_size: int
     seed: int
+    is_whole: bool = False
 
     @property
     def batches_per_epoch(self) -> int:
@@ -68,7 +70,7 @@ class Sampler(NamedTuple):
         epoch, turn = divmod(step, self.batches_per_epoch)
         offset, order = _order(self.seed, epoch, len(self.tokens), self.row_len)
         chosen = order[turn * self.batch_size : (turn + 1) * self.batch_size]
-        starts = offset + chosen * self.row_len
+        starts = (0 if self.is_whole else offset) + chosen * self.row_len
         index = starts[:, None] + np.arange(self.row_len)[None, :]
         return self.tokens[index % len(self.tokens)].astype(np.int32)
 
@@ -81,9 +83,16 @@ def _order(seed: int, epoch: int, length: int, row_len: int) -> tuple[int, np.nd
     return int(draw.integers(length)), draw.permutation(length // row_len)
 
 
-def sampler(tokens: np.ndarray, *, row_len: int, batch_size: int, seed: int) -> Sampler:
+def sampler(
+    tokens: np.ndarray,
+    *,
+    row_len: int,
+    batch_size: int,
+    seed: int,
+    is_whole: bool = False,
+) -> Sampler:
     """A `Sampler`; ValueError if the stream is too short for one batch."""
-    made = Sampler(tokens, row_len, batch_size, seed)
+    made = Sampler(tokens, row_len, batch_size, seed, is_whole)
     if made.batches_per_epoch < 1:
         need = batch_size * row_len
         raise ValueError(

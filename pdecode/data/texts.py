@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pdecode.data import packing
+from pdecode.data.parallelbench import rows as task_rows
 
 SPLITS = ("train", "validation")
 
@@ -21,6 +22,7 @@ class Text(NamedTuple):
     name: str  # of its split or file, for messages
     unit: str = "byte"  # what figures are divided by: "byte" or "token"
     given_ids: tuple[int, ...] = ()  # tokens that nobody predicts, such as BOS
+    row_len: int | None = None  # of rows that stand by themselves; None: cut anywhere
 
     def is_unit(self, tokens: np.ndarray) -> np.ndarray:
         """bool, as `tokens`: what counts in the denominator of a figure."""
@@ -46,12 +48,18 @@ class Text(NamedTuple):
         return sum(int(is_counted(part).sum()) for part in parts)
 
 
-def read(data_dir: str | None) -> tuple[np.ndarray, np.ndarray]:
+def read(
+    data_dir: str | None, data: str | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Training and validation streams, integer [N], of a folder or of the library.
 
+    Of `data` "tasks" they are made: see `parallelbench.rows`.
     A folder that holds train.npy must hold validation.npy too: figures of one text on
     the model of another mean nothing. Raises ValueError, naming the file.
     """
+    if data == "tasks":
+        training, validation = map(task_rows.stream, SPLITS)
+        return training, validation
     if data_dir is not None:
         folder = pathlib.Path(data_dir)
         there = [name for name in SPLITS if (folder / f"{name}.npy").exists()]

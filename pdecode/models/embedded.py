@@ -1,9 +1,10 @@
 """The small trained models that come with the package, by name.
 
-`target` autoregressive, `drafter` the same task much cheaper, `heads` blockwise heads
-on `target`, `diffusion` masked diffusion of the target's size. Each is a safetensors
-file (bfloat16) in pdecode/models/weights with a JSON record of what made it and what it
-reaches; configs/byte_NAME.py retrains it.
+Of Python code: `target` autoregressive, `drafter` the same task much cheaper, `heads`
+blockwise heads on `target`, `diffusion` masked diffusion of the target's size. Of the
+tasks of `pdecode.data.parallelbench`: `task_masked`, masked diffusion. Each is a
+safetensors file (bfloat16) in pdecode/models/weights with a JSON record of what made it
+and what it reaches; `config_of` names the config that retrains it.
 """
 
 import dataclasses
@@ -24,7 +25,8 @@ from pdecode.models import draft_heads as heads_module
 from pdecode.models import transformer
 from pdecode.models.bytes import ByteTokenizer, tokenizer
 
-NAMES = ("target", "drafter", "heads", "diffusion")
+TASKS = ("task_masked",)
+NAMES = ("target", "drafter", "heads", "diffusion", *TASKS)
 DTYPES = {"BF16": ml_dtypes.bfloat16, "F32": np.float32}
 FOLDER = pathlib.Path(__file__).parent / "weights"
 
@@ -107,8 +109,13 @@ def read(name: str, folder: pathlib.Path = FOLDER) -> tuple[dict, dict]:
     except ValueError as error:
         raise ValueError(
             f"embedded model {name!r}: {error}; install pdecode again, or retrain with "
-            f"pdecode train --config configs/byte_{name}.py"
+            f"pdecode train --config {config_of(name)}"
         ) from None
+
+
+def config_of(name: str) -> str:
+    """The config that retrains an embedded model."""
+    return f"configs/{name}.py" if name in TASKS else f"configs/byte_{name}.py"
 
 
 def read_from(source: str | os.PathLike) -> tuple[dict, dict]:

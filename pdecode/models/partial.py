@@ -55,13 +55,18 @@ def partial(model: Model, parts: Parts) -> Model:
     block is scored by the call's own keys, in place of its queries, which a Model does
     not show: the largest product with a key between the block's least and greatest in
     each channel, summed over channels and meant over lanes, heads and layers, so that
-    layers share their blocks. Layers may not slide: slots of parts are no positions.
-    Raises ValueError for a model that is not causal and for parts without a last block.
+    layers share their blocks. Raises ValueError for a model that is not causal or has
+    layers that slide, and for parts without a last block.
     """
     if model.predicts != "next" or model.attention != "causal":
         raise ValueError(
             f"{model.name} has predicts={model.predicts!r}, attention="
             f"{model.attention!r}: only what stands before can be read in parts"
+        )
+    if model.slides:
+        raise ValueError(
+            f"{model.name} has layers that see a window of positions, but slots of "
+            "parts are no positions: take a model whose layers all see everything"
         )
     if min(parts.length, parts.num_last, parts.room) < 1:
         raise ValueError(f"{parts} need a last block, and room for a call")

@@ -99,6 +99,7 @@ def make_model(config: Config) -> Model:
         embedding=Embedding(
             functools.partial(_table, config), config.width, config.dtype
         ),
+        slides=any(config.sliding),
     )
 
 

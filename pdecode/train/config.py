@@ -5,6 +5,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from pdecode.data.parallelbench import rows as task_rows
 from pdecode.models import bytes as text
 from pdecode.models.config import Config
 
@@ -13,6 +14,7 @@ SCHEDULES = ("cosine", "stable")
 FORWARDS = ("transformer", "plain")
 DTYPES = ("float32", "bfloat16")
 UNITS = ("byte", "token")
+DATA = (None, "tasks")
 # What a parameter is to an optimizer; `pdecode.train.optimizers` tells them apart.
 ROLES = ("matrix", "embedding", "head", "norm", "bias", "expert", "adapter")
 _WEIGHTS = ("matrix", "embedding", "head", "expert", "adapter")
@@ -62,6 +64,8 @@ class TrainConfig:
     seed: int = 0
     # Data. The last `long_steps` batches use whole rows; before them rows are cut to
     # `short_len`, which is cheaper and sees as many tokens.
+    # None: text. "tasks": rows of pdecode.data.parallelbench, an instance each.
+    data: str | None = None
     data_dir: str | None = None
     unit: str | None = (
         None  # "byte" or "token"; None: bytes if the vocabulary is theirs
@@ -134,6 +138,11 @@ class TrainConfig:
         return "byte" if self.model.vocab_size == text.VOCAB_SIZE else "token"
 
     @property
+    def own_rows(self) -> int | None:
+        """Tokens of each row of the text, where it has rows that may not be cut."""
+        return task_rows.ROW_LEN if self.data == "tasks" else None
+
+    @property
     def given_ids(self) -> tuple[int, ...]:
         """Tokens that the text gives and nobody predicts: BOS, where there is one."""
         return (text.BOS_ID,) if self.scored_unit == "byte" else ()
@@ -144,6 +153,7 @@ class TrainConfig:
             ("schedule", SCHEDULES),
             ("forward", FORWARDS),
             ("matmul_dtype", DTYPES),
+            ("data", DATA),
             ("unit", (None, *UNITS)),
         ):
             value = getattr(self, field)
@@ -201,9 +211,28 @@ class TrainConfig:
             raise ValueError(
                 f"row_len={self.row_len} exceeds model.max_positions={limit}"
             )
+        if self.own_rows is not None:
+            self._check_own_rows()
         if self.batch_size % self.accumulate:
             raise ValueError(
                 f"accumulate={self.accumulate} must divide batch_size={self.batch_size}"
+            )
+
+    def _check_own_rows(self):
+        for field, wanted in (
+            ("row_len", self.own_rows),
+            ("short_len", None),
+            ("data_dir", None),
+        ):
+            if getattr(self, field) != wanted:
+                raise ValueError(
+                    f"{field}={getattr(self, field)!r}: data={self.data!r} has rows of "
+                    f"its own and needs {field}={wanted}"
+                )
+        if self.scored_unit != "byte":
+            raise ValueError(
+                f"data={self.data!r} is bytes: it needs unit='byte' and a vocabulary "
+                f"of at least {text.VOCAB_SIZE}"
             )
 
     def _check_schedule(self):

@@ -6,7 +6,7 @@ no bytes.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -25,9 +25,24 @@ class Rows(NamedTuple):
     num_units: int
 
 
-def rows(text: Text, row_len: int, stride: int, max_rows: int | None = None) -> Rows:
-    """Rows that score every token once; `max_rows` of them, spread evenly."""
-    tokens, scored = packing.windows(text.tokens, row_len, stride)
+def rows(
+    text: Text,
+    row_len: int,
+    stride: int,
+    max_rows: int | None = None,
+    is_answer: Callable[[np.ndarray], np.ndarray] | None = None,
+) -> Rows:
+    """Rows that score every token once; `max_rows` of them, spread evenly.
+
+    With `is_answer` only the tokens of each row that it names.
+    """
+    if text.row_len is None:
+        tokens, scored = packing.windows(text.tokens, row_len, stride)
+    else:
+        tokens = text.tokens.reshape(-1, text.row_len).astype(np.int32)
+        scored = ~np.isin(tokens, text.given_ids)
+    if is_answer is not None:
+        scored &= is_answer(tokens)
     if max_rows is not None and max_rows < len(tokens):
         spread = np.linspace(0, len(tokens) - 1, max_rows).astype(int)
         tokens, scored = tokens[spread], scored[spread]

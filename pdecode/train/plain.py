@@ -43,10 +43,9 @@ def check(config: Config) -> None:
                 f"the plain pass needs model.{field}={value!r}, not "
                 f"{getattr(config, field)!r}; use forward='transformer'"
             )
-    if config.attention == "block_causal" or config.rope is None:
+    if config.rope is None:
         raise ValueError(
-            "the plain pass needs rotary positions and causal or bidirectional "
-            "attention; use forward='transformer'"
+            "the plain pass needs rotary positions; use forward='transformer'"
         )
 
 
@@ -105,8 +104,10 @@ def forward(
     angles = np.arange(length)[:, None] * config.rope.frequencies(dim)
     cos = jnp.asarray(np.cos(angles), jnp.float32)[None, :, None, :]
     sin = jnp.asarray(np.sin(angles), jnp.float32)[None, :, None, :]
-    hidden_pairs = np.triu(np.full((length, length), _HIDDEN, np.float32), 1)
-    bias = jnp.asarray(hidden_pairs)[None, None]
+    # A causal model's blocks are single positions.
+    block = np.arange(length) // (config.block_len or 1)
+    is_hidden = block[None, :] > block[:, None]
+    bias = jnp.where(is_hidden, jnp.float32(_HIDDEN), 0.0)[None, None]
 
     def rotate(x):
         first, second = jnp.split(x, 2, axis=-1)
@@ -123,7 +124,7 @@ def forward(
             for x in (key, value)
         )
         scores = jnp.einsum("zqd,zkd->zqk", query, key)
-        if config.attention == "causal":
+        if config.attention != "bidirectional":
             rows = scores.reshape(batch * num_kv, groups, length, length)
             scores = (rows + bias).reshape(scores.shape)
         output = jnp.einsum("zqk,zkd->zqd", jax.nn.softmax(scores), value)

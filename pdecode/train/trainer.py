@@ -128,10 +128,10 @@ def train(
 def read(config: TrainConfig, workdir: pathlib.Path | None, streams=None) -> Inputs:
     """Texts and weights of a run, and their hashes; ValueError for a misfit."""
     found = sources.read(config, workdir)
-    streams = texts.read(config.data_dir) if streams is None else streams
+    streams = texts.read(config.data_dir, config.data) if streams is None else streams
     both = []
     for tokens, name in zip(streams, texts.SPLITS, strict=True):
-        text = Text(tokens, name, config.scored_unit, config.given_ids)
+        text = Text(tokens, name, config.scored_unit, config.given_ids, config.own_rows)
         low = 2 if name == "validation" else config.batch_size * config.row_len
         model = config.model
         texts.check(
@@ -205,6 +205,7 @@ def _loop(run: _Run, state, first: int, spent: float, came: list[str]):
         row_len=config.row_len,
         batch_size=config.batch_size,
         seed=config.seed,
+        is_whole=config.own_rows is not None,
     )
     pending: collections.deque = collections.deque()
     is_asked = False

@@ -4,6 +4,12 @@ LLaDA: Nie et al., 2025, arXiv:2502.09992. MDLM: Sahoo et al., 2024, arXiv:2406.
 MDLM's law leaves the mask out. LLaDA's does not, and its decoder reads that law, so the
 model has to learn that the mask is no answer. Every token of a row may be masked, BOS
 too: a canvas model has to know where text begins.
+
+A block-causal model predicts a block from itself and from finished ones (BD3-LM:
+Arriola et al., 2025, arXiv:2503.09573). The paper runs noisy and clean copies of all
+blocks in one call of twice the length. Here each row has one noisy block, drawn from
+those that may be masked and weighed by their number: the same loss in expectation, in
+a call of the row's own length.
 """
 
 import dataclasses
@@ -29,17 +35,20 @@ _NUM_SAMPLES = 4  # of the bound, for every row
 class Options:
     weighting: str = "llada"  # "llada": 1 / p; "mdlm": -alpha' / (1 - alpha)
     eos_fill: float = 0.5  # rows whose text after a document's end becomes EOS
+    # A token; a row up to the first one is a prompt, never masked and not scored (as in
+    # LLaDA's fine-tuning). None, or a row without it: there is no prompt.
+    prompt_end: int | None = None
 
     def __post_init__(self):
         if self.weighting not in WEIGHTINGS:
             raise ValueError(
                 f"unknown weighting {self.weighting!r}; known: {WEIGHTINGS}"
             )
-        check_ranges(self, {"eos_fill": (0, 1)})
+        check_ranges(self, {"eos_fill": (0, 1), "prompt_end": (0, 2**31 - 1)})
 
 
 NEEDS = Needs(
-    attention=("bidirectional",),
+    attention=("bidirectional", "block_causal"),
     predicts=("masked",),
     why="decoders of masked diffusion read a canvas both ways and fill its masks",
     shift=True,
@@ -76,14 +85,40 @@ def mask_rates(num_rows: int, key: Array, weighting: str) -> tuple[Array, Array]
     return (1 - _EPS) * time, 1 / time
 
 
+def is_answer(tokens: Array, prompt_end: int | None) -> Array:
+    """bool [B, L]: what may be masked, all behind the first `prompt_end` of a row."""
+    if prompt_end is None:
+        return jnp.ones(tokens.shape, bool)
+    is_end = tokens == prompt_end
+    ended = jnp.cumsum(is_end, axis=1)
+    return (ended > is_end) | ~is_end.any(axis=1, keepdims=True)
+
+
+def one_block(free: Array, key: Array, block_len: int | None) -> tuple[Array, Array]:
+    """What of `free` [B, L] lies in one block, drawn for each row among those that have
+    some, and their number, float32 [B]; without blocks all of it, and 1.
+    """
+    if block_len is None:
+        return free, jnp.ones(free.shape[0])
+    index = jnp.arange(free.shape[1])[None] // block_len
+    blocks = jnp.arange(-(-free.shape[1] // block_len))
+    is_free = (free[:, None] & (index == blocks[:, None])[None]).any(-1)
+    draw = jnp.where(is_free, jax.random.uniform(key, is_free.shape), -1.0)
+    chosen = jnp.argmax(draw, axis=1)
+    return free & (index == chosen[:, None]), is_free.sum(1).astype(jnp.float32)
+
+
 def noise(config):
-    weighting = config.options.weighting
+    options, block_len = config.options, config.model.block_len
 
     def apply(batch, key):
         tokens = batch["tokens"]
         key_rate, key_mask = jax.random.split(key)
-        rate, weight = mask_rates(tokens.shape[0], key_rate, weighting)
+        rate, weight = mask_rates(tokens.shape[0], key_rate, options.weighting)
         masked = jax.random.uniform(key_mask, tokens.shape) < rate[:, None]
+        free = is_answer(tokens, options.prompt_end)
+        free, num_blocks = one_block(free, jax.random.fold_in(key, 1), block_len)
+        masked, weight = masked & free, weight * num_blocks
         return {**batch, "masked": masked, "weight": weight}
 
     return apply
@@ -105,16 +140,22 @@ def loss(config):
     return apply
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _bound_nats(model, given_ids, params, rows, scored, share, key):
-    """One sample of the bound: n = ceil(share[b] * L) masks in row b, weighed L / n."""
-    length = rows.shape[1]
-    num = jnp.clip(jnp.ceil(share * length), 1, length)[:, None]
-    rank = jnp.argsort(jnp.argsort(jax.random.uniform(key, rows.shape)))
-    masked = rank < num
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _bound_nats(model, given_ids, prompt_end, params, rows, scored, share, key):
+    """One sample of the bound: n = ceil(share[b] * L) masks in row b, weighed L / n.
+
+    L counts the places that may be masked, of a block-causal model those of one block,
+    weighed by the number of blocks.
+    """
+    free = is_answer(rows, prompt_end)
+    free, blocks = one_block(free, jax.random.fold_in(key, 1), model.block_len)
+    length = free.sum(axis=1, keepdims=True)
+    num = jnp.clip(jnp.ceil(share[:, None] * length), 1, length)
+    order = jnp.where(free, jax.random.uniform(key, rows.shape), 2.0)
+    masked = jnp.argsort(jnp.argsort(order)) < num
     nats = losses.masked_loss(model, params, rows, masked)
     counted = masked & scored & losses.is_scored(rows, given_ids)
-    return jnp.sum(jnp.where(counted, nats, 0.0) * length / num)
+    return jnp.sum(jnp.where(counted, nats, 0.0) * length / num * blocks[:, None])
 
 
 def figures(config, params, frozen, text, *, row_len, max_rows=None, put=jnp.asarray):
@@ -124,7 +165,12 @@ def figures(config, params, frozen, text, *, row_len, max_rows=None, put=jnp.asa
     evenly over rows and samples. Rows do not see each other.
     """
     del frozen
-    rows = evaluate.rows(text, row_len, row_len - 1, max_rows)
+    prompt_end = config.options.prompt_end
+
+    def answers(tokens):
+        return np.asarray(is_answer(tokens, prompt_end))
+
+    rows = evaluate.rows(text, row_len, row_len - 1, max_rows, answers)
     batches = list(evaluate.parts(rows))
     draw, total = np.random.default_rng(0), 0.0
     for sample in range(_NUM_SAMPLES):
@@ -133,7 +179,8 @@ def figures(config, params, frozen, text, *, row_len, max_rows=None, put=jnp.asa
             share = (draw.random() + np.arange(num_rows) / num_rows) % 1.0
             key = jax.random.fold_in(jax.random.key(0), sample * 100_000 + number)
             arrays = (*map(put, part), put(share.astype(np.float32)))
-            nats = _bound_nats(config.model, text.given_ids, params, *arrays, key)
+            static = config.model, text.given_ids, prompt_end
+            nats = _bound_nats(*static, params, *arrays, key)
             total += float(nats)
     bound = evaluate.bits(total) / _NUM_SAMPLES / rows.num_units
     return {f"bits_per_{text.unit}": bound, "is_upper_bound": True}

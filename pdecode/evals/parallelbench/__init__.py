@@ -1,0 +1,1 @@
+"""Where deciding several tokens at once breaks, in theory and measured."""
