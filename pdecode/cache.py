@@ -3,7 +3,7 @@
 A cache is a pytree whose leaves are [B, Hkv, S, D]; only its model knows more.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -117,18 +117,23 @@ def move(cache: Cache, source: Array, target: Array | SlotRun) -> Cache:
 
 
 def when(pred: Array, call: Callable, otherwise: Callable, cache: Cache):
-    """`call(cache)` if the scalar `pred`, else `otherwise(cache)`: (out, cache).
+    """`call(cache)` if the scalar `pred`, else `otherwise(cache)`: (out, cache)."""
+    return one_of(jnp.where(pred, 0, 1), (call, otherwise), cache)
 
-    On CPU `lax.cond` copies every cache leaf on both branches, and a while loop of zero
-    or one turn does not; compiled for TPU or GPU it is the other way round.
+
+def one_of(which: Array, calls: Sequence[Callable], cache: Cache):
+    """`calls[which](cache)`, for a scalar `which` (int32 []): (out, cache).
+
+    On CPU `lax.switch` copies every cache leaf on all branches, and while loops of zero
+    or one turn do not; compiled for TPU or GPU it is the other way round.
     """
 
-    def by_cond(cache):
-        return jax.lax.cond(pred, call, otherwise, cache)
+    def by_switch(cache):
+        return jax.lax.switch(which, calls, cache)
 
     def by_loops(cache):
-        shapes = jax.eval_shape(call, cache)[0]
-        blank = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        shapes = jax.eval_shape(calls[0], cache)[0]
+        carry = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes), cache
 
         def at_most_once(run, carry, wanted):
             def body(carry):
@@ -141,7 +146,8 @@ def when(pred: Array, call: Callable, otherwise: Callable, cache: Cache):
             )
             return out, cache
 
-        carry = at_most_once(call, (blank, cache), pred)
-        return at_most_once(otherwise, carry, ~pred)
+        for nth, call in enumerate(calls):
+            carry = at_most_once(call, carry, which == nth)
+        return carry
 
-    return jax.lax.platform_dependent(cache, cpu=by_loops, default=by_cond)
+    return jax.lax.platform_dependent(cache, cpu=by_loops, default=by_switch)

@@ -479,6 +479,8 @@ class Drafter(NamedTuple):
     num_probes: int = 0  # last nodes, parent -1, never stored, never accepted
     wants: tuple[str, ...] = ()  # leaves of Prediction that `observe` reads
     num_prefill_calls: int = 0  # of its own model by `init`, over the prompt's text
+    # q is told from the target's own states, so under no lens of the target's.
+    is_of_target: bool = False
     # Siblings are independent draws from one law. Else q[n] is the law of node n given
     # its elder siblings, and without q the tokens count as given.
     is_iid: bool = False

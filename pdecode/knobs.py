@@ -8,9 +8,10 @@
         cache: Literal["none", "prefix", "dual"] = "none",
     ) -> Decoder: ...
 
-A `Knob` is a number that may be a tracer: changing it never compiles again. A `Size`
-is a Python int that fixes shapes; it and a choice (`Literal`, `bool`) are static. In a
-method of one's own a plain `float` is a knob and a plain `int` a size, of any value.
+A `Knob` is a number that may be a tracer: changing it never compiles again; `Numbers`
+are several of them, such as a measured curve. A `Size` is a Python int that fixes
+shapes; it and a choice (`Literal`, `bool`) are static. In a method of one's own a plain
+`float` is a knob and a plain `int` a size, of any value.
 """
 
 import inspect
@@ -45,6 +46,14 @@ class Knob(NamedTuple):
     off: float | None = None
 
 
+class Numbers(NamedTuple):
+    """`count` traced numbers in [low, high]."""
+
+    count: int
+    low: float
+    high: float
+
+
 class Size(NamedTuple):
     """A static int of at least `low`, or a tuple of such."""
 
@@ -69,6 +78,8 @@ _ANY_INT = -(2**31)
 Temperature = Annotated[float, Knob(0, 100)]
 TopK = Annotated[int, Knob(1, 2**31 - 1)]
 TopP = Annotated[float, Knob(0, 1)]
+# Of calls of 1, 2, 4, 8, 16 and 32 lanes, in the unit of a drafter's call.
+CallCosts = Annotated[tuple[float, ...], Numbers(6, 0, 1e9)]
 Count = Annotated[int, Size()]
 NextModel = Annotated[Model, Needs("next")]
 MaskedModel = Annotated[Model, Needs("masked")]
@@ -98,7 +109,7 @@ class Parameter(NamedTuple):
     """One keyword of a method, read off its signature."""
 
     name: str
-    kind: Knob | Size | Choice
+    kind: Knob | Numbers | Size | Choice
     base: Any  # float, int, str or tuple
     is_optional: bool  # None is allowed
     default: Any  # inspect.Parameter.empty: required
@@ -165,9 +176,9 @@ def split(method: Callable, values: dict[str, Any]) -> tuple[dict, dict]:
         if value is inspect.Parameter.empty:
             raise TypeError(f"{method.__name__} needs {name}=...")
         value = check(parameter, value, method.__name__)
-        if isinstance(parameter.kind, Knob) and value is not None:
+        if isinstance(parameter.kind, (Knob, Numbers)) and value is not None:
             # A weak type would trace again when a Python number becomes an array.
-            dtype = jnp.float32 if parameter.base is float else jnp.int32
+            dtype = jnp.int32 if parameter.base is int else jnp.float32
             knobs[name] = value if _is_abstract(value) else jnp.asarray(value, dtype)
         else:
             static[name] = value
@@ -193,6 +204,8 @@ def check(parameter: Parameter, value: Any, where: str) -> Any:
         return _check_size(kind, name, value, where)
     if _is_abstract(value):
         return value
+    if isinstance(kind, Numbers):
+        return _check_numbers(kind, name, value, where)
     try:
         number = float(value)
     except (TypeError, ValueError):
@@ -207,6 +220,20 @@ def check(parameter: Parameter, value: Any, where: str) -> Any:
     if kind.off is not None and number == kind.off:
         return None
     return value
+
+
+def _check_numbers(kind: Numbers, name: str, value: Any, where: str) -> tuple:
+    try:
+        found = tuple(float(each) for each in value)
+    except (TypeError, ValueError):
+        found = ()
+    # NaN lies in no range.
+    if len(found) != kind.count or not all(kind.low <= x <= kind.high for x in found):
+        raise ValueError(
+            f"{where}: {name}={value!r} must be {kind.count} numbers in "
+            f"[{kind.low:g}, {kind.high:g}]"
+        )
+    return found
 
 
 def _check_size(kind: Size, name: str, value: Any, where: str) -> int:

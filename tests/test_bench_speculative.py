@@ -1,10 +1,13 @@
 """The numbers of the speculative suite, from counters made by hand and from a run."""
 
+import json
+
 import numpy as np
 import pytest
 
+from pdecode.cli import bench
 from pdecode.decode import Stats
-from pdecode.evals.bench import speculative
+from pdecode.evals.bench import growth, speculative
 
 
 def stats(**counts):
@@ -25,6 +28,71 @@ def test_a_line_is_what_the_counters_say():
     assert line.queries == 60 / 40
     assert line.accepted_low < 1 < line.accepted_high
     assert "1.00" in speculative.table([line]) and "1.50" in speculative.table([line])
+
+
+def line(name, size, proposed=1.0, ratio=1.0, batch=1, temperature=0.0):
+    return speculative.Line(
+        name, size, batch, temperature, 1.0, 0.8, 1.2, 0.5, proposed, 0.5, 0.0, 2.0,
+        ratio,
+    )  # fmt: skip
+
+
+def test_a_chosen_length_is_held_against_its_neighbours():
+    """The fixed ones around its mean of the same place; none at all is one of them."""
+    fixed = [
+        line("prompt_lookup", n, ratio=r) for n, r in ((1, 1.1), (2, 1.4), (4, 1.2))
+    ]
+    elsewhere = [line("prompt_lookup", 2, ratio=9.0, batch=8)]
+    (told,) = speculative.verdicts(
+        [*fixed, *elsewhere, line("auto_lookup", 8, proposed=1.6, ratio=1.33)]
+    )
+    assert "fixed 1: 1.10, 2: 1.40; over the better 0.950" in told
+    (told,) = speculative.verdicts([*fixed, line("auto_lookup", 8, 0.4, 0.99)])
+    assert "fixed 0: 1.00, 1: 1.10; over the better 0.900" in told
+    (told,) = speculative.verdicts([*fixed, line("auto_lookup", 8, 6.0, 1.2)])
+    assert "4: 1.20, 4: 1.20; over the better 1.000" in told
+    assert speculative.verdicts(fixed) == []
+
+
+def test_a_run_that_was_cut_short_goes_on(tmp_path, monkeypatch, capsys):
+    out = tmp_path / "found.json"
+    every = [line("prompt_lookup", n) for n in (1, 2, 4)]
+    asked = []
+
+    def lines(*, known, **_):
+        asked.append(list(known))
+        for each in every:
+            if len(asked) == 1 and each.size == 4:
+                raise KeyboardInterrupt
+            yield each
+
+    monkeypatch.setattr(speculative, "lines", lines)
+    run = ("speculative", [], "float32", 1)
+    with pytest.raises(KeyboardInterrupt):
+        bench.run(*run, 7, str(out), True)
+    kept = json.loads(out.read_text())
+    assert not kept["is_ended"] and len(kept["lines"]) == 2
+    # Other settings, another run; the same ones go on with what there is.
+    bench.run(*run, 6, str(tmp_path / "other.json"), True)
+    bench.run(*run, 7, str(out), True)
+    assert asked == [[], [], every[:2]]
+    made = json.loads(out.read_text())
+    assert made["is_ended"] and len(made["lines"]) == 3 and made["suite"] == run[0]
+    assert out.with_suffix(".png").stat().st_size > 1000
+    assert "prompt_lookup" in capsys.readouterr().out
+    # One that was ended is measured again.
+    bench.run(*run, 7, str(out), True)
+    assert asked[-1] == []
+
+
+def test_growth_is_told_by_its_worst():
+    found = [
+        growth.Growth("a", "num_slots", (1, 2, 3), (1.0, 1.0, 1.05), 1.05),
+        growth.Growth("b", "buffer", (1, 2, 3), (1.0, 2.0, 3.0), 1.01),
+    ]
+    assert "worst 1.050, within the limit of 1.15" in growth.table(found)
+    slow = found[0]._replace(ratio=1.4)
+    assert "worst 1.400, ABOVE the limit" in growth.table([slow, found[1]])
 
 
 def test_the_interval_covers_the_mean_of_rows():
@@ -61,6 +129,7 @@ def test_a_short_run_of_one_case():
             batch_sizes=(2,),
             num_prompts=2,
             max_new_tokens=16,
+            temperatures=(0.0,),
             repeats=1,
         )
     )
@@ -84,3 +153,20 @@ def test_every_case_can_be_built(name, sizes):
         values = {**own, **settings, "max_new_tokens": 8, "temperature": 0.0}
         traced, static = knobs.split(method, values)
         assert method(*models, **static, **traced).guarantee == "lossless", (name, size)
+
+
+def test_every_table_can_be_built():
+    from pdecode import assembly, knobs, methods
+
+    for name, what, sizes, settings in growth.TABLES:
+        method = getattr(methods, name)
+        models = [
+            assembly.load("target" if role == "model" else role)[0]
+            for role in knobs.roles(method)
+        ]
+        for size in sizes:
+            values = {**settings, what: size, "max_new_tokens": 8}
+            traced, static = knobs.split(method, values)
+            assert method(*models, **static, **traced).guarantee == "lossless"
+    longest = assembly.load("target")[0].max_positions
+    assert max(growth.BUFFERS) + growth.PROMPT_LEN <= longest

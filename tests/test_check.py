@@ -227,7 +227,7 @@ def test_shipped_commit_rules_agree(name):
     "rule",
     [remask.bernoulli(jnp.array([0.5] * 4 + [0.0])),
      remask.by_recorded_confidence(jnp.array([0.5] * 4 + [0.0])),
-     remask.least_sure(lambda row: jnp.int32(1) * (row.turn < 3))],
+     remask.least_sure(lambda row: jnp.int32(1) * (row.turn < 3), is_bounded=False)],
     ids=["bernoulli", "by_recorded_confidence", "least_sure"],
 )  # fmt: skip
 def test_shipped_remask_rules_end(rule):
@@ -270,7 +270,8 @@ SETTINGS = {
     "autoregressive": {}, "prompt_lookup": {}, "speculative_sampling": {},
     "block_verification": {}, "llada": {}, "fast_dllm": {}, "eb_sampler": {},
     "jacobi": {"window": 4}, "sjd": {"window": 4}, "specinfer": {"branching": (2, 1)},
-    "typical_acceptance": {}, "any_order": {}, "mdlm": {"steps": 4},
+    "typical_acceptance": {"num_nodes": 5, "width": 2, "max_depth": 3},
+    "any_order": {}, "mdlm": {"steps": 4},
 }  # fmt: skip
 
 

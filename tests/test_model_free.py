@@ -40,13 +40,13 @@ WIDTH = 8
 PAIRS = [[0, 1, 1], [1, 0], [0], [1, 1, 0]]  # of the laws over two tokens
 
 
-def homogeneous(seed, sharpness=2.5):
+def homogeneous(seed, sharpness=2.5, length=LENGTH):
     """A Markov law with one transition matrix everywhere, so that texts repeat."""
     scores = np.random.default_rng(seed).normal(size=(VOCAB, VOCAB)) * sharpness
     step = np.exp(scores) / np.exp(scores).sum(1, keepdims=True)
-    moves = np.ones((LENGTH + 1, LENGTH + 1, VOCAB, VOCAB))
-    for first in range(LENGTH):
-        for last in range(first, LENGTH):
+    moves = np.ones((length + 1, length + 1, VOCAB, VOCAB))
+    for first in range(length):
+        for last in range(first, length):
             moves[first, last] = np.linalg.matrix_power(step, last - first + 1)
     return toy.Chain(jnp.asarray(moves, jnp.float32))
 
@@ -326,7 +326,7 @@ def test_a_probe_sees_its_own_text_and_nothing_else(is_broken):
     """The packed call equals a plain call on each probe's text."""
     level, width = 4, 3
     drafter = lookahead.lookahead(JOINT_MODEL, level, width, 1)
-    plan = speculative._checked(
+    plan = speculative.checked(
         JOINT_MODEL, drafter, 6, Sampling(0.0), "match", ()
     )  # fmt: skip
     prompt = prompts.from_rows([[0, 1, 1], [1, 0]], max_new=6)
@@ -644,6 +644,9 @@ def copies_in_loops(text, shape):
 
 # A transformer's wide and narrow calls differ in the last bits; see quality.identity.
 EMBEDDED = {
+    "aggressive_decoding": {"num_draft": 6},
+    "auto_lookup": {"num_draft": 4},
+    "cascade": {"num_draft": 4, "num_copied": 3},
     "alignment_sampling": {"num_draft": 4},
     "cllm": {},
     "lookahead": {"level": 3, "window_size": 4, "guess_set_size": 3},

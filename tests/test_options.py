@@ -67,7 +67,10 @@ def test_options_that_were_passed_over_in_silence(wanted, arguments):
 def test_options_of_one_suite_are_refused_by_the_other():
     for option in (("--shapes", "3m"), ("--dtype", "float32")):
         code, out, err = command("bench", "--suite", "loop", *option)
-        assert (code, out) == (2, "") and "are for --suite hotpath" in err
+        assert (code, out) == (2, "") and "is for --suite hotpath" in err
+    code, out, err = command("bench", "--suite", "loop", "--quick")
+    assert (code, out) == (2, "")
+    assert "--quick is for --suite speculative or parallelbench" in err
 
 
 def test_a_dtype_is_that_of_an_embedded_model_too():

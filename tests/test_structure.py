@@ -45,6 +45,11 @@ PROMPT = prompts.from_rows([[1, 2, 3], [4], [5, 6, 7, 8, 9], [1, 1]], max_new=14
     "method, models, sizes",
     [
         (methods.autoregressive, CAUSAL, {}),
+        (
+            methods.speculative_sampling,
+            ((CAUSAL[0], CAUSAL[0]), {"model": CAUSAL[1], "drafter": CAUSAL[1]}),
+            {"num_draft": 4, "draft_length": "auto"},
+        ),
         (methods.jacobi, CAUSAL, {"window": 4}),
         (methods.sjd, CAUSAL, {"window": 4}),
         (

@@ -10,7 +10,7 @@ import pytest
 from pdecode import prompts, trees
 from pdecode.contracts import Sampling, View
 from pdecode.decode import decode
-from pdecode.drafters import causal, nothing
+from pdecode.drafters import causal, grown, iterates, nothing, paced
 from pdecode.families import speculative
 from pdecode.models import toy
 from pdecode.rules import accept, lenses
@@ -195,3 +195,82 @@ def test_bad_lenses_are_named():
             make()
     # An end that every state allows saves a grammar from its dead end.
     lenses.grammar(np.array([[1, -1], [-1, -1]]), ends=(1,))
+
+
+PRICES = paced.Prices((1.0,) * 6, 0.0)
+DRAFTERS = {
+    "chain": lambda lens: causal.draft_model(
+        MODEL, trees.chain(3), Sampling(1.0), lenses=(lens,)
+    ),
+    "grown": lambda lens: grown.grown_tree(
+        MODEL, 8, width=3, max_depth=3, lenses=(lens,)
+    ),
+    "paced": lambda lens: paced.draft_model(
+        MODEL, (0, 1, 3), PRICES, Sampling(1.0), lenses=(lens,)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DRAFTERS)
+def test_every_node_is_drafted_in_its_own_context(name):
+    """No drafted path breaks the grammar; with the lens of the root alone some do."""
+
+    def broken(lens):
+        found, num = 0, 0
+        for tokens, parents, text, start in drafted(DRAFTERS[name](lens)):
+            for node, token in enumerate(tokens):
+                path, above = [], parents[node]
+                while above >= 0:
+                    path.append(tokens[above])
+                    above = parents[above]
+                told = slowly("grammar", [0.0] * 5, text + path[::-1], start)
+                num += token >= 0
+                found += token >= 0 and told[token] < -1e29
+        assert num > 20
+        return found
+
+    lens = LENSES["grammar"]
+    assert broken(lens) == 0
+
+    def at_root(params, view, logits, memory):
+        known = view.known & (jnp.arange(view.known.shape[0]) <= view.prompt_end)
+        return lens.apply(params, view._replace(known=known), logits, memory)
+
+    assert broken(lens._replace(apply=at_root)) > 0
+
+
+def drafted(drafter):
+    """(tokens, parents, text, prompt end) of the first draft of rows of two lengths."""
+    plan = speculative.checked(MODEL, drafter, NEW, Sampling(1.0), "match", ())
+    params = {"model": TARGET, "drafter": NEAR}
+
+    @jax.jit
+    def first(keys):
+        state, _ = speculative.init(plan, params, keys, PROMPT)
+        tokens = state.prefix.tokens.at[:, 3].set(jnp.array([1, 0, 2, 0]))
+        # A generated token or three stand behind the prompts.
+        prefix = state.prefix._replace(tokens=tokens, length=jnp.full(4, 4))
+        inner = drafter.init(params, keys, PROMPT, prefix, None)
+        return drafter.propose(params, keys, inner, prefix)[0], prefix
+
+    for seed in range(4):
+        draft, prefix = first(jax.random.split(jax.random.key(seed), 4))
+        for b in range(4):
+            yield (
+                draft.tokens[b].tolist(),
+                draft.parents[b].tolist(),
+                prefix.tokens[b, :4].tolist(),
+                int(prefix.prompt_end[b]),
+            )
+
+
+def test_guesses_that_tell_the_law_without_a_lens_are_refused():
+    """Their q would not be what they were drawn from."""
+    lens = LENSES["presence"]
+    with pytest.raises(ValueError, match="from the target's states as they are"):
+        decoder_of(
+            iterates.iterate(MODEL, 2, Sampling(1.0), transport=iterates.maximal()),
+            lens,
+            accept.by_node(accept.rejection()),
+        )
+    decoder_of(iterates.iterate(MODEL, 2, Sampling(1.0)), lens)

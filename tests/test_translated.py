@@ -27,7 +27,7 @@ def test_the_law_is_restricted_to_shared_tokens():
     texts = [[0], [1, 0]]
     drafter = causal.draft_model(MODEL, trees.chain(1), SAMPLING)
     params = {"model": test_exact.JOINT, "drafter": PARAMS}
-    plan = speculative._checked(test_exact.CAUSAL, drafter, 4, SAMPLING, "match", ())
+    plan = speculative.checked(test_exact.CAUSAL, drafter, 4, SAMPLING, "match", ())
 
     @jax.jit
     def drafted(keys):

@@ -20,6 +20,7 @@ from pdecode.contracts import BlockRule, Draft, NodeRule, Params, Prediction
 from pdecode.rules import accept
 
 Laws = dict[tuple[int, ...], np.ndarray]  # tokens so far -> [V]
+MOST_CHILDREN = 3  # of a node that has grandchildren too: what is quickly enumerated
 DRAWS = ("iid", "in_turn", "greedy", "given")
 
 
@@ -185,8 +186,9 @@ def report(rule: NodeRule | BlockRule, name: str, params: dict[str, Params]) -> 
         )
     block = accept.by_node(rule) if isinstance(rule, NodeRule) else rule
     shapes = [trees.chain(1), trees.chain(2)]
-    if most > 1:
-        shapes += [trees.expand((2,)), trees.expand((2, 1))]
+    if most > 1:  # a tree has as many nodes at least as a node has children
+        shapes = [trees.expand((most,)), trees.chain(most)]
+        shapes += [trees.expand((most, 1))] if most <= MOST_CHILDREN else []
     tried = [(shapes[0], 2, "iid"), *((shape, 3, "iid") for shape in shapes)]
     if "iid" not in rule.needs:
         tried += [(shape, 3, draws) for shape in shapes for draws in DRAWS[1:]]
@@ -206,7 +208,9 @@ def report(rule: NodeRule | BlockRule, name: str, params: dict[str, Params]) -> 
     law = f"lossless: on {len(tried)} kinds of drafts its tokens have the target's law "
     law += f"(total variation {worst:.1g})"
     if smallest is not None:
-        why = _why(block, given) if not faults else "what it returns is no law"
+        why = "what it returns is no law"
+        if not faults:
+            why = _why(block, given) if most == 1 else "of what it does with siblings"
         law = (
             f"biased: total variation {worst:.2g} from the target's law, because "
             f"{why}. Smallest counterexample: {smallest}"
@@ -287,4 +291,4 @@ def _why(rule: BlockRule, given: tuple) -> str:
                 f"after a refusal it draws from {what} and not from norm((p - q)+), "
                 f"{np.round(excess / excess.sum(), 3).tolist()}"
             )
-    return "of what it does with longer drafts or with siblings"
+    return "of what it does with longer drafts"

@@ -110,7 +110,7 @@ def law_finding(walks: list[canvas.Walk], single: list[canvas.Walk], use: str):
                 f"{last.variation:.2g}, since each is drawn from its own law. "
                 f"{example(next(w for w in walks if w.variation > CLOSE))}"
             )
-        return Finding("law", True, says, single[-1].variation)
+        return Finding("law", True, says, last.variation)
     shown = biased if use == "commit" else [w for w in walks if w.variation > CLOSE]
     if not shown:
         says = f"the joint's own law (total variation {walks[-1].variation:.1g})"

@@ -88,7 +88,9 @@ def value(method: Callable, name: str, text: str) -> Any:
         if text in ("None", "none"):
             return None
         if parameter.base is tuple:
-            return tuple(int(part) for part in text.strip("()[] ,").split(","))
+            is_whole = isinstance(parameter.kind, knobs.Size)
+            parts = text.strip("()[] ,").split(",")
+            return tuple((int if is_whole else float)(part) for part in parts)
         is_whole = isinstance(parameter.kind, knobs.Size) or parameter.base is int
         return int(text) if is_whole else float(text)
     except ValueError:
@@ -255,24 +257,6 @@ def check_count(name: str, value: int) -> None:
     if not 1 <= value <= knobs.MOST:
         limit = "at least 1" if value < 1 else f"at most {knobs.MOST}"
         raise ValueError(f"{name}={value} must be {limit}")
-
-
-def bench(args) -> tuple[list[str], str]:
-    """Shapes and dtype of the suite "hotpath"; refused where others would drop them."""
-    if args.suite != "hotpath" and (args.shapes or args.dtype):
-        raise ValueError("--shapes and --dtype are for --suite hotpath")
-    is_parallel = args.suite == "parallelbench"
-    if not is_parallel and (args.model or args.quick or args.instances is not None):
-        raise ValueError(
-            "--model, --quick and --instances are for --suite parallelbench"
-        )
-    if is_parallel and (args.repeats is not None or args.batch_size != 1):
-        raise ValueError(
-            "--repeats and --batch-size are for timings: parallelbench "
-            "counts, and decodes each shape as one batch"
-        )
-    shapes = "3m,30m" if args.shapes is None else args.shapes
-    return names(shapes, "--shapes"), args.dtype or "float32"
 
 
 def names(text: str, option: str) -> list[str]:

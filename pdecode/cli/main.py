@@ -14,12 +14,11 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from pdecode import names
-from pdecode.cli import arguments, program_cache, see, train, tune
+from pdecode.cli import arguments, program_cache, see, suites, train, tune
 from pdecode.cli.interrupt import INTERRUPTED
 from pdecode.version import __version__
 
 BAD_INPUT = 2
-SUITES = ("loop", "hotpath", "parallelbench", "visual")
 BAD = (ValueError, TypeError, OSError, NotImplementedError, OverflowError, MemoryError)
 
 
@@ -170,24 +169,7 @@ def parser() -> argparse.ArgumentParser:
     _add_set(made, "FIELD=VALUE")
     _add_processes(made, "on a folder that all share; a batch is split over them")
 
-    made = add("bench", _bench, "benchmarks of the framework itself")
-    made.add_argument("--suite", choices=SUITES, default="loop")
-    made.add_argument("--model", help="parallelbench: a masked model of the tasks")
-    made.add_argument(
-        "--quick", action="store_true", help="parallelbench: fewer methods, instances"
-    )
-    made.add_argument(
-        "--instances", type=int, help="parallelbench: of each task (default: 50)"
-    )
-    made.add_argument("--batch-size", type=int, default=1)
-    made.add_argument("--repeats", type=int, help="default: 51; 5 for hotpath decodes")
-    made.add_argument(
-        "--shapes", help="hotpath: 3m, 30m, 130m, qwen3-8b, llada-8b (default: 3m,30m)"
-    )
-    made.add_argument(
-        "--dtype", help="hotpath: of calls and kernels (default: float32)"
-    )
-    made.add_argument("--out", help="JSON file for the results")
+    suites.options(add("bench", suites.run, "benchmarks of the framework itself"))
 
     made = add("aot", _aot, "what a decode costs on hardware that is not here")
     made.add_argument(
@@ -281,17 +263,6 @@ def _train(args) -> int:
     from pdecode.cli import generate
 
     return train.run(args, generate.join(args))
-
-
-def _bench(args) -> int:
-    from pdecode.cli import bench, parallelbench
-
-    shapes, dtype = arguments.bench(args)
-    if args.suite == "parallelbench":
-        parallelbench.run(args.model, args.out, num=args.instances, is_quick=args.quick)
-        return 0
-    bench.run(args.suite, shapes, dtype, args.batch_size, args.repeats, args.out)
-    return 0
 
 
 def _aot(args) -> int:

@@ -49,6 +49,41 @@ def title(made: dict[str, Any]) -> str:
     )
 
 
+def drafting(lines: Sequence[Any], path: pathlib.Path) -> pathlib.Path:
+    """Accepted length and speed by draft size: lines of `evals.bench.speculative`.
+
+    A column a batch size and temperature; a bar is the interval of the accepted length.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    places = sorted({(each.batch_size, each.temperature) for each in lines})
+    figure = Figure(figsize=(5 * len(places), 8), layout="constrained")
+    FigureCanvasAgg(figure)
+    grid = figure.subplots(2, len(places), squeeze=False)
+    for column, place in enumerate(places):
+        top, bottom = grid[:, column]
+        here = [each for each in lines if (each.batch_size, each.temperature) == place]
+        for name in dict.fromkeys(each.name for each in here):
+            some = sorted((e for e in here if e.name == name), key=lambda e: e.size)
+            sizes = [each.size for each in some]
+            means = [each.accepted for each in some]
+            spread = [
+                [max(each.accepted - each.accepted_low, 0) for each in some],
+                [max(each.accepted_high - each.accepted, 0) for each in some],
+            ]
+            top.errorbar(sizes, means, spread, marker="o", lw=1, capsize=2, label=name)
+            bottom.plot(sizes, [each.ratio for each in some], marker="o", lw=1)
+        top.set_title(f"batch {place[0]}, temperature {place[1]}")
+        top.set_ylabel("drafted tokens kept a call")
+        bottom.axhline(1.0, ls=":", lw=1, color="grey")
+        bottom.set_ylabel("speed over autoregressive decoding's")
+        bottom.set_xlabel("draft nodes")
+    grid[0, 0].legend(loc="upper left", fontsize=7)
+    figure.savefig(path, dpi=130)
+    return path
+
+
 def _panel(axes: Any, rows: Sequence[dict], name: str, held_out: float | None) -> None:
     for guarantee, marker in _MARKERS.items():
         some = [row for row in rows if row["guarantee"] == guarantee]

@@ -103,7 +103,8 @@ def draft_model(
     that were accepted are stored once more, by the model's `encode`: for models whose
     `apply` only approximates it.
     """
-    _check(topology, draws, lenses)
+    _check(topology, draws)
+    check_lenses(lenses)
     plan = Plan(
         model, topology, without_mask(model, sampling), draws, tuple(lenses),
         min_confidence, _levels(topology), keeps_drafts,
@@ -241,19 +242,24 @@ def predict(plan: Plan, params, keys, prefix, level: Level, above, hidden):
     )
 
 
-def views_behind(prefix: Prefix, paths: Array) -> View:
-    """What a lens sees behind the prefix and K tokens more, paths [B, Q, K]."""
+def views_behind(prefix: Prefix, paths: Array, count: Array | None = None) -> View:
+    """What a lens sees behind the prefix and K tokens more, paths [B, Q, K].
+
+    With `count` (int32 []) the first so many of the K are there.
+    """
     # length 3, path x y: tokens a b c x y, and position 5 is predicted
     size = paths.shape[-1]
     nth = jnp.arange(prefix.tokens.shape[1])[None] - prefix.length[:, None]
     is_nth = nth[..., None] == jnp.arange(size)[None, None]  # [B, L, K]
     behind = jnp.where(is_nth[:, None], jnp.maximum(paths, 0)[:, :, None], 0).sum(-1)
     inside = (nth < 0)[:, None]
-    tokens = jnp.where(inside, prefix.tokens[:, None], behind)
+    size = size if count is None else count
+    known = (nth < size)[:, None]
+    tokens = jnp.where(inside, prefix.tokens[:, None], jnp.where(known, behind, 0))
     shape = paths.shape[:2]
     return View(
         tokens=tokens.astype(jnp.int32),
-        known=jnp.broadcast_to((nth < size)[:, None], tokens.shape),
+        known=jnp.broadcast_to(known, tokens.shape),
         position=jnp.broadcast_to((prefix.length + size)[:, None], shape),
         prompt_end=jnp.broadcast_to(prefix.prompt_end[:, None], shape),
     )
@@ -323,15 +329,19 @@ def _greedy(noise: Array, level: Level, probs: Array) -> tuple[Array, Array]:
     return _possible(tokens, law), law
 
 
-def _check(topology: trees.Topology, draws: str, lenses: Sequence[Lens]) -> None:
+def check_lenses(lenses: Sequence[Lens]) -> None:
+    """ValueError for a lens with memory."""
+    if any(lens.init() != () for lens in lenses):
+        raise ValueError("a draft model keeps no memory of positions for a lens")
+
+
+def _check(topology: trees.Topology, draws: str) -> None:
     if draws not in DRAWS:
         raise ValueError(f"{draws=} must be one of {DRAWS}")
     if draws == "coupled" and topology.max_children > 1:
         raise ValueError("coupled siblings would be equal: draft a chain instead")
     if topology.num_nodes < 1:
         raise ValueError("an empty tree drafts nothing: use drafters.nothing()")
-    if any(lens.init() != () for lens in lenses):
-        raise ValueError("a draft model keeps no memory of positions for a lens")
 
 
 def _possible(token: Array, law: Array) -> Array:

@@ -4,6 +4,8 @@ The tree is a function of the drafter's laws alone, nothing is drawn, so it has 
 any rule may judge it as given (`accept.match` token for token).
 """
 
+import functools
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -15,6 +17,7 @@ from pdecode.contracts import (
     Draft,
     DraftCost,
     Drafter,
+    Lens,
     Model,
     Prefix,
     Query,
@@ -36,6 +39,18 @@ class Growing(NamedTuple):
     num_levels: Array  # int32 [B]
 
 
+class Plan(NamedTuple):
+    """What a growing tree is made of, checked once."""
+
+    model: Model
+    num_nodes: int
+    width: int
+    max_depth: int
+    min_gain: Any
+    lenses: tuple[Lens, ...]
+    sampling: Sampling
+
+
 def grown_tree(
     model: Model,
     num_nodes: int,
@@ -43,6 +58,7 @@ def grown_tree(
     width: int,
     max_depth: int,
     min_gain: Any = None,
+    lenses: Sequence[Lens] = (),
 ) -> Drafter:
     """Drafts the `num_nodes` likeliest nodes found by a beam of `width` a level.
 
@@ -50,60 +66,88 @@ def grown_tree(
     next beam, and the best `num_nodes` of all levels the draft (EAGLE-2, Li et al.,
     2024, arXiv:2406.16858). With `min_gain` a row stops at the level that adds less
     than so many expected tokens (OPT-Tree, Wang et al., 2024, arXiv:2406.17276). Params
-    are those of the role "drafter". A level's call repeats the beams above it,
+    are those of the role "drafter". `lenses` change the drafter's law as they do the
+    target's, each node in its own context. A level's call repeats the beams above it,
     unstored; all levels are one program.
     """
     _check(model, num_nodes, width, max_depth)
-    sampling = without_mask(model, Sampling())
-    wants = (f"top:{width}",)
+    causal.check_lenses(lenses)
+    plan = Plan(
+        model, num_nodes, width, max_depth, min_gain, tuple(lenses),
+        without_mask(model, Sampling()),
+    )  # fmt: skip
+    return Drafter(
+        num_nodes,
+        max_depth,
+        functools.partial(_init, plan),
+        functools.partial(_propose, plan),
+        ignore,
+        num_prefill_calls=1,
+    )
 
-    def init(params, keys, prompt, prefix: Prefix, output):
-        del keys, output
-        cache = model.init_cache(prompt, prefix.tokens.shape[1] + 2 * max_depth + 1)
-        _, cache = prompts.prefill(model, params["drafter"], prompt, cache, drop=1)
-        return causal.CausalState(cache, prompt.lengths - 1)
 
-    def propose(params, keys, state: causal.CausalState, prefix: Prefix):
-        del keys
-        own, root = params["drafter"], prefix.length - 1
-        hidden, cache, num_missing = causal.store(
-            model, own, state, prefix, max_depth + 1
+def _init(plan: Plan, params, keys, prompt, prefix: Prefix, output):
+    del keys, output
+    size = prefix.tokens.shape[1] + 2 * plan.max_depth + 1
+    cache = plan.model.init_cache(prompt, size)
+    _, cache = prompts.prefill(plan.model, params["drafter"], prompt, cache, drop=1)
+    return causal.CausalState(cache, prompt.lengths - 1)
+
+
+def _propose(plan: Plan, params, keys, state: causal.CausalState, prefix: Prefix):
+    del keys
+    model, own, root = plan.model, params["drafter"], prefix.length - 1
+    width, max_depth = plan.width, plan.max_depth
+    hidden, cache, num_missing = causal.store(model, own, state, prefix, max_depth + 1)
+    offers = functools.partial(_offers, plan, params, prefix)
+
+    def deepen(growing: Growing) -> Growing:
+        output, _ = model.apply(own, beam_query(growing.growth, root), cache)
+        first = (growing.level - 1) * width
+        here = jax.lax.dynamic_slice_in_dim(output.hidden, first, width, 1)
+        paths = paths_to(growing.growth, first) if plan.lenses else None
+        offered = offers(here, paths, growing.level)
+        return add_level(growing, *offered, plan.num_nodes, plan.min_gain)
+
+    growing = Growing(
+        growth=trees.seed(root.shape[0], max_depth, width),
+        level=jnp.zeros((), jnp.int32),
+        more=jnp.ones(root.shape, bool),
+        mass=jnp.zeros(root.shape, jnp.float32),
+        num_levels=jnp.zeros_like(root),
+    )
+    # The root's children, in the first of `width` equal rows.
+    none = jnp.zeros((root.shape[0], 1, max_depth), jnp.int32)
+    offered = offers(hidden, none, jnp.zeros((), jnp.int32))
+    ids, log_probs = (jnp.repeat(each, width, 1) for each in offered)
+    growing = add_level(growing, ids, log_probs, plan.num_nodes, plan.min_gain)
+    growing = jax.lax.while_loop(
+        lambda g: (g.level < max_depth) & g.more.any(), deepen, growing
+    )
+    tokens, parents = trees.rerank(growing.growth, plan.num_nodes)
+    num_levels, lanes = growing.num_levels, (max_depth - 1) * width
+    cost = DraftCost(
+        num_calls=num_levels,
+        num_tokens=num_missing + width * num_levels * (num_levels - 1) // 2,
+        num_tokens_computed=max_depth + 1 + (num_levels - 1) * lanes,
+    )
+    after = causal.CausalState(cache, prefix.length)
+    return Draft(tokens, parents, cost=cost), after
+
+
+def _offers(
+    plan: Plan, params, prefix: Prefix, hidden: Array, paths: Array | None, level: Array
+) -> tuple[Array, Array]:
+    """The best tokens behind each of `paths` [B, Q, D] of `level` tokens, and logs."""
+    head, wants = plan.model.head(params["drafter"]), (f"top:{plan.width}",)
+    if paths is None or not plan.lenses:
+        found = vocab_head.statistics(head, hidden, wants, plan.sampling)
+    else:
+        views = causal.views_behind(prefix, paths, level)
+        found = vocab_head.seen_through(
+            plan.lenses, params, views, head, hidden, wants, plan.sampling
         )
-
-        def offers(hidden):
-            found = vocab_head.statistics(model.head(own), hidden, wants, sampling)
-            return found.top_ids, found.top_log_probs
-
-        def deepen(growing: Growing) -> Growing:
-            output, _ = model.apply(own, beam_query(growing.growth, root), cache)
-            first = (growing.level - 1) * width
-            here = jax.lax.dynamic_slice_in_dim(output.hidden, first, width, 1)
-            return add_level(growing, *offers(here), num_nodes, min_gain)
-
-        growing = Growing(
-            growth=trees.seed(root.shape[0], max_depth, width),
-            level=jnp.zeros((), jnp.int32),
-            more=jnp.ones(root.shape, bool),
-            mass=jnp.zeros(root.shape, jnp.float32),
-            num_levels=jnp.zeros_like(root),
-        )
-        # The root's children, in the first of `width` equal rows.
-        ids, log_probs = (jnp.repeat(each, width, 1) for each in offers(hidden))
-        growing = add_level(growing, ids, log_probs, num_nodes, min_gain)
-        growing = jax.lax.while_loop(
-            lambda g: (g.level < max_depth) & g.more.any(), deepen, growing
-        )
-        tokens, parents = trees.rerank(growing.growth, num_nodes)
-        num_levels, lanes = growing.num_levels, (max_depth - 1) * width
-        cost = DraftCost(
-            num_calls=num_levels,
-            num_tokens=num_missing + width * num_levels * (num_levels - 1) // 2,
-            num_tokens_computed=max_depth + 1 + (num_levels - 1) * lanes,
-        )
-        after = causal.CausalState(cache, prefix.length)
-        return Draft(tokens, parents, cost=cost), after
-
-    return Drafter(num_nodes, max_depth, init, propose, ignore, num_prefill_calls=1)
+    return found.top_ids, found.top_log_probs
 
 
 def add_level(
@@ -141,6 +185,20 @@ def beam_query(growth: trees.Growth, root: Array) -> Query:
             among=reach[:, 1:, 1:],
         ),
     )
+
+
+def paths_to(growth: trees.Growth, first: Array) -> Array:
+    """Tokens int32 [B, K, D] from the root's child to each beam node from `first` on.
+
+    Behind the node's own depth there is nothing to be read.
+    """
+    tokens, parents = trees.beam(growth)
+    batch, width = tokens.shape[0], growth.width
+    reach = trees.ancestors(parents)[:, 1:, 1:]
+    here = jax.lax.dynamic_slice_in_dim(reach, first, width, 1)
+    # One node a level at most is on a path.
+    on_path = jnp.where(here, tokens[:, None], 0).reshape(batch, width, -1, width)
+    return on_path.sum(-1, dtype=jnp.int32)
 
 
 def _check(model: Model, num_nodes: int, width: int, max_depth: int) -> None:

@@ -240,6 +240,7 @@ def iterate(
         propose=functools.partial(_propose, plan),
         observe=functools.partial(_observe, plan),
         wants=plan.transport.wants,
+        is_of_target=plan.transport.has_q,
     )
 
 

@@ -142,3 +142,51 @@ def located(
     is_text = found & (source < length)
     follow = jnp.where(is_text, tokens[jnp.minimum(source, tokens.shape[0] - 1)], -1)
     return follow, source
+
+
+def input_copy(num_draft: int, max_ngram: int) -> Drafter:
+    """Drafter of what follows in the prompt the one place that the output is at.
+
+    That is the prompt's beginning before anything is generated; then what follows the
+    shortest end of the output, of up to `max_ngram` tokens, that stands in the prompt
+    exactly once. An end that stands there nowhere, or several times, drafts nothing.
+    """
+
+    def init(params, keys, prompt, prefix, output):
+        del params, keys, prompt, prefix, output
+        return ()
+
+    def propose(params, keys, state, prefix: Prefix):
+        del params, keys
+        tokens = jax.vmap(
+            lambda t, n, end: from_input(t, n, end, num_draft, max_ngram)
+        )(prefix.tokens, prefix.length, prefix.prompt_end)
+        return chain(tokens), state
+
+    return Drafter(num_draft, num_draft, init, propose, ignore)
+
+
+def from_input(
+    tokens: Array, length: Array, prompt_end: Array, num_draft: int, max_ngram: int
+) -> Array:
+    """The tokens int32 [num_draft] of `input_copy`; -1 pads. One row, tokens [L]."""
+    # prompt a b c b, output x b c: "c" stands there once, so b follows
+    size = tokens.shape[0]
+    end = jnp.arange(size + 1, dtype=jnp.int32)  # of a copy, one past its last token
+    is_run = end <= prompt_end
+    place = jnp.zeros((), jnp.int32)
+    is_known = length == prompt_end
+    is_open = ~is_known
+    for nth in range(max_ngram):
+        last = tokens[jnp.maximum(length - 1 - nth, 0)]
+        before = jnp.pad(tokens, (nth + 1, 0), constant_values=-1)[: size + 1]
+        is_run &= before == last
+        count = is_run.sum()
+        is_open &= (length - prompt_end > nth) & (count > 0)
+        is_here = is_open & (count == 1)
+        place = jnp.where(is_here, jnp.argmax(is_run).astype(jnp.int32), place)
+        is_known |= is_here
+        is_open &= ~is_here
+    source = place + jnp.arange(num_draft, dtype=jnp.int32)
+    is_text = is_known & (source < prompt_end)
+    return jnp.where(is_text, tokens[jnp.minimum(source, size - 1)], -1)

@@ -4,7 +4,7 @@ The texts are a `data.datastore`, arrays among the params that only the search r
 """
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,7 @@ from jax import Array
 from pdecode.contracts import Draft, Drafter, Prefix
 from pdecode.data.datastore import BEFORE, BETWEEN, Store, Texts
 from pdecode.drafters import ignore
+from pdecode.sampling import among
 
 
 class Plan(NamedTuple):
@@ -97,10 +98,67 @@ def continuations(plan: Plan, texts: Texts, tokens: Array, size: Array) -> Array
     return jnp.where(is_text & is_match[:, None], follow, -1)
 
 
-def trie(matches: Array, num_nodes: int) -> tuple[Array, Array]:
+def merged(
+    store: Store,
+    other: Store,
+    num_nodes: int,
+    *,
+    weights: tuple[Any, Any] = (1, 1),
+    skipped: tuple[int, ...] = (),
+    min_match: int = 2,
+    num_matches: int = 64,
+    length: int = 10,
+) -> Drafter:
+    """`retrieval` from two datastores, where each copy counts its store's weight.
+
+    Params are those of the roles "corpus" and "other". Behind one of the ids `skipped`
+    a row drafts nothing; where that holds for all rows nothing is searched. Weights are
+    whole numbers.
+    """
+    found = retrieval(
+        store, num_nodes, min_match=min_match, num_matches=num_matches, length=length
+    )
+    plans = [
+        Plan(each.max_match, min_match, num_matches, length, num_nodes)
+        for each in (store, other)
+    ]
+
+    def propose(params, keys, state, prefix: Prefix):
+        del keys
+        texts = [Texts(*map(jnp.asarray, params[r])) for r in ("corpus", "other")]
+
+        def one(tokens: Array, size: Array) -> tuple[Array, Array]:
+            matches = [
+                continuations(plan, each, tokens, size)
+                for plan, each in zip(plans, texts)
+            ]
+            weight = jnp.repeat(jnp.stack([*map(jnp.int32, weights)]), num_matches)
+            return trie(jnp.concatenate(matches), num_nodes, weight)
+
+        root = jnp.take_along_axis(prefix.tokens, prefix.length[:, None] - 1, 1)[:, 0]
+        is_asked = ~among(root, skipped)
+
+        def search():
+            return jax.vmap(one)(prefix.tokens, prefix.length)
+
+        def none():
+            blank = jnp.full((root.shape[0], num_nodes), -1, jnp.int32)
+            return blank, blank
+
+        tokens, parents = jax.lax.cond(is_asked.any(), search, none)
+        tokens = jnp.where(is_asked[:, None], tokens, -1)
+        return Draft(tokens=tokens, parents=parents), state
+
+    return found._replace(propose=propose)
+
+
+def trie(
+    matches: Array, num_nodes: int, weights: Array | None = None
+) -> tuple[Array, Array]:
     """Tokens and parents int32 [N] of the most frequent prefixes of `matches` [M, T].
 
-    A prefix stands before those that extend it, for it is as frequent and shorter.
+    A prefix stands before those that extend it, for it is as frequent and shorter. A
+    match counts `weights` (int32 [M]) times; None: once.
     """
     num_matches, length = matches.shape
     same = (matches[:, None] == matches[None]) & (matches >= 0)[:, None]
@@ -108,7 +166,8 @@ def trie(matches: Array, num_nodes: int) -> tuple[Array, Array]:
     first = jnp.argmax(same, 1).astype(jnp.int32)  # [M, T]  who stands for it
     depth = jnp.arange(length, dtype=jnp.int32)[None]
     is_own = (first == jnp.arange(num_matches)[:, None]) & (matches >= 0)
-    score = jnp.where(is_own, same.sum(1) * length - depth, -1)
+    count = same.sum(1) if weights is None else jnp.einsum("kmt,k->mt", same, weights)
+    score = jnp.where(is_own & (count > 0), count * length - depth, -1)
     best, chosen = jax.lax.top_k(score.reshape(-1), num_nodes)
     by_depth = jnp.argsort(jnp.where(best > 0, chosen % length, length), stable=True)
     chosen = jnp.where(best > 0, chosen, -1)[by_depth]

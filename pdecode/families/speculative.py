@@ -58,6 +58,7 @@ class Plan(NamedTuple):
     sampling: Sampling
     wants: tuple[str, ...]
     max_new_tokens: int
+    call_sizes: tuple[int, ...]  # nodes that a call may have, rising; the last: all
 
     @property
     def num_stored(self) -> int:
@@ -97,6 +98,7 @@ def draft_verify(
     sampling: Sampling,
     acceptance: BlockRule | str = "match",
     lenses: Sequence[Lens] = (),
+    call_sizes: Sequence[int] = (),
 ) -> Decoder:
     """A Decoder that repeats: propose, verify in one target call, accept, observe.
 
@@ -104,10 +106,14 @@ def draft_verify(
     (wrap a NodeRule with `accept.by_node`). Target samples are keyed by position, so
     `match` returns exactly the tokens of plain sampling with the same key, whatever the
     drafter proposes. `lenses` change the target's law, each lane in its own context.
+    With `call_sizes` a call has the fewest nodes of these that hold what all rows
+    drafted; each size is a program of the model's call inside the one that decodes.
     Raises ValueError for another model, for unknown wants and for a drafter whose
     numbers of nodes cannot be.
     """
-    plan = checked(model, drafter, max_new_tokens, sampling, acceptance, lenses)
+    plan = checked(
+        model, drafter, max_new_tokens, sampling, acceptance, lenses, call_sizes
+    )
     is_lossless = plan.acceptance is None or plan.acceptance.is_lossless
     return Decoder(
         init=functools.partial(init, plan),
@@ -156,8 +162,15 @@ def step(plan: Plan, params, keys, state: PrefixState):
     draft, drafter = plan.drafter.propose(params, keys, state.drafter, prefix)
     draft = calls.sanitized(draft, plan)
     query, reach = calls.verify_query(draft, prefix, plan)
-    output, cache = plan.model.apply(params["model"], query, state.cache)
-    prediction = predict(plan, params, keys, prefix, query, reach, output)
+
+    def call(query, reach, cache):
+        output, cache = plan.model.apply(params["model"], query, cache)
+        found = predict(plan, params, keys, prefix, query, reach, output)
+        return (output, found), cache
+
+    (output, prediction), cache, num_computed = calls.as_wide_as_needed(
+        plan.call_sizes, call, (query, reach), draft, active, state.cache
+    )
     verdict = judge(plan, params, keys, draft, prediction, output.hidden, reach, prefix)
     emitted = emit(plan, state, draft, verdict, prediction, active)
     round = Round(
@@ -173,7 +186,7 @@ def step(plan: Plan, params, keys, state: PrefixState):
         cache=compact(plan, cache, prefix.length - 1, verdict, active),
         drafter=plan.drafter.observe(params, keys, drafter, round),
     )
-    return new, account(plan, draft, emitted, active)
+    return new, account(plan, draft, emitted, active, num_computed)
 
 
 def predict(plan: Plan, params, keys, prefix, query, reach, output):
@@ -234,7 +247,7 @@ def emit(
     tokens = jnp.concatenate([accepted, last], 1)
     tokens = jnp.where(place < num_accepted[:, None], tokens, last)
     judged_at = jnp.concatenate([jnp.zeros_like(last), path], 1)
-    log_probs = _log_prob_of(plan, prediction, tokens, judged_at)
+    log_probs = calls.log_prob_of(plan, prediction, tokens, judged_at)
 
     room = jnp.minimum(num_accepted + 1, state.prefix.end - state.prefix.length)
     is_number = jnp.isfinite(log_probs) & verdict.is_sound[:, None]
@@ -289,8 +302,12 @@ def compact(plan: Plan, cache, root: Array, verdict: Verdict, active: Array) -> 
     return plan.model.move(cache, source, SlotRun(root + 1, kept))
 
 
-def account(plan: Plan, draft: Draft, emitted: Emitted, active: Array):
-    """What the round did, as StepInfo."""
+def account(
+    plan: Plan, draft: Draft, emitted: Emitted, active: Array, num_computed=None
+):
+    """What the round did, as StepInfo; its call had `num_computed` nodes, or all."""
+    if num_computed is None:
+        num_computed = plan.drafter.num_nodes
     is_fed = draft.tokens >= 0
     if draft.extra is not None:  # what stands at a node, a token there or not
         is_fed = jnp.ones_like(is_fed)
@@ -309,7 +326,7 @@ def account(plan: Plan, draft: Draft, emitted: Emitted, active: Array):
         num_committed=emitted.count,
         num_proposed=jnp.where(active, proposed.sum(1, dtype=jnp.int32), 0),
         num_query_tokens=per_call * asked,
-        num_query_tokens_computed=per_call * (1 + plan.drafter.num_nodes),
+        num_query_tokens_computed=per_call * (1 + num_computed),
         num_dispatches=jnp.ones((), jnp.int32),
         **drafted,
     )
@@ -338,18 +355,9 @@ def output(plan: Any, state: Any) -> Generation:
     )
 
 
-def _log_prob_of(plan: Plan, prediction: Prediction, tokens, lanes) -> Array:
-    """Raw log-probability float32 [B, D + 1] of `tokens` judged at `lanes`."""
-    if plan.acceptance is None:
-        # Every emitted token is its lane's own sample.
-        return jnp.take_along_axis(prediction.log_prob, lanes, 1).astype(jnp.float32)
-    log_probs = jax.nn.log_softmax(prediction.logits)
-    at_lane = jnp.take_along_axis(log_probs, lanes[..., None], 1)
-    picked = jnp.take_along_axis(at_lane, tokens[..., None], 2)[..., 0]
-    return picked.astype(jnp.float32)
-
-
-def checked(model, drafter, max_new_tokens, sampling, acceptance, lenses=()) -> Plan:
+def checked(
+    model, drafter, max_new_tokens, sampling, acceptance, lenses=(), call_sizes=()
+) -> Plan:
     """The plan of a `draft_verify`; errors as there."""
     if model.predicts != "next":
         raise ValueError(
@@ -375,10 +383,16 @@ def checked(model, drafter, max_new_tokens, sampling, acceptance, lenses=()) -> 
         calls.check_fit(rule, drafter)
     if any(lens.init() != () for lens in lenses):
         raise ValueError("draft-and-verify keeps no memory of positions for a lens")
+    if lenses and drafter.is_of_target:
+        raise ValueError(
+            "this drafter tells its q from the target's states as they are: leave the "
+            "lenses out, or take a transport without q (iterates.argmax)"
+        )
+    sizes = calls.checked_sizes(call_sizes, drafter)
     wants = ("token", "log_prob") if rule is None else ("logits", *rule.wants)
     wants = tuple(dict.fromkeys((*wants, *drafter.wants)))
     vocab_head.check_wants(wants)
     return Plan(
         model, drafter, rule, tuple(lenses), without_mask(model, sampling), wants,
-        max_new_tokens,
+        max_new_tokens, sizes,
     )  # fmt: skip

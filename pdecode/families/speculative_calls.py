@@ -1,14 +1,18 @@
 """The verifying call of draft-and-verify: its lanes, what is seen, what is drawn."""
 
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
+from pdecode import cache as caches
 from pdecode import rng, trees
 from pdecode.contracts import (
     BlockRule,
+    Cache,
     Draft,
     Drafter,
     Prediction,
@@ -100,6 +104,78 @@ def verify_query(draft: Draft, prefix: Prefix, plan: Any) -> tuple[Query, Array]
     return query, reach
 
 
+def first_lanes(query: Query, reach: Array, count: int) -> tuple[Query, Array]:
+    """The first `count` lanes of a verifying call, as a call of their own."""
+    if count == query.tokens.shape[1]:
+        return query, reach
+    visible, slots, extra = query.visible, query.slots, query.extra
+    among = visible.among
+    assert isinstance(slots, SlotRun) and slots.stored is None  # no probes
+    query = query._replace(
+        tokens=query.tokens[:, :count],
+        positions=query.positions[:, :count],
+        extra=None if extra is None else extra[:, :count],
+        visible=visible._replace(
+            start=visible.start[:, :count],
+            stop=visible.stop[:, :count],
+            among=None if among is None else among[:, :count, :count],
+        ),
+    )
+    return query, reach[:, :count, :count]
+
+
+def as_wide_as_needed(
+    sizes: tuple[int, ...],
+    call: Callable,
+    lanes: tuple[Query, Array],
+    draft: Draft,
+    active: Array,
+    cache: Cache,
+) -> tuple[Any, Cache, Array | int]:
+    """`call(query, reach, cache)` with as few of `lanes` as all rows need.
+
+    These are the root and the first n nodes, n one of `sizes`. Returns (out, cache, n).
+    What `call` returns has lanes on axis 1; those that were not evaluated, of absent
+    nodes all, are zero.
+    """
+    if len(sizes) == 1:
+        return *call(*lanes, cache), sizes[0]
+    nth = jnp.arange(1, sizes[-1] + 1, dtype=jnp.int32)[None]
+    last = jnp.where((draft.tokens >= 0) & active[:, None], nth, 0).max()
+    which = (jnp.asarray(sizes, jnp.int32) < last).sum(dtype=jnp.int32)
+
+    def padded(size: int, cache: Cache):
+        out, cache = call(*first_lanes(*lanes, 1 + size), cache)
+
+        def whole(leaf: Array) -> Array:
+            missing = [(0, 0)] * leaf.ndim
+            missing[1] = (0, sizes[-1] - size)
+            return jnp.pad(leaf, missing)
+
+        return jax.tree.map(whole, out), cache
+
+    branches = [functools.partial(padded, size) for size in sizes]
+    out, cache = caches.one_of(which, branches, cache)
+    return out, cache, jnp.asarray(sizes, jnp.int32)[which]
+
+
+def checked_sizes(sizes: Sequence[int], drafter: Drafter) -> tuple[int, ...]:
+    """Numbers of nodes that a call may have, rising up to all of the drafter's."""
+    if not sizes:
+        return (drafter.num_nodes,)
+    if drafter.num_probes:
+        raise ValueError(
+            f"call_sizes={tuple(sizes)} of a drafter with probes, which every call "
+            "has: leave it out"
+        )
+    if min(sizes) < 0 or max(sizes) > drafter.num_nodes:
+        raise ValueError(
+            f"call_sizes={tuple(sizes)} must lie in [0, {drafter.num_nodes}], the "
+            "drafter's nodes"
+        )
+    return tuple(sorted({*sizes, drafter.num_nodes}))
+
+
 def views_of(prefix: Prefix, query: Query, reach: Array) -> View:
     """What a lens sees of every lane: the prefix and the lane's own path behind it."""
     batch, num_lanes = query.tokens.shape
@@ -148,6 +224,17 @@ def given_to(rule: BlockRule, params: dict, hidden: Array) -> tuple:
             f"are only {sorted(params)}"
         )
     return params[rule.role], hidden
+
+
+def log_prob_of(plan: Any, prediction: Prediction, tokens, lanes) -> Array:
+    """Raw log-probability float32 [B, D + 1] of `tokens` judged at `lanes`."""
+    if plan.acceptance is None:
+        # Every emitted token is its lane's own sample.
+        return jnp.take_along_axis(prediction.log_prob, lanes, 1).astype(jnp.float32)
+    log_probs = jax.nn.log_softmax(prediction.logits)
+    at_lane = jnp.take_along_axis(log_probs, lanes[..., None], 1)
+    picked = jnp.take_along_axis(at_lane, tokens[..., None], 2)[..., 0]
+    return picked.astype(jnp.float32)
 
 
 def matched(draft: Draft, wanted: Array, reach: Array, depth: Array):

@@ -186,6 +186,8 @@ def _range(parameter: knobs.Parameter) -> str:
         limits = f"int >= {kind.low}"
         if parameter.base is tuple:
             limits = f"ints >= {kind.low}, separated by commas"
+    elif isinstance(kind, knobs.Numbers):
+        limits = f"{kind.count} floats in [{kind.low:g}, {kind.high:g}]"
     else:
         limits = f"{parameter.base.__name__} in [{kind.low:g}, {kind.high:g}]"
         if kind.off is not None:

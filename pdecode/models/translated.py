@@ -86,14 +86,14 @@ def matched(
 
     Tokens are compared as the text they stand for: markers of a space are one.
     """
-    own = {_plain(word): index for word, index in own_words.items()}
+    own = {plain(word): index for word, index in own_words.items()}
     found = np.full(vocab_size, -1, np.int32)
     for word, index in words.items():
-        found[index] = own.get(_plain(word), -1)
+        found[index] = own.get(plain(word), -1)
     return found
 
 
-def _plain(word: str) -> str:
+def plain(word: str) -> str:
     for marker in SPACES:
         word = word.replace(marker, " ")
     return word

@@ -1,10 +1,24 @@
 """Cases of methods/speculative."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cases import CAUSAL, NEAR, STORED, TARGET, TWO, TWO_HEADS, VOCAB, case
+from cases import (
+    CAUSAL,
+    LENGTH,
+    NEAR,
+    STORED,
+    TARGET,
+    TWO,
+    TWO_HEADS,
+    VOCAB,
+    case,
+)
 from pdecode.contracts import Codes, Judge
+from pdecode.data import datastore, trigrams
+from pdecode.drafters import spelled
+from pdecode.models import toy
 from pdecode.rules import relaxed
 
 _CODES = np.random.default_rng(0).normal(size=(VOCAB + 1, 2))
@@ -18,6 +32,25 @@ def _with(role, facts, params):
     }
 
 
+# A draft model of letters, for a target with a token of two: 0 a, 1 b, 2 ab.
+_LETTERS = toy.make_model(2, 2 * LENGTH)
+_SPELLING = spelled.tables(
+    toy.chain(7, 2, 2 * LENGTH), {"a": 0, "b": 1}, {"a": 0, "b": 1, "ab": 2}, VOCAB + 1
+)
+SPELLED = {
+    "model": (CAUSAL, _LETTERS),
+    "params": {"model": TARGET, "drafter": _SPELLING},
+}
+_OTHER, _MORE = datastore.build([[0, 2, 1, 1, 0, 1, 2, 0, 0], [2, 2, 0, 1]])
+_TABLE, _FOLLOWERS = trigrams.build([[0, 1, 2, 0, 1, 1, 0, 2, 1], [2, 2, 0, 0, 1]], 2)
+TABLED = {
+    "model": (CAUSAL, _TABLE),
+    "params": {"model": TARGET, "table": jax.tree.map(jnp.asarray, _FOLLOWERS)},
+}
+TWO_STORES = {
+    "model": (*STORED["model"], _OTHER),
+    "params": {**STORED["params"], "other": jax.tree.map(jnp.asarray, _MORE)},
+}
 NEAREST = _with("codes", Codes(VOCAB + 1), jnp.asarray(relaxed.nearest(_CODES, 2)))
 SHARES = _with("codes", Codes(VOCAB + 1), jnp.asarray(relaxed.shares(_CODES, 0.5)))
 JUDGE = _with(
@@ -30,6 +63,9 @@ CASES = {
     "prompt_lookup_whole": case(
         "prompt_lookup", "plain", num_draft=2, continuation="whole"
     ),
+    "prompt_lookup_auto": case(
+        "prompt_lookup", "plain", num_draft=4, draft_length="auto"
+    ),
     "token_recycling": case("token_recycling", "plain", widths=(2, 2, 1), num_top=2),
     "sam_decoding": case(
         "sam_decoding", "plain", num_draft=3, len_threshold=2, widths=(2, 2), num_top=2
@@ -37,12 +73,28 @@ CASES = {
     "rest": case(
         "rest", "plain", num_draft=5, draft_len=3, min_match=1, num_matches=4, **STORED
     ),
+    "fastcoder": case(
+        "fastcoder",
+        "plain",
+        num_draft=5,
+        draft_len=3,
+        min_match=1,
+        num_matches=4,
+        session_match=3,
+        skipped=(1,),
+        **TWO_STORES,
+    ),
     "stand": case(
         "stand", "plain", widths=(2, 2, 1), num_top=2, contexts=(2, 1), num_slots=64
     ),
     "alignment_sampling": case(
         "alignment_sampling", "plain", num_draft=2, num_beside=2
     ),
+    "aded": case("aded", "plain", num_nodes=5, max_depth=3, window=6, **TABLED),
+    "aggressive_decoding": case("aggressive_decoding", "plain", num_draft=4),
+    "cascade": case("cascade", "plain", num_draft=4, num_copied=2, max_ngram=2, **TWO),
+    "slem": case("slem", "plain", num_draft=4, per_token=2, **SPELLED),
+    "slrs": case("slrs", "law", per_token=2, **SPELLED),
     "specreason": case(
         "specreason",
         "lossy",
@@ -63,6 +115,23 @@ CASES = {
     "speculative": case("speculative_sampling", "law", num_draft=3, **TWO),
     "coupled": case(
         "speculative_sampling", "plain", num_draft=3, acceptance="coupled", **TWO
+    ),
+    "speculative_auto": case(
+        "speculative_sampling",
+        "law",
+        num_draft=4,
+        draft_length="auto",
+        knobs={"draft_cost": 0.1},
+        **TWO,
+    ),
+    "coupled_auto": case(
+        "speculative_sampling",
+        "plain",
+        num_draft=4,
+        acceptance="coupled",
+        draft_length="auto",
+        knobs={"draft_cost": 0.1},
+        **TWO,
     ),
     "pearl": case("pearl", "law", window=3, **TWO),
     "pearl_coupled": case("pearl", "plain", window=2, acceptance="coupled", **TWO),

@@ -1,8 +1,9 @@
-"""What drafting buys: `print(table(list(lines())))`.
+"""What drafting buys: `pdecode bench --suite speculative`.
 
 Drafters, acceptance rules and draft sizes on the embedded models, at several batch
-sizes. Every line is repeated in turn with autoregressive decoding of the same prompts,
-so that the wall ratio is of neighbours in one run.
+sizes and temperatures. Every line is repeated in turn with autoregressive decoding of
+the same prompts, so that the wall ratio is of neighbours in one run. Methods that
+choose the length of their drafts get the costs of calls as they are measured first.
 """
 
 import operator
@@ -16,7 +17,9 @@ import numpy as np
 from pdecode import assembly, knobs, prompts
 from pdecode import programs as programs_module
 from pdecode.decode import Stats
+from pdecode.drafters import paced
 from pdecode.evals import tasks
+from pdecode.hardware import roofline
 from pdecode.methods import variants
 
 BASELINE = "autoregressive"
@@ -25,7 +28,8 @@ NUM_RESAMPLES = 1000  # of the rows, for the confidence interval
 
 # Name of a method or variant, and its settings by size; sizes count draft nodes.
 CASES: tuple[tuple[str, dict[int, dict[str, Any]]], ...] = (
-    ("prompt_lookup", {n: {"num_draft": n} for n in (2, 4, 8)}),
+    ("prompt_lookup", {n: {"num_draft": n} for n in (1, 2, 4, 8)}),
+    ("auto_lookup", {8: {"num_draft": 8}}),
     (
         "sam_decoding",
         {n: {"num_draft": n, "widths": (n - 1, 1), "num_top": 8} for n in (4, 8)},
@@ -42,11 +46,32 @@ CASES: tuple[tuple[str, dict[int, dict[str, Any]]], ...] = (
     ("jacobi", {n: {"window": n} for n in (2, 4, 8)}),
     ("sjd", {n: {"window": n} for n in (4, 8)}),
     ("blockwise", {n: {"num_draft": n} for n in (2, 4)}),
-    ("speculative_sampling", {n: {"num_draft": n} for n in (2, 4, 8)}),
+    ("speculative_sampling", {n: {"num_draft": n} for n in (1, 2, 4, 8)}),
+    ("auto_speculation", {8: {"num_draft": 8}}),
     ("coupled_sampling", {n: {"num_draft": n} for n in (2, 4, 8)}),
     ("block_verification", {n: {"num_draft": n} for n in (2, 4, 8)}),
     ("specinfer", {4: {"branching": (2, 1)}, 6: {"branching": (2, 2)}}),
 )  # fmt: skip
+
+# Some of them, for a few minutes on two cores.
+_FEW = {
+    "prompt_lookup": (2, 4),
+    "auto_lookup": (8,),
+    "blockwise": (2,),
+    "speculative_sampling": (2, 4),
+    "auto_speculation": (8,),
+    "block_verification": (4,),
+}
+QUICK = tuple(
+    (name, {size: sizes[size] for size in _FEW[name]})
+    for name, sizes in CASES
+    if name in _FEW
+)
+# Whose length is that of its drafts chosen anew each round.
+FIXED = {
+    "auto_lookup": "prompt_lookup",
+    "auto_speculation": "speculative_sampling",
+}
 
 
 class Line(NamedTuple):
@@ -60,6 +85,7 @@ class Line(NamedTuple):
     accepted_low: float  # 95 % of resampled prompts lie between
     accepted_high: float
     acceptance_rate: float  # kept of what was proposed
+    proposed: float  # a call
     target_calls: float  # a token, in the mean over rows
     draft_calls: float  # of the drafter's own model, a token
     queries: float  # target lanes evaluated, a token
@@ -72,16 +98,19 @@ def lines(
     batch_sizes: Sequence[int] = (1, 8),
     num_prompts: int = 8,
     max_new_tokens: int = 48,
-    temperature: float = 0.0,
+    temperatures: Sequence[float] = (0.0, 0.8),
     repeats: int = 5,
     seed: int = 0,
+    known: Sequence[Line] = (),
     is_told: Callable[[str], None] = lambda text: None,
 ) -> Iterator[Line]:
-    """Measures every case at every batch size, line by line.
+    """Measures every case at every batch size and temperature, line by line.
 
-    `is_told` gets what is measured next. Raises ValueError for a batch size that does
-    not divide `num_prompts` and for sizes below 1.
+    `is_told` gets what is measured next; lines that are `known` are not measured again
+    but handed on. Raises ValueError for a batch size that does not divide `num_prompts`
+    and for sizes below 1.
     """
+    done = {each[:4]: each for each in known}
     for value in (*batch_sizes, num_prompts, max_new_tokens, repeats):
         if value < 1:
             raise ValueError(f"sizes must be at least 1, but one is {value}")
@@ -93,7 +122,6 @@ def lines(
         num_prompts, max_prompt=MAX_PROMPT, min_reference=max_new_tokens
     )
     rows = [tokenizer.encode(each.prompt) for each in texts]
-    common = {"max_new_tokens": max_new_tokens, "temperature": temperature}
     for batch_size in batch_sizes:
         batches = [
             prompts.from_rows(
@@ -105,13 +133,52 @@ def lines(
             )
             for i in range(0, num_prompts, batch_size)
         ]
-        plain = _prepared(BASELINE, common, batches[0])
-        for name, sizes in cases:
-            for size, settings in sizes.items():
-                is_told(f"{name} of {size} nodes, batch {batch_size}")
-                own = _prepared(name, {**settings, **common}, batches[0])
-                stats, ratio = _raced(own, plain, batches, repeats, seed)
-                yield _line(name, size, batch_size, temperature, stats, ratio)
+        costs: dict[str, Any] = {}
+        for name, size, temperature in _places(cases, temperatures):
+            place = (name, size, batch_size, temperature)
+            if place in done:
+                yield done[place]
+                continue
+            is_told(f"{name} of {size} nodes, batch {batch_size}, at {temperature}")
+            if name in FIXED and not costs:
+                costs = measured_costs(batch_size, max(map(len, rows)))
+                told = ", ".join(f"{each:.2f}" for each in costs["call_costs"])
+                is_told(
+                    f"with calls at {told}, a drafter's at {costs['draft_cost']:.2f}"
+                )
+            common = {"max_new_tokens": max_new_tokens, "temperature": temperature}
+            plain = _prepared(BASELINE, common, batches[0])
+            own = _prepared(name, {**costs, **dict(cases)[name][size], **common},
+                            batches[0])  # fmt: skip
+            stats, ratio = _raced(own, plain, batches, repeats, seed)
+            yield _line(*place, stats, ratio)
+
+
+def measured_costs(batch_size: int, context: int) -> dict[str, Any]:
+    """`call_costs` and `draft_cost` of the embedded models here, over a call of one."""
+
+    def seconds(role: str, widths: tuple[int, ...]) -> tuple[float, ...]:
+        model, params, _ = assembly.load(role)
+        calls = [
+            roofline.compiled_call(
+                model, params, width, batch=batch_size, context=context
+            )
+            for width in widths
+        ]
+        return roofline.measure(widths, calls).seconds
+
+    target = seconds("target", paced.WIDTHS)
+    return {
+        "call_costs": tuple(each / target[0] for each in target),
+        "draft_cost": seconds("drafter", (1,))[0] / target[0],
+    }
+
+
+def _places(cases, temperatures: Sequence[float]) -> Iterator[tuple[str, int, float]]:
+    """Name, size and temperature of every line; those of one program together."""
+    for name, sizes in cases:
+        for size in sizes:
+            yield from ((name, size, temperature) for temperature in temperatures)
 
 
 def _prepared(name: str, settings: dict[str, Any], prompt) -> Callable:
@@ -122,6 +189,8 @@ def _prepared(name: str, settings: dict[str, Any], prompt) -> Callable:
         for role in knobs.roles(method)
     ]
     params = dict(zip(knobs.roles(method), (each[1] for each in loaded), strict=True))
+    taken = knobs.parameters(method)
+    settings = {knob: each for knob, each in settings.items() if knob in taken}
     programs = programs_module.compiled(
         method,
         tuple(each[0] for each in loaded),
@@ -155,7 +224,7 @@ def _line(name, size, batch_size, temperature, stats: list[Stats], ratio) -> Lin
     calls, committed = of_rows("num_calls"), of_rows("num_committed")
     kept = committed - calls
     low, high = interval(kept, calls)
-    num_tokens = committed.sum()
+    num_tokens, proposed = committed.sum(), of_rows("num_proposed").sum()
     return Line(
         name=name,
         size=size,
@@ -164,7 +233,8 @@ def _line(name, size, batch_size, temperature, stats: list[Stats], ratio) -> Lin
         accepted=float(kept.sum() / calls.sum()),
         accepted_low=low,
         accepted_high=high,
-        acceptance_rate=float(kept.sum() / max(of_rows("num_proposed").sum(), 1)),
+        acceptance_rate=float(kept.sum() / max(proposed, 1)),
+        proposed=float(proposed / calls.sum()),
         target_calls=float(calls.sum() / num_tokens),
         draft_calls=float(of_rows("num_draft_calls").sum() / num_tokens),
         queries=float(of_rows("num_query_tokens_computed").sum() / num_tokens),
@@ -188,18 +258,48 @@ def interval(kept: np.ndarray, calls: np.ndarray, seed: int = 0) -> tuple[float,
 def table(found: Sequence[Line]) -> str:
     """The lines as text."""
     head = (
-        f"{'drafter and rule':22} {'N':>3} {'B':>3} {'accepted':>8} {'95 %':>13} "
-        f"{'rate':>6} {'calls':>6} {'drafts':>6} {'lanes':>6} {'ratio':>6}"
+        f"{'drafter and rule':22} {'N':>3} {'B':>3} {'T':>4} {'accepted':>8} "
+        f"{'95 %':>13} {'rate':>6} {'drafted':>7} {'calls':>6} {'drafts':>6} "
+        f"{'lanes':>6} {'ratio':>6}"
     )
     told = [
-        f"{each.name:22} {each.size:3} {each.batch_size:3} {each.accepted:8.2f} "
-        f"{each.accepted_low:6.2f}-{each.accepted_high:<6.2f} "
-        f"{each.acceptance_rate:6.2f} {each.target_calls:6.2f} "
+        f"{each.name:22} {each.size:3} {each.batch_size:3} {each.temperature:4.1f} "
+        f"{each.accepted:8.2f} {each.accepted_low:6.2f}-{each.accepted_high:<6.2f} "
+        f"{each.acceptance_rate:6.2f} {each.proposed:7.2f} {each.target_calls:6.2f} "
         f"{each.draft_calls:6.2f} {each.queries:6.2f} {each.ratio:6.2f}"
         for each in found
     ]
     note = (
-        "accepted: drafted tokens kept a call; rate: of those proposed; calls, drafts "
-        "and lanes a token; ratio: wall time of autoregressive decoding over this"
+        "accepted: drafted tokens kept a call; rate: of those proposed; drafted a call;"
+        " calls, drafts and lanes a token; ratio: wall time of autoregressive decoding "
+        "over this"
     )
-    return "\n".join([head, *told, note])
+    return "\n".join([head, *told, note, *verdicts(found)])
+
+
+def verdicts(found: Sequence[Line]) -> list[str]:
+    """How each chosen length compares with the fixed ones around its mean.
+
+    No draft at all, which is autoregressive decoding, is one of these.
+    """
+    told = []
+    for own in found:
+        fixed = {
+            each.size: each.ratio
+            for each in found
+            if each.name == FIXED.get(own.name)
+            and (each.batch_size, each.temperature) == (own.batch_size, own.temperature)
+        }
+        if not fixed:
+            continue
+        fixed[0] = 1.0
+        below = max(size for size in fixed if size <= own.proposed)
+        above = min((size for size in fixed if size > own.proposed), default=below)
+        best = max(fixed[below], fixed[above])
+        told.append(
+            f"{own.name}, batch {own.batch_size}, T {own.temperature}: "
+            f"{own.proposed:.1f} drafted a call, {own.ratio:.2f} times; fixed {below}: "
+            f"{fixed[below]:.2f}, {above}: {fixed[above]:.2f}; over the better "
+            f"{own.ratio / best:.3f}"
+        )
+    return told

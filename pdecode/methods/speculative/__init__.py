@@ -1,16 +1,20 @@
 """Draft and verify: a drafter proposes, one call of the target judges."""
 
 from pdecode.knobs import Variant
+from pdecode.methods.speculative.aded import aded
+from pdecode.methods.speculative.aggressive_decoding import aggressive_decoding
 from pdecode.methods.speculative.alignment_sampling import alignment_sampling
 from pdecode.methods.speculative.autoregressive import autoregressive
 from pdecode.methods.speculative.bild import bild
 from pdecode.methods.speculative.block_verification import block_verification
 from pdecode.methods.speculative.blockwise import blockwise
+from pdecode.methods.speculative.cascade import cascade
 from pdecode.methods.speculative.conditional_verification import (
     conditional_verification,
 )
 from pdecode.methods.speculative.dynamic_tree import dynamic_tree
 from pdecode.methods.speculative.easy_spec import easy_spec
+from pdecode.methods.speculative.fastcoder import fastcoder
 from pdecode.methods.speculative.judge_decoding import judge_decoding
 from pdecode.methods.speculative.lantern import lantern
 from pdecode.methods.speculative.opt_tree import opt_tree
@@ -22,6 +26,8 @@ from pdecode.methods.speculative.quantspec import quantspec
 from pdecode.methods.speculative.rest import rest
 from pdecode.methods.speculative.sam_decoding import sam_decoding
 from pdecode.methods.speculative.sequoia import sequoia
+from pdecode.methods.speculative.slem import slem
+from pdecode.methods.speculative.slrs import slrs
 from pdecode.methods.speculative.spec_pv import spec_pv
 from pdecode.methods.speculative.specinfer import specinfer
 from pdecode.methods.speculative.specreason import specreason
@@ -33,14 +39,18 @@ from pdecode.methods.speculative.traversal_verification import traversal_verific
 from pdecode.methods.speculative.typical_acceptance import typical_acceptance
 
 __all__ = [
+    "aded",
+    "aggressive_decoding",
     "alignment_sampling",
     "autoregressive",
     "bild",
     "block_verification",
     "blockwise",
+    "cascade",
     "conditional_verification",
     "dynamic_tree",
     "easy_spec",
+    "fastcoder",
     "judge_decoding",
     "lantern",
     "opt_tree",
@@ -52,6 +62,8 @@ __all__ = [
     "rest",
     "sam_decoding",
     "sequoia",
+    "slem",
+    "slrs",
     "spec_pv",
     "specinfer",
     "specreason",
@@ -64,6 +76,16 @@ __all__ = [
 ]
 
 VARIANTS = {
+    "auto_lookup": Variant(
+        "prompt_lookup",
+        {"draft_length": "auto"},
+        "prompt lookup, each draft as long as it is worth by measured costs of calls",
+    ),
+    "auto_speculation": Variant(
+        "speculative_sampling",
+        {"draft_length": "auto"},
+        "speculative sampling, each draft as long as it is worth by measured costs",
+    ),
     "coupled_sampling": Variant(
         "speculative_sampling",
         {"acceptance": "coupled"},

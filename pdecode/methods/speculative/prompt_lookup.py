@@ -8,9 +8,9 @@ suffix wins. `continuation="whole"` is the original, which searches on until all
 from typing import Literal
 
 from pdecode.contracts import Decoder, Sampling
-from pdecode.drafters import ngram
+from pdecode.drafters import ngram, paced
 from pdecode.families import speculative
-from pdecode.knobs import Count, NextModel, Temperature, TopK, TopP
+from pdecode.knobs import CallCosts, Count, NextModel, Temperature, TopK, TopP
 
 
 def prompt_lookup(
@@ -20,19 +20,31 @@ def prompt_lookup(
     num_draft: Count = 10,
     max_ngram: Count = 3,
     continuation: Literal["cut", "whole"] = "cut",
+    draft_length: Literal["fixed", "auto"] = "fixed",
+    call_costs: CallCosts = paced.COSTS,
     temperature: Temperature = 0.0,
     top_k: TopK | None = None,
     top_p: TopP | None = None,
 ) -> Decoder:
     """Drafts copied from the context, matched against the target's own tokens.
 
+    With draft_length "auto" a draft is as long as its chances are worth the lanes, at
+    most `num_draft`, and a call has no lanes that no row of the batch uses.
+
     Guarantee: lossless; token for token plain decoding with the same seed.
-    Cost: 1 + num_draft query tokens a call; no drafter calls.
+    Cost: 1 + num_draft query tokens a call, at most; no drafter calls.
     """
-    sampling = Sampling(temperature, top_k, top_p)
+    drafter = ngram.prompt_lookup(
+        num_draft, max_ngram, is_whole=continuation == "whole"
+    )
+    sizes: tuple[int, ...] = ()
+    if draft_length == "auto":
+        sizes = paced.lengths(num_draft)
+        drafter = paced.paced(drafter, sizes, paced.Prices(call_costs))
     return speculative.draft_verify(
         model,
-        ngram.prompt_lookup(num_draft, max_ngram, is_whole=continuation == "whole"),
+        drafter,
         max_new_tokens=max_new_tokens,
-        sampling=sampling,
+        sampling=Sampling(temperature, top_k, top_p),
+        call_sizes=sizes,
     )

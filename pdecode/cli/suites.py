@@ -1,0 +1,74 @@
+"""`pdecode bench`: the options of its suites, and which of them each takes."""
+
+from typing import Any
+
+# By suite: what it takes besides --out; anything else is refused.
+TAKES = {
+    "loop": ("batch_size", "repeats"),
+    "hotpath": ("batch_size", "repeats", "shapes", "dtype"),
+    "speculative": ("batch_size", "repeats", "quick"),
+    "parallelbench": ("model", "instances", "quick"),
+    "visual": (),
+}
+
+
+def options(made: Any) -> None:
+    """Adds the options of the command to its parser."""
+    made.add_argument("--suite", choices=tuple(TAKES), default="loop")
+    made.add_argument(
+        "--batch-size", type=int, help="default: 1; speculative, not quick: 1, then 8"
+    )
+    made.add_argument("--repeats", type=int, help="default: 51 for loop, else 5")
+    made.add_argument(
+        "--shapes", help="hotpath: 3m, 30m, 130m, qwen3-8b, llada-8b (default: 3m,30m)"
+    )
+    made.add_argument(
+        "--dtype", help="hotpath: of calls and kernels (default: float32)"
+    )
+    made.add_argument(
+        "--quick",
+        action="store_true",
+        help="speculative, parallelbench: less of it, in some minutes",
+    )
+    made.add_argument("--model", help="parallelbench: a masked model of its tasks")
+    made.add_argument(
+        "--instances", type=int, help="parallelbench: of each task (default: 50)"
+    )
+    made.add_argument(
+        "--out",
+        help="JSON file for the results; speculative and parallelbench go on where it "
+        "ended",
+    )
+
+
+def run(args: Any) -> int:
+    """Runs a suite; ValueError for an option that it would drop."""
+    _check(args)
+    if args.suite == "parallelbench":
+        from pdecode.cli import parallelbench
+
+        parallelbench.run(args.model, args.out, num=args.instances, is_quick=args.quick)
+        return 0
+    if args.suite == "visual":
+        from pdecode.cli import visual
+
+        visual.run(args.out)
+        return 0
+    from pdecode.cli import arguments, bench
+
+    shapes = arguments.names(
+        "3m,30m" if args.shapes is None else args.shapes, "--shapes"
+    )
+    dtype = args.dtype or "float32"
+    sizes = (args.batch_size, args.repeats)
+    bench.run(args.suite, shapes, dtype, *sizes, args.out, args.quick)
+    return 0
+
+
+def _check(args: Any) -> None:
+    every = {name for taken in TAKES.values() for name in taken}
+    for name in sorted(every - set(TAKES[args.suite])):
+        if getattr(args, name) not in (None, False):
+            option = "--" + name.replace("_", "-")
+            takers = [suite for suite, taken in TAKES.items() if name in taken]
+            raise ValueError(f"{option} is for --suite {' or '.join(takers)}")
