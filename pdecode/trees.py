@@ -240,7 +240,8 @@ def children(parents: Array, lane: Array, max_children: int) -> Array:
     """
     is_child = parents == lane - 1
     order = jnp.argsort(~is_child, stable=True)[:max_children].astype(jnp.int32)
-    return jnp.where(is_child[order], order, -1)
+    found = jnp.where(is_child[order], order, -1)
+    return jnp.pad(found, (0, max_children - found.shape[0]), constant_values=-1)
 
 
 class Growth(NamedTuple):

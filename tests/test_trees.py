@@ -263,3 +263,10 @@ def test_sizes_of_grown_trees_are_checked():
     ):
         with pytest.raises(ValueError, match=message):
             grown.grown_tree(MODEL, kw.pop("num_nodes"), **kw)
+
+
+def test_children_are_padded_beyond_the_tree():
+    parents = jnp.array([-1, 0, -1])
+    for lane, wanted in ((0, [0, 2, -1, -1, -1]), (1, [1, -1, -1, -1, -1])):
+        assert trees.children(parents, jnp.int32(lane), 5).tolist() == wanted
+    assert trees.children(parents, jnp.int32(0), 1).tolist() == [0]
