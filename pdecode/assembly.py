@@ -4,6 +4,7 @@ import functools
 import os
 import pathlib
 import warnings
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -49,6 +50,8 @@ def assemble(
     if drafter is not None and len(roles) == 1:
         raise ValueError(f"{recipe.label} takes no drafter, but drafter={drafter!r}")
     model_name = model or default_model(recipe, values)
+    if model_name in embedded.SETS:
+        model_name = first_taken(recipe, values, embedded.SETS[model_name])
     target, params, tokenizer = load(model_name, dtype, mesh)
     if not isinstance(target, Model):
         raise ValueError(f"{model_name} is a set of heads: give it as the drafter")
@@ -94,10 +97,24 @@ def default_model(recipe: Recipe, values: dict[str, Any]) -> str:
     needed = knobs.needs(recipe.method).get("model")
     if needed is not None:
         return "target" if needed == "next" else "diffusion"
+    return first_taken(recipe, values, ("target", "diffusion"))
+
+
+def first_taken(recipe: Recipe, values: dict[str, Any], some: Sequence[str]) -> str:
+    """The first of `some` embedded models that a method can be built with.
+
+    A method that takes a second model besides is asked for what it needs alone.
+    ValueError, with each one's refusal, if there is none.
+    """
+    needed = knobs.needs(recipe.method).get("model")
+    if needed is not None:
+        some = [name for name in some if load(name)[0].predicts == needed] or some
+    if len(knobs.roles(recipe.method)) > 1 and needed is not None:
+        return some[0]
     seconds = [load(role)[0] for role in knobs.roles(recipe.method)[1:]]
     traced, sizes = knobs.split(recipe.method, values)
     refusals = []
-    for name in ("target", "diffusion"):
+    for name in some:
         try:
             recipe.method(load(name)[0], *seconds, **sizes, **traced)
             return name
@@ -134,6 +151,7 @@ def _load(name: str, dtype: str | None, mesh: Mesh | None, stamp: tuple):
     from pdecode.checkpoints import tokenizer as tokenizers
     from pdecode.models import embedded
 
+    name = embedded.SETS.get(name, (name,))[0]
     if name in embedded.NAMES or embedded.is_run(name):
         model, params, tokenizer = embedded.load(name, dtype=dtype)
         if isinstance(model, Model) and model.vocab_size != tokenizer.vocab_size:

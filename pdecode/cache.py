@@ -46,6 +46,16 @@ def each_slot(run: SlotRun, num_lanes: int) -> Array:
     return each if run.stored is None else jnp.where(run.stored, each, UNSTORED)
 
 
+def is_stored(
+    slots: Array | SlotRun | None, shape: tuple[int, ...], leaf: Array
+) -> Array:
+    """bool [B, Q] = `shape`: the lanes that `write` would store in `leaf`."""
+    if slots is None:
+        return jnp.zeros(shape, bool)
+    each = each_slot(slots, shape[1]) if isinstance(slots, SlotRun) else slots
+    return each < leaf.shape[2]
+
+
 def write_slices(leaf: Array, run: SlotRun, values: Array) -> Array:
     """`write` of a run, by one slice update a row."""
     size = values.shape[2]

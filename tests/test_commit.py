@@ -141,13 +141,15 @@ def test_remask_probabilities_are_probabilities(kind, steps):
 
 def test_orders_are_permutations():
     for height, width, groups in ((2, 3, 6), (4, 4, 5), (1, 9, 1)):
-        rank = orders.shuffled(height, width, seed=1, num_groups=groups)
+        total = height * width
+        rank = orders.of("random", total, width, seed=1)
+        rank = orders.cut(rank, orders.group_sizes(total, groups))
         assert sorted(set(rank)) == list(range(groups))
         sizes = np.bincount(rank)
         assert sizes.sum() == height * width and sizes.min() >= 1
     assert orders.raster(2, 3).tolist() == [0, 1, 2, 3, 4, 5]
     with pytest.raises(ValueError, match="num_groups=10"):
-        orders.shuffled(3, 3, seed=0, num_groups=10)
+        orders.group_sizes(9, 10)
 
 
 # On exact models.
@@ -289,7 +291,8 @@ def test_a_confident_product_has_the_mode_of_the_joint():
 
 
 def test_by_rank_follows_the_order():
-    rank = orders.shuffled(1, LENGTH - 1, seed=3, num_groups=3)
+    rank = orders.of("random", LENGTH - 1, None, seed=3)
+    rank = orders.cut(rank, orders.group_sizes(LENGTH - 1, 3))
     decoder = masked_diffusion(
         MASKED, commit.by_rank(rank), max_new_tokens=LENGTH - 1, sampling=Sampling()
     )

@@ -10,16 +10,19 @@ import pytest
 
 from pdecode.data import packing, snippets
 from pdecode.models import bytes as text
-from pdecode.models import draft_heads, embedded
+from pdecode.models import digits, draft_heads, embedded
 from pdecode.train import losses
 
 MAX_BYTES = 12_000_000
 
 
+DIGITS = embedded.SETS["digits"]
+
+
 @pytest.mark.parametrize("name", embedded.NAMES)
 def test_models_load_and_fit_their_record(name):
     model, params, tokenizer = embedded.load(name)
-    assert tokenizer is text.tokenizer
+    assert tokenizer is (digits if name in DIGITS else text).tokenizer
     leaves = jax.tree.leaves(params)
     _, record = embedded.read(name)
     assert sum(leaf.size for leaf in leaves) == record["num_params"]
@@ -28,6 +31,10 @@ def test_models_load_and_fit_their_record(name):
     assert again is model  # static arguments compare by identity first
     if name == "heads":
         assert model.apply(params, jnp.ones((2, 192))).shape == (2, 6, 192)
+    elif name in DIGITS:
+        assert model.vocab_size == digits.VOCAB_SIZE
+        assert model.mask_id == digits.MASK_ID and model.eos_ids == ()
+        assert model.max_positions == digits.RECORD
     else:
         assert model.vocab_size == text.VOCAB_SIZE
         assert model.mask_id == text.MASK_ID and model.eos_ids == (text.EOS_ID,)
@@ -45,7 +52,8 @@ def test_records_say_how_and_how_well():
     for name in embedded.NAMES:
         _, record = embedded.read(name)
         is_task = name in embedded.TASKS
-        own = ("accuracy",) if is_task else ("heldout", "ngram")
+        own = ("accuracy",) if is_task else ("heldout",)
+        own = own if is_task or name in DIGITS else (*own, "ngram")
         for field in ("data_hash", "steps", "validation", *own):
             assert record[field]
         start = f"pdecode train --config {embedded.config_of(name)}"

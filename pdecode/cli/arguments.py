@@ -134,10 +134,13 @@ def decode(args) -> dict[str, Any]:
 
 
 def prompts(args) -> Asked:
-    """The texts of --prompt, --prompt-file and --prompts, or ids of --prompt-ids."""
+    """The texts of --prompt, --prompt-file, --prompts and --class, or --prompt-ids."""
     if args.prompt is not None:
         given = [{"prompt": text} for text in args.prompt]
         return Asked(args.prompt, given, len(args.prompt) > 1)
+    if args.classes is not None:
+        texts = names(args.classes, "--class")
+        return Asked(texts, [{"prompt": t} for t in texts], len(texts) > 1)
     if args.prompt_file is not None:
         return Asked([read(args.prompt_file)], [], False)
     if args.prompts is not None:

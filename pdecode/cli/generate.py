@@ -5,7 +5,7 @@ import os
 import sys
 from typing import Any, TextIO
 
-from pdecode.cli import agreement, arguments, interrupt, program_cache, see
+from pdecode.cli import agreement, arguments, interrupt, program_cache, see, visual
 from pdecode.results import Result
 
 NOT_FINITE = 3  # exit code
@@ -31,10 +31,12 @@ def run(args) -> int:
                 _print(made, asked, begin, args, out)
             bad += [str(begin + index) for index in made.not_finite]
             begin += len(part.row_ids)
-            if args.html is not None:
+            if args.html is not None or args.out is not None:
                 shown.append(made)
         if args.html is not None and out is not None:
             see.write(shown, args.html)
+        if args.out is not None and out is not None:
+            visual.save(args.out, [row for made in shown for row in made.tokens])
     if not bad or args.allow_not_finite:
         return 0
     if out is None:  # process 0 says it
@@ -107,6 +109,8 @@ def _check(args) -> None:
         see.check_writable(args.html)
     if args.batch_size is not None:
         arguments.check_count("batch_size", args.batch_size)
+    if args.out is not None:
+        visual.check(args.out)
     if args.pace is not None and not args.watch:
         raise ValueError(f"--pace {args.pace} is for --watch: give both or neither")
     if args.pace is not None and not 0 <= args.pace <= 60:

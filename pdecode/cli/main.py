@@ -118,6 +118,8 @@ def parser() -> argparse.ArgumentParser:
         help="a prompt a line, or .jsonl with prompt or ids",
     )
     source.add_argument("--prompt-ids", help="rows of ids, as [[1,2,3],[4,5]]")
+    source.add_argument("--class", dest="classes", help="of image models: 7, or 0,1")
+    made.add_argument("--out", help="PNG file for the images of an image model")
     made.add_argument("--chat", action="store_true", help="ask for a reply")
     made.add_argument("--system", metavar="TEXT", help="--chat: what goes before it")
     made.add_argument("--batch-size", type=int, help="rows at a time (default: all)")

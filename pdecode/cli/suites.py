@@ -8,6 +8,7 @@ TAKES = {
     "hotpath": ("batch_size", "repeats", "shapes", "dtype"),
     "speculative": ("batch_size", "repeats", "quick"),
     "parallelbench": ("model", "instances", "quick"),
+    "visual": (),
 }
 
 

@@ -110,6 +110,8 @@ def parts(
     ends = np.flatnonzero(committed & np.isin(tokens, job.models[0].eos_ids))
     if ends.size:
         tokens = tokens[: ends[0]]
+    if hasattr(job.tokenizer, "pixel"):
+        return _pixels(job.tokenizer, tokens, committed, is_old)
     found: list[tuple[list[int], str]] = []
     for token, is_there, was_there in zip(tokens.tolist(), committed, is_old):
         kind = "open" if not is_there else "old" if was_there else "new"
@@ -120,6 +122,17 @@ def parts(
         (OPEN * len(ids) if kind == "open" else job.tokenizer.decode(ids), kind)
         for ids, kind in found
     ]
+
+
+def _pixels(tokenizer, tokens, committed, is_old) -> list[tuple[str, str]]:
+    """`parts` of an image: two characters a pixel, a line a row."""
+    found = []
+    for place, token in enumerate(tokens.tolist()):
+        kind = "open" if not committed[place] else "old" if is_old[place] else "new"
+        drawn = tokenizer.pixel(token) if committed[place] else 2 * OPEN
+        ends = (place + 1) % tokenizer.row_length == 0 and place + 1 < len(tokens)
+        found.append((drawn + "\n" * ends, kind))
+    return found
 
 
 def _frame(job: generation.Job, number: int, made: programs.Progress, before):

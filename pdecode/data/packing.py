@@ -132,12 +132,14 @@ def save(path: str | os.PathLike, tokens: np.ndarray) -> None:
         np.save(file, tokens)
 
 
-def load_split(split: str, data_dir: str | None = None) -> np.ndarray:
-    """The token stream of a split of the standard library corpus, uint16 [N].
+def load_split(
+    split: str, data_dir: str | None = None, data: str | None = None
+) -> np.ndarray:
+    """The token stream of a split of the standard library corpus, or of "digits".
 
     A folder that holds `{split}.npy` (as `save` wrote it) is read as it is; any other
-    is where TensorFlow Datasets keeps, or now prepares, the corpus. Raises ValueError,
-    naming the file, for one that is no array.
+    is where TensorFlow Datasets keeps, or now prepares, the data. Returns uint16 [N];
+    raises ValueError, naming the file, for one that is no array.
     """
     if data_dir is not None:
         ready = pathlib.Path(data_dir) / f"{split}.npy"
@@ -146,6 +148,10 @@ def load_split(split: str, data_dir: str | None = None) -> np.ndarray:
                 return np.load(ready, mmap_mode="r")
             except (ValueError, EOFError, OSError) as error:
                 raise ValueError(f"{ready} is no .npy array: {error}") from None
+    if data == "digits":
+        from pdecode.data import digits
+
+        return digits.stream(split, data_dir)
     from pdecode.data import stdlib_code
 
     return stream(stdlib_code.documents(split, data_dir))

@@ -5,15 +5,13 @@ Python version) and serves it through `as_data_source`, so TensorFlow is never n
 Importing this module imports tensorflow_datasets, which takes seconds: import it late.
 """
 
-import fcntl
-import pathlib
 import platform
 from collections.abc import Iterator
 
 import numpy as np
 import tensorflow_datasets as tfds
 
-from pdecode.data import corpus
+from pdecode.data import corpus, prepared
 
 
 class StdlibCode(tfds.core.GeneratorBasedBuilder):
@@ -59,16 +57,8 @@ class StdlibCode(tfds.core.GeneratorBasedBuilder):
 def documents(split: str, data_dir: str | None = None) -> Iterator[bytes]:
     """UTF-8 text of every document of a split ("train" or "validation"), in order.
 
-    Prepares the data under `data_dir` (None: the library's own default) if it is not
-    there yet; an interrupted preparation leaves nothing behind. One process prepares,
-    others that ask at the same time wait for it.
+    Prepares the data under `data_dir`, as `prepared.builder` says.
     """
-    root = tfds.core.constants.DATA_DIR if data_dir is None else data_dir
-    folder = pathlib.Path(root).expanduser()
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".pdecode.lock", "wb") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        builder = StdlibCode(data_dir=data_dir, file_format="array_record")
-        builder.download_and_prepare()
+    builder = prepared.builder(StdlibCode, data_dir)
     for example in builder.as_data_source(split=split):
         yield example["text"]

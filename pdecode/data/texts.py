@@ -53,7 +53,7 @@ def read(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Training and validation streams, integer [N], of a folder or of the library.
 
-    Of `data` "tasks" they are made: see `parallelbench.rows`.
+    Of `data` "tasks" they are made: see `parallelbench.rows`; "digits" are images.
     A folder that holds train.npy must hold validation.npy too: figures of one text on
     the model of another mean nothing. Raises ValueError, naming the file.
     """
@@ -69,7 +69,7 @@ def read(
                 f"data_dir={data_dir} holds {there[0]}.npy but no {missing}.npy: put "
                 "both there (pdecode.data.packing.save), or neither"
             )
-    training, validation = (packing.load_split(name, data_dir) for name in SPLITS)
+    training, validation = (packing.load_split(name, data_dir, data) for name in SPLITS)
     return training, validation
 
 
@@ -88,6 +88,11 @@ def check(text: Text, *, vocab_size: int, mask_id: int | None, min_len: int) -> 
         raise ValueError(
             f"the {text.name} text has {len(tokens)} tokens and takes {min_len} at "
             "least (training: one batch); lower batch_size or row_len, or give more"
+        )
+    if text.row_len is not None and len(tokens) % text.row_len:
+        raise ValueError(
+            f"the {text.name} text has {len(tokens)} tokens, no whole rows of "
+            f"{text.row_len}"
         )
     for is_bad, why in (
         (lambda part: (part < 0) | (part >= vocab_size), f"no id of {vocab_size=}"),

@@ -8,7 +8,7 @@ position queries, which nobody stores, read the prefix and those tokens.
 
 import functools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -57,6 +57,8 @@ class Plan(NamedTuple):
     lenses: tuple[Lens, ...]
     sampling: Sampling
     max_new_tokens: int
+    is_group_seen: bool  # queries see each other
+    is_fresh_causal: bool  # tokens of one group see those before them alone
 
 
 class Asked(NamedTuple):
@@ -73,14 +75,18 @@ def frontier(
     max_new_tokens: int,
     sampling: Sampling,
     lenses: Sequence[Lens] = (),
+    is_group_seen: bool = False,
+    is_fresh_causal: bool = False,
 ) -> Decoder:
     """A Decoder that fills `rank` (int [N], N >= max_new_tokens) group by group.
 
     Positions of equal rank are drawn in one call, independently given what is decided.
     Ranks count from the end of each row's prompt; positions past a row's end are
     skipped. The law sampled is the model's own over these groups, after `lenses`; with
-    groups of one it is exactly the model's any-order law. Raises ValueError for a
-    causal model or a rank that is too short.
+    groups of one it is exactly the model's any-order law. Queries of a group do not see
+    each other, or do (`is_group_seen`); its tokens, once drawn, see all of the group,
+    or those before them (`is_fresh_causal`): what the model was trained with. Raises
+    ValueError for a causal model or a rank that is too short.
     """
     if model.predicts != "masked" or model.mask_id is None:
         raise ValueError(
@@ -95,7 +101,7 @@ def frontier(
         )
     if any(lens.init() != () for lens in lenses):
         raise ValueError("the frontier family keeps no memory of positions for a lens")
-    groups = _groups(rank[:max_new_tokens])
+    groups = groups_of(rank[:max_new_tokens])
     plan = Plan(
         model,
         model.mask_id,
@@ -103,6 +109,8 @@ def frontier(
         tuple(lenses),
         without_mask(model, sampling),
         max_new_tokens,
+        is_group_seen,
+        is_fresh_causal,
     )
     is_exact = groups.shape[1] == 1 and not lenses
     return Decoder(
@@ -121,7 +129,9 @@ def init(plan: Plan, params, keys, prompt: Prompt):
     rows.no_holes(prompt, "the frontier family")
     laid = rows.layout(prompt, plan.max_new_tokens, plan.model)
     batch, length = laid.tokens.shape
-    cache = plan.model.init_cache(prompt, length + 1)
+    # A run of slots may not be longer than the cache.
+    num_slots = max(length + 1, 2 * plan.groups.shape[1])
+    cache = plan.model.init_cache(prompt, num_slots)
     _, cache = prompts.prefill(
         plan.model, params["model"], prompt, cache, stop=prompt.lengths
     )
@@ -149,22 +159,11 @@ def step(plan: Plan, params, keys, state: FrontierState):
     output, cache = plan.model.apply(params["model"], query, state.cache)
     hidden = output.hidden[:, plan.groups.shape[1] :]
     prediction = predict(plan, params, keys, state, asked, hidden)
-    is_number = jnp.isfinite(prediction.log_prob) | ~asked.valid
-    failed = state.failed | ~is_number.all(1)
-    chosen = asked.valid & ~failed[:, None]
-
-    nth = jnp.arange(state.tokens.shape[0])[:, None]
-    where = jnp.where(chosen, asked.positions, state.tokens.shape[1])
-    new = state._replace(
-        tokens=state.tokens.at[nth, where].set(prediction.token, mode="drop"),
-        log_probs=state.log_probs.at[nth, where].set(
-            prediction.log_prob.astype(jnp.float32), mode="drop"
-        ),
-        decided=state.decided.at[nth, where].set(True, mode="drop"),
+    new, chosen = committed(state, asked, prediction)
+    new = new._replace(
         group=state.group + active,
         num_cached=state.num_cached + (state.pending >= 0).sum(1, dtype=jnp.int32),
         pending=jnp.where(chosen, asked.positions, -1),
-        failed=failed,
         cache=cache,
     )
     # A group that lies past the row's end asks nothing: no call for that row.
@@ -172,7 +171,7 @@ def step(plan: Plan, params, keys, state: FrontierState):
     return new, rows.info(
         per_call,
         num_calls=per_call,
-        num_committed=_counted(plan, new) - _counted(plan, state),
+        num_committed=counted(plan, new) - counted(plan, state),
         num_proposed=asked.valid.sum(1, dtype=jnp.int32),
         num_query_tokens=per_call * num_lanes,
         num_query_tokens_computed=per_call * query.tokens.shape[1],
@@ -203,7 +202,13 @@ def frontier_query(
     is_key = jnp.concatenate([is_real, jnp.zeros_like(asked.valid)], 1)
     # Everyone sees the fresh tokens; a position query also stands for itself.
     among = jnp.broadcast_to(is_key[:, None], (batch, 2 * width, 2 * width))
-    among |= jnp.eye(2 * width, dtype=bool)[None] & is_lane[:, None]
+    lane = jnp.arange(2 * width)
+    is_own = lane[:, None] == lane[None, :]
+    if plan.is_group_seen:
+        is_own |= (lane[:, None] >= width) & (lane[None, :] >= width)
+    if plan.is_fresh_causal:
+        among &= (lane[None, :] <= lane[:, None])[None]
+    among |= is_own[None] & is_lane[:, None]
     stop = jnp.broadcast_to(state.num_cached[:, None], is_lane.shape)
     fresh = jnp.take_along_axis(state.tokens, real, 1)
     masks = jnp.full_like(asked.positions, plan.mask_id)
@@ -215,6 +220,27 @@ def frontier_query(
         visible=Visibility(jnp.zeros_like(stop), stop, among=among),
     )
     return query, is_lane.sum(1, dtype=jnp.int32)
+
+
+def committed(state, asked: Asked, prediction) -> tuple[Any, Array]:
+    """The state with the group decided, and which of its lanes were, bool [B, G].
+
+    A row of which a statistic is no number stands still.
+    """
+    is_number = jnp.isfinite(prediction.log_prob) | ~asked.valid
+    failed = state.failed | ~is_number.all(1)
+    chosen = asked.valid & ~failed[:, None]
+    nth = jnp.arange(state.tokens.shape[0])[:, None]
+    where = jnp.where(chosen, asked.positions, state.tokens.shape[1])
+    new = state._replace(
+        tokens=state.tokens.at[nth, where].set(prediction.token, mode="drop"),
+        log_probs=state.log_probs.at[nth, where].set(
+            prediction.log_prob.astype(jnp.float32), mode="drop"
+        ),
+        decided=state.decided.at[nth, where].set(True, mode="drop"),
+        failed=failed,
+    )
+    return new, chosen
 
 
 def predict(plan: Plan, params, keys, state: FrontierState, asked: Asked, hidden):
@@ -239,19 +265,19 @@ def predict(plan: Plan, params, keys, state: FrontierState, asked: Asked, hidden
     )
 
 
-def done(plan: Plan, state: FrontierState) -> Array:
+def done(plan, state) -> Array:
     """bool [B]."""
     return state.failed | rows.is_complete(_progress(state), plan.model.eos_ids)
 
 
-def output(plan: Plan, state: FrontierState) -> Generation:
+def output(plan, state) -> Generation:
     """The result so far."""
     return rows.generation(
         _progress(state), state.log_probs, state.failed, plan.model.eos_ids
     )
 
 
-def _progress(state: FrontierState) -> rows.Canvas:
+def _progress(state) -> rows.Canvas:
     place = jnp.arange(state.tokens.shape[1])[None]
     is_new = place >= state.prompt_end[:, None]
     return rows.Canvas(
@@ -263,11 +289,12 @@ def _progress(state: FrontierState) -> rows.Canvas:
     )
 
 
-def _counted(plan: Plan, state: FrontierState) -> Array:
+def counted(plan, state) -> Array:
+    """Tokens decided that count, int32 [B]."""
     return rows.num_counted(_progress(state), plan.model.eos_ids)
 
 
-def _groups(rank: np.ndarray) -> np.ndarray:
+def groups_of(rank: np.ndarray) -> np.ndarray:
     """int32 [K, G] positions of each group in turn; -1 pads."""
     members = [np.flatnonzero(rank == value) for value in np.unique(rank)]
     table = np.full((len(members), max(map(len, members))), -1, np.int32)

@@ -322,6 +322,11 @@ def _checked(
             f"{model.name} has predicts={model.predicts!r}: use draft-and-verify or "
             "Jacobi for a causal model"
         )
+    if model.attention == "causal":
+        raise ValueError(
+            f"masked diffusion reads a canvas both ways, but tokens of {model.name} "
+            "never see later ones: use a method of the frontier family"
+        )
     if progress not in ("force", "schedule"):
         raise ValueError(f"{progress=} must be 'force' or 'schedule'")
     if progress == "schedule" and max_steps is None:

@@ -15,6 +15,7 @@ _FAMILIES = {
     "masked": "masked_diffusion",
     "speculative": "draft_verify",
     "frontier": "frontier",
+    "wavefront": "(wavefront|of_tables)",
     "canvases": "canvases",
     "judged": "judged",
     "overlapped": "overlapped",
@@ -43,6 +44,10 @@ _WHEN = {
     "frontier": (
         "for images and other data without one natural order, and to fill in between",
         "where groups of positions depend on each other and are decided together",
+    ),
+    "wavefront": (
+        "for images of a causal model, whose places hang on those near them",
+        "for text, which has no rows, and where what is far away decides",
     ),
     "canvases": (
         "for a model trained on noisy canvases, which may revise every token",

@@ -5,6 +5,10 @@ blockwise heads on `target`, `diffusion` masked diffusion of the target's size. 
 tasks of `pdecode.data.parallelbench`: `task_masked`, masked diffusion. Each is a
 safetensors file (bfloat16) in pdecode/models/weights with a JSON record of what made it
 and what it reaches; `config_of` names the config that retrains it.
+
+`digits_raster`, `digits_order` and `digits_masked` draw handwritten digits (trained by
+their configs, stored by `pdecode.train.embed`). `digits` is the one of them that a
+method takes.
 """
 
 import dataclasses
@@ -12,6 +16,7 @@ import hashlib
 import json
 import os
 import pathlib
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,20 +25,22 @@ import numpy as np
 import safetensors
 
 from pdecode.contracts import DraftHeads, Model, Params
+from pdecode.models import bytes as byte_text
 from pdecode.models import config as config_module
+from pdecode.models import digits, transformer, two_pass
 from pdecode.models import draft_heads as heads_module
-from pdecode.models import transformer
-from pdecode.models.bytes import ByteTokenizer, tokenizer
 
 TASKS = ("task_masked",)
-NAMES = ("target", "drafter", "heads", "diffusion", *TASKS)
+# One name for models of one kind of data, of which a method takes the first it can.
+SETS = {"digits": ("digits_raster", "digits_order", "digits_masked")}
+NAMES = ("target", "drafter", "heads", "diffusion", *TASKS, *SETS["digits"])
 DTYPES = {"BF16": ml_dtypes.bfloat16, "F32": np.float32}
 FOLDER = pathlib.Path(__file__).parent / "weights"
 
 
 def load(
     name: str, folder: pathlib.Path = FOLDER, *, dtype: str | None = None
-) -> tuple[Model | DraftHeads, Params, ByteTokenizer]:
+) -> tuple[Model | DraftHeads, Params, Any]:
     """(model, params, tokenizer); for "heads" the model is a `DraftHeads`.
 
     In float32, or `dtype`.
@@ -45,7 +52,14 @@ def load(
     params, record = read_from(name) if is_run(name) else read(name, folder)
     dtype = "float32" if dtype is None else config_module.checked_dtype(dtype)
     params = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), params)
-    return KINDS[holds(record)["kind"]](record, dtype), params, tokenizer
+    made = KINDS[holds(record)["kind"]](record, dtype)
+    return made, params, tokenizer_of(record)
+
+
+def tokenizer_of(record: dict) -> Any:
+    """Of the data that a record's model was trained on."""
+    is_digits = record["config"].get("data") == "digits"
+    return digits.tokenizer if is_digits else byte_text.tokenizer
 
 
 def holds(record: dict) -> dict:
@@ -115,7 +129,8 @@ def read(name: str, folder: pathlib.Path = FOLDER) -> tuple[dict, dict]:
 
 def config_of(name: str) -> str:
     """The config that retrains an embedded model."""
-    return f"configs/{name}.py" if name in TASKS else f"configs/byte_{name}.py"
+    is_whole = name in (*TASKS, *SETS["digits"])
+    return f"configs/{name}.py" if is_whole else f"configs/byte_{name}.py"
 
 
 def read_from(source: str | os.PathLike) -> tuple[dict, dict]:
@@ -185,6 +200,9 @@ def transformer_config(record: dict) -> transformer.Config:
 # What a record's parameters may be -> what decodes with them, out of the record.
 KINDS = {
     "transformer": lambda record, dtype: transformer.make_model(
+        dataclasses.replace(transformer_config(record), dtype=dtype)
+    ),
+    "two_pass": lambda record, dtype: two_pass.make_model(
         dataclasses.replace(transformer_config(record), dtype=dtype)
     ),
     "draft_heads": lambda record, dtype: heads_module.make_heads(

@@ -176,7 +176,7 @@ def forward(
         return stream, None
 
     stream, _ = jax.lax.scan(body, stream, stacked)
-    return Output(_final_norm(config, params, stream))
+    return Output(final_norm(config, params, stream))
 
 
 def sequence_visibility(
@@ -301,7 +301,7 @@ def _run(config, params, query, stream, cache) -> tuple[Output, Cache]:
         )
         if f"layer_{layer}" in config.taps:
             taps[f"layer_{layer}"] = stream
-    return Output(_final_norm(config, params, stream), taps), tuple(caches)
+    return Output(final_norm(config, params, stream), taps), tuple(caches)
 
 
 def _apply_in_groups(config: Config, group: int, params, query: Query, cache: Cache):
@@ -321,7 +321,7 @@ def _apply_in_groups(config: Config, group: int, params, query: Query, cache: Ca
             own, block = _own(config, layer), params[f"layer_{layer}"]
             stream = stream + branch
             stream = stream + parts.mixed(own, block, stream)
-    return Output(_final_norm(config, params, stream)), tuple(caches)
+    return Output(final_norm(config, params, stream)), tuple(caches)
 
 
 def _layer(config, layer: int, block, query: Query, stream: Array, cache: Any):
@@ -380,7 +380,7 @@ def embedded(config: Config, params: Params, query: Query) -> Array:
     return stream
 
 
-def _final_norm(config: Config, params: Params, stream: Array) -> Array:
+def final_norm(config: Config, params: Params, stream: Array) -> Array:
     return parts.applied(parts.norm(config), params["norm"], stream)
 
 

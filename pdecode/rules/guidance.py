@@ -20,11 +20,14 @@ class Pair(NamedTuple):
 
 
 def guided(
-    model: Model, scale: Array | float, null: Callable[[Query, Array], Query]
+    model: Model,
+    scale: Array | float | Callable[[Query, Array], Array],
+    null: Callable[[Query, Array], Query],
 ) -> Model:
     """Classifier-free guidance: logits = (1 + scale) * cond - scale * null.
 
-    `null(query, prompt_lengths [B]) -> query` hides the condition. The combination is
+    `null(query, prompt_lengths [B]) -> query` hides the condition; `scale` may be such
+    a function too, which returns [B, Q]. The combination is
     made on hidden states, which is the same for a linear head; ValueError when the head
     has a soft cap. Each apply counts as two calls. Ho & Salimans, 2022,
     arXiv:2207.12598.
@@ -42,7 +45,11 @@ def guided(
             hidden = null(query, cache.prompt_lengths)
             cond, cond_cache = function(params, query, cache.cond)
             free, null_cache = function(params, hidden, cache.null)
-            mixed = (1 + scale) * cond.hidden - scale * free.hidden
+            if callable(scale):
+                share = scale(query, cache.prompt_lengths)[..., None]
+            else:
+                share = scale
+            mixed = (1 + share) * cond.hidden - share * free.hidden
             output = Output(mixed.astype(cond.hidden.dtype), cond.taps)
             return output, Pair(cond_cache, null_cache, cache.prompt_lengths)
 
@@ -73,6 +80,30 @@ def guided(
         num_calls=2 * model.num_calls,
         name=f"guided {model.name}",
     )
+
+
+def by_prompt(
+    model: Model, scale: Array | float, max_new_tokens: int, is_growing: bool = True
+) -> Model:
+    """logits = g * cond - (g - 1) * null, where null has masks for its prompt.
+
+    g is `scale`, or grows to it: g = 1 + (scale - 1) * decided / max_new_tokens, and
+    how much is decided is told by the tokens that a query sees.
+    """
+    if model.mask_id is None:
+        raise ValueError(
+            f"guidance hides the prompt by masks, but {model.name} has none"
+        )
+
+    def share(query: Query, prompt_lengths: Array) -> Array:
+        visible, known = query.visible, query.tokens != model.mask_id
+        seen = visible.stop - visible.start
+        if visible.among is not None:
+            seen = seen + (visible.among & known[:, None]).sum(-1, dtype=jnp.int32)
+        decided = jnp.maximum(seen - prompt_lengths[:, None], 0)
+        return (scale - 1) * decided / max_new_tokens
+
+    return guided(model, share if is_growing else scale - 1, mask_prompt(model.mask_id))
 
 
 def mask_prompt(mask_id: int) -> Callable[[Query, Array], Query]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from pdecode.data.parallelbench import rows as task_rows
 from pdecode.models import bytes as text
+from pdecode.models import digits
 from pdecode.models.config import Config
 
 OPTIMIZERS = ("adamw", "muon")
@@ -14,7 +15,7 @@ SCHEDULES = ("cosine", "stable")
 FORWARDS = ("transformer", "plain")
 DTYPES = ("float32", "bfloat16")
 UNITS = ("byte", "token")
-DATA = (None, "tasks")
+DATA = (None, "tasks", "digits")
 # What a parameter is to an optimizer; `pdecode.train.optimizers` tells them apart.
 ROLES = ("matrix", "embedding", "head", "norm", "bias", "expert", "adapter")
 _WEIGHTS = ("matrix", "embedding", "head", "expert", "adapter")
@@ -65,6 +66,7 @@ class TrainConfig:
     # Data. The last `long_steps` batches use whole rows; before them rows are cut to
     # `short_len`, which is cheaper and sees as many tokens.
     # None: text. "tasks": rows of pdecode.data.parallelbench, an instance each.
+    # "digits": rows of pdecode.data.digits, an image each behind its class.
     data: str | None = None
     data_dir: str | None = None
     unit: str | None = (
@@ -140,11 +142,13 @@ class TrainConfig:
     @property
     def own_rows(self) -> int | None:
         """Tokens of each row of the text, where it has rows that may not be cut."""
-        return task_rows.ROW_LEN if self.data == "tasks" else None
+        return {"tasks": task_rows.ROW_LEN, "digits": digits.RECORD}.get(self.data)
 
     @property
     def given_ids(self) -> tuple[int, ...]:
-        """Tokens that the text gives and nobody predicts: BOS, where there is one."""
+        """Tokens that the text gives and nobody predicts: BOS, or an image's class."""
+        if self.data == "digits":
+            return tuple(range(digits.FIRST_CLASS, digits.MASK_ID))
         return (text.BOS_ID,) if self.scored_unit == "byte" else ()
 
     def _check_choices(self):
@@ -222,14 +226,14 @@ class TrainConfig:
         for field, wanted in (
             ("row_len", self.own_rows),
             ("short_len", None),
-            ("data_dir", None),
+            ("data_dir", None if self.data == "tasks" else self.data_dir),
         ):
             if getattr(self, field) != wanted:
                 raise ValueError(
                     f"{field}={getattr(self, field)!r}: data={self.data!r} has rows of "
                     f"its own and needs {field}={wanted}"
                 )
-        if self.scored_unit != "byte":
+        if self.data == "tasks" and self.scored_unit != "byte":
             raise ValueError(
                 f"data={self.data!r} is bytes: it needs unit='byte' and a vocabulary "
                 f"of at least {text.VOCAB_SIZE}"

@@ -101,10 +101,10 @@ def embed(
 ) -> dict:
     """Stores a finished run as an embedded model, in bfloat16, and returns its record.
 
-    The figures are those of the stored weights, on the validation stream and on the
-    held-out snippets, with a Kneser-Ney 5-gram's on the same text beside them.
-    `streams` are the training and validation streams the run was made with, `command`
-    is what reproduces it.
+    The figures are those of the stored weights, on the validation stream and on what
+    was held out: of code the snippets, with a Kneser-Ney 5-gram's on the same text
+    beside them. `streams` are the training and validation streams the run was made
+    with, and the held-out one of digits; `command` is what reproduces it.
     """
     params, record = embedded.read_pair(pathlib.Path(workdir), "weights")
     rounded = jax.tree.map(
@@ -112,20 +112,35 @@ def embed(
     )
     found = sources.read(config, None)
     frozen = {role: found[f"frozen.{role}"].params for role in config.frozen}
-    training, validation = streams
-    heldout = packing.stream(snippets.text())
+    training, validation, *rest = streams
+    heldout = rest[0] if rest else packing.stream(snippets.text())
+    length = config.own_rows
     for split, tokens in (("validation", validation), ("heldout", heldout)):
-        text = Text(tokens, split, config.scored_unit, config.given_ids)
+        text = Text(tokens, split, config.scored_unit, config.given_ids, length)
         record[split] = figures(config, rounded, frozen, text)
     record["config"]["data_dir"] = None  # a place on one machine; the hash is the data
     record["command"] = command
+    named = {"train": training, "validation": validation, "heldout": heldout}
+    if length is not None:
+        record["text"] = {
+            name: Text(
+                tokens, name, config.scored_unit, config.given_ids, length
+            ).describe()
+            for name, tokens in named.items()
+        }
+    if config.data is None:
+        record["ngram"] = _ngram(training, validation, heldout)
+    write(folder, name, rounded, record, dtype=ml_dtypes.bfloat16)
+    return record
+
+
+def _ngram(training, validation, heldout) -> dict:
+    """What a Kneser-Ney 5-gram reaches on the same texts."""
     orders = ngram.fit(training)
     bits, discounts = ngram.bits_per_byte(orders, validation)
-    record["ngram"] = {
+    return {
         "model": "interpolated Kneser-Ney, 5 bytes, discounts tuned on validation",
         "validation_bits_per_byte": bits,
         "heldout_bits_per_byte": ngram.bits_per_byte(orders, heldout, discounts)[0],
         "discounts": discounts,
     }
-    write(folder, name, rounded, record, dtype=ml_dtypes.bfloat16)
-    return record

@@ -41,6 +41,7 @@ def run(
     tokens: Array,  # int32 [B, L]
     segments: Array | None = None,  # int32 [B, L]
     *,
+    positions: Array | None = None,  # int32 [B, L]
     visible: Visibility | None = None,
     extra: Array | None = None,  # [B, L, E]
     has_extra: Array | None = None,  # bool [B, L]
@@ -50,7 +51,8 @@ def run(
     Raises ValueError where the plain pass is asked for what it does not do.
     """
     if how.forward == "plain":
-        if any(each is not None for each in (segments, visible, extra, has_extra)):
+        others = (segments, positions, visible, extra, has_extra)
+        if any(each is not None for each in others):
             raise ValueError(
                 "the plain pass knows whole rows only; use forward='transformer'"
             )
@@ -63,7 +65,7 @@ def run(
         model,
         params,
         tokens,
-        None,
+        positions,
         segments,
         visible=visible,
         extra=extra,

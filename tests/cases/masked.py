@@ -186,6 +186,7 @@ CASES = {
     "genmol": case(
         "genmol", "lossy", knobs={"guidance_scale": 2.0}, max_calls=20, **ON_MASKS
     ),
+    "halton": case("halton", "lossy", steps=4, row_length=4, **ON_MASKS),
     "hmar": case(
         "hmar", "lossy", sides=(1, 3), counts=(1, 2, 3, 4), max_calls=4, **ON_MASKS
     ),

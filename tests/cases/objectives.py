@@ -23,6 +23,7 @@ CANVAS = dataclasses.replace(MODEL, attention="bidirectional", predicts="masked"
 CASES = {
     "autoregressive": {"model": MODEL},
     "masked_diffusion": {"model": CANVAS},
+    "any_order": {"model": dataclasses.replace(MODEL, predicts="masked")},
     "blockwise_heads": {
         "model": MODEL,
         "frozen": ("target",),

@@ -23,6 +23,7 @@ from pdecode.methods.masked.free_cache import free_cache
 from pdecode.methods.masked.freedave import freedave
 from pdecode.methods.masked.genmol import genmol
 from pdecode.methods.masked.guided_diffusion import guided_diffusion
+from pdecode.methods.masked.halton import halton
 from pdecode.methods.masked.hierarchical import hierarchical
 from pdecode.methods.masked.hmar import hmar
 from pdecode.methods.masked.iteration_smoothing import iteration_smoothing
@@ -70,6 +71,7 @@ __all__ = [
     "freedave",
     "genmol",
     "guided_diffusion",
+    "halton",
     "hierarchical",
     "hmar",
     "iteration_smoothing",

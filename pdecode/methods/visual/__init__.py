@@ -2,12 +2,29 @@
 
 from pdecode.knobs import Variant
 from pdecode.methods.visual.any_order import any_order
+from pdecode.methods.visual.arpg import arpg
+from pdecode.methods.visual.diagonal_decoding import diagonal_decoding
+from pdecode.methods.visual.lpd import lpd
+from pdecode.methods.visual.nar import nar
+from pdecode.methods.visual.next_block import next_block
+from pdecode.methods.visual.zipar import zipar
 
 __all__ = [
     "any_order",
+    "arpg",
+    "diagonal_decoding",
+    "lpd",
+    "nar",
+    "next_block",
+    "zipar",
 ]
 
 VARIANTS = {
+    "next_detail": Variant(
+        "next_block",
+        {"block_length": 8},
+        "tokens from coarse to fine, eight a call behind the first eight (DetailFlow)",
+    ),
     "raster": Variant(
         "any_order",
         {"order": "raster"},

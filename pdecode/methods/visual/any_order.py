@@ -1,7 +1,8 @@
-"""Any-order decoding by position queries, in raster or random order.
+"""Any-order decoding by position queries, in a fixed order of a grid.
 
-The decoding of ARPG (Li et al., 2025, arXiv:2503.10568): fresh tokens are encoded with
-the next group's queries in one call, and group sizes grow with a cosine.
+The frontier of ARPG (Li et al., 2025, arXiv:2503.10568) under orders of others: raster,
+random, Halton (Besnier et al., 2025), a spiral, antidiagonals, and
+grids that double. Fresh tokens are encoded with the next group's queries in one call.
 """
 
 from typing import Annotated, Literal
@@ -17,28 +18,34 @@ def any_order(
     *,
     max_new_tokens: Count,
     steps: Count | None = None,
-    order: Literal["raster", "random"] = "random",
+    order: Literal[
+        "raster", "random", "halton", "spiral", "diagonal", "hierarchical"
+    ] = "random",
     order_seed: Annotated[int, Size(0)] = 0,
+    row_length: Count | None = None,
     temperature: Temperature = 1.0,
     top_k: TopK | None = None,
     top_p: TopP | None = None,
 ) -> Decoder:
-    """A fixed order, `steps` groups (default: one position a group; raster always).
+    """A fixed order of a grid of `row_length` columns, in `steps` growing groups.
 
+    `steps` defaults to one position a group; "diagonal" and "hierarchical" are groups
+    by themselves.
     Guarantee: exact at one position a group; lossy above it, by independence within a
     group.
-    Cost: `steps` calls of twice the largest group.
+    Cost: a call a group, of twice the largest.
     """
-    if order == "raster":
-        if steps not in (None, max_new_tokens):
+    rank = orders.of(order, max_new_tokens, row_length, order_seed)
+    is_grouped = order in ("diagonal", "hierarchical")
+    if steps is not None:
+        if order == "raster" and steps != max_new_tokens:
             raise ValueError(
                 f"raster order takes one position a step, but steps={steps}: leave it "
                 "out or use order='random'"
             )
-        rank = orders.raster(1, max_new_tokens)
-    else:
-        groups = max_new_tokens if steps is None else steps
-        rank = orders.shuffled(1, max_new_tokens, seed=order_seed, num_groups=groups)
+        if is_grouped:
+            raise ValueError(f"{order=} has groups of its own: leave out steps={steps}")
+        rank = orders.cut(rank, orders.group_sizes(max_new_tokens, steps))
     return frontier.frontier(
         model,
         rank,

@@ -12,7 +12,7 @@ from typing import Any
 from pdecode.train import objective as record
 from pdecode.train.objective import Objective
 
-NAMES = ("autoregressive", "masked_diffusion", "blockwise_heads")
+NAMES = ("autoregressive", "masked_diffusion", "blockwise_heads", "any_order")
 
 
 def find(name: str) -> Objective:

@@ -5,15 +5,21 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 from pdecode.models import transformer
+from pdecode.models.config import Config
 from pdecode.train import evaluate, losses, passes
+from pdecode.train.config import check_ranges
 from pdecode.train.objective import Needs, Objective
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """There are none."""
+    drop_first: float = 0.0  # rows whose first token, such as a class, is not told
+
+    def __post_init__(self):
+        check_ranges(self, {"drop_first": (0, 1)})
 
 
 NEEDS = Needs(
@@ -25,6 +31,33 @@ NEEDS = Needs(
 
 def start(config, key, given):
     return transformer.init(config.model, key) if given is None else given
+
+
+def without_first(model: Config, tokens: Array, fraction: float, key: Array) -> Array:
+    """Rows [B, L] of which about `fraction` begin with the mask: they tell no class.
+
+    What guidance needs of a model (Ho & Salimans, 2022, arXiv:2207.12598). `key` is
+    consumed. ValueError for a model without a mask.
+    """
+    if not fraction:
+        return tokens
+    if model.mask_id is None:
+        raise ValueError(
+            f"drop_first={fraction} puts the mask in place of a row's first token, but "
+            "model.mask_id is None"
+        )
+    drops = jax.random.uniform(key, tokens.shape[:1]) < fraction
+    return tokens.at[:, 0].set(jnp.where(drops, model.mask_id, tokens[:, 0]))
+
+
+def noise(config):
+    def apply(batch, key):
+        # The first token is never an answer, so it may be changed where it stands.
+        fraction = config.options.drop_first
+        tokens = without_first(config.model, batch["tokens"], fraction, key)
+        return {**batch, "tokens": tokens}
+
+    return apply
 
 
 def loss(config):
@@ -64,4 +97,4 @@ def holds(config):
     return {"kind": "transformer"}
 
 
-OBJECTIVE = Objective(Options, NEEDS, start, loss, figures, holds)
+OBJECTIVE = Objective(Options, NEEDS, start, loss, figures, holds, noise=noise)
