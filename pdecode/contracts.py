@@ -153,7 +153,7 @@ class Prompt(NamedTuple):
     tokens: Array  # int32 [B, P]
     lengths: Array  # int32 [B]
     row_ids: Array  # int32 [B]  names the row's noise
-    max_new: Array  # int32 [B]
+    max_new_tokens: Array  # int32 [B]
     masked: Array | None = None  # bool [B, P]  holes to fill
     context: Any = None  # whatever the model's init_cache reads, leaves [B, ...]
 

@@ -21,7 +21,7 @@ CONFIG = transformer.Config(
 )
 MODEL = transformer.make_model(CONFIG)
 PARAMS = transformer.init(CONFIG, jax.random.key(0))
-PROMPT = prompts.from_rows([[1, 2, 3], [4], [5, 6, 7, 8]], max_new=[11, 12, 7])
+PROMPT = prompts.from_rows([[1, 2, 3], [4], [5, 6, 7, 8]], max_new_tokens=[11, 12, 7])
 
 
 def read(params, query, cache):

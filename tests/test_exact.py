@@ -41,7 +41,7 @@ def exact_law():
 
 def histogram(decoder, params):
     """Counts [V**NEW] of 1e5 sampled continuations."""
-    prompt = prompts.from_rows([[0]] * ROWS, max_new=NEW)
+    prompt = prompts.from_rows([[0]] * ROWS, max_new_tokens=NEW)
     weights = jnp.array([VOCAB ** (NEW - 1 - i) for i in range(NEW)])
 
     # The suite compiles without optimising; these programs run long enough for some.

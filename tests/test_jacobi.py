@@ -17,7 +17,7 @@ from pdecode.rules import accept
 
 NEW = 9
 BEST = np.argmax(np.asarray(LAW.moves[1, 1]), 1)
-PROMPT = prompts.from_rows(ROWS, max_new=NEW, pad_to=WIDTH)
+PROMPT = prompts.from_rows(ROWS, max_new_tokens=NEW, pad_to=WIDTH)
 
 
 def decode(method, **sizes):
@@ -147,7 +147,7 @@ def test_copies_follow_the_raster(is_above):
 def excess(decoder, params=test_exact.JOINT):
     """Chi-square of 4000 rows against the exact law, less its mean in sd."""
     law = test_exact.exact_law()
-    prompt = prompts.from_rows([[0]] * 4000, max_new=test_exact.NEW)
+    prompt = prompts.from_rows([[0]] * 4000, max_new_tokens=test_exact.NEW)
     weights = 2 ** jnp.arange(test_exact.NEW - 1, -1, -1)
 
     @jax.jit

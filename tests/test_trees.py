@@ -204,7 +204,7 @@ def test_the_grown_tree_accepts_most_and_as_much_as_it_says():
 
 LAW = toy.chain(5, 4, 20)
 MODEL = toy.make_model(4, 20)
-PROMPT = prompts.from_rows([[0, 1], [2], [3, 3, 1]], max_new=[12, 10, 12])
+PROMPT = prompts.from_rows([[0, 1], [2], [3, 3, 1]], max_new_tokens=[12, 10, 12])
 
 
 @functools.partial(jax.jit, static_argnames=("decoder",))

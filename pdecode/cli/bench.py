@@ -9,13 +9,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from pdecode import files
-from pdecode.cli import outcome, plot, visual
+from pdecode.cli import outcome, plot
 from pdecode.evals.bench import growth, hotpath, loop, speculative
 from pdecode.models import shapes as known_shapes
 
 CONTEXT, KERNEL_SLOTS = 256, 1024  # cached tokens of a call; slots of one attention
 PROMPT_LEN, NUM_NEW = 64, 64  # of the decodes that torch does too
-REPEATS = {"loop": 51, "hotpath": 5, "speculative": 5, "visual": 1}
+REPEATS = {"loop": 51, "hotpath": 5, "speculative": 5}
 BATCHES = (1, 8)  # of the suite "speculative"
 
 
@@ -32,8 +32,7 @@ def run(
 
     `out` is a JSON file, written whole at the end; its folder must be there. That of
     "speculative" is written after every line, with a picture beside it at the end, and
-    one that was not ended is gone on with. "visual" puts its plot and its sheets of
-    samples beside it.
+    one that was not ended is gone on with.
     """
     if repeats is None:
         repeats = 3 if is_quick else REPEATS[suite]
@@ -48,9 +47,7 @@ def run(
             batches = (batch_size,)
         _speculative(batches, repeats, out, is_quick)
         return
-    if suite == "visual":
-        measured = visual.run(out)
-    elif suite == "loop":
+    if suite == "loop":
         measured = _loop(batch_size or 1, repeats)
     else:
         measured = _hotpath(shapes, dtype, batch_size or 1, repeats)

@@ -49,6 +49,11 @@ def run(args: Any) -> int:
 
         parallelbench.run(args.model, args.out, num=args.instances, is_quick=args.quick)
         return 0
+    if args.suite == "visual":
+        from pdecode.cli import visual
+
+        visual.run(args.out)
+        return 0
     from pdecode.cli import arguments, bench
 
     shapes = arguments.names(

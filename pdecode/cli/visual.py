@@ -1,8 +1,8 @@
 """The suite "visual" of `pdecode bench`, and drawn digits as PNG files."""
 
+import json
 import os
 import sys
-from typing import Any
 
 import numpy as np
 
@@ -12,12 +12,20 @@ NUM_SAMPLES = 1000
 ON_A_SHEET = 50
 
 
-def run(out: str | None, num_samples: int = NUM_SAMPLES) -> dict[str, Any]:
-    """Draws with every entry, prints the table, writes plot and sheets beside `out`."""
+def run(out: str | None, num_samples: int = NUM_SAMPLES) -> None:
+    """Draws with every entry and prints the table.
+
+    `out` is a JSON file, whose folder must be there; the plot and sheets of samples
+    are written beside it. ValueError without scikit-learn.
+    """
+    from pdecode import files
+    from pdecode.cli import outcome
     from pdecode.data import digits as data
     from pdecode.evals import images
     from pdecode.evals.bench import visual
 
+    if out and not os.path.isdir(os.path.dirname(out) or "."):
+        raise ValueError(f"out={out} lies in no folder: make it first")
     by = visual.judge()
     best, lines = visual.real(by), []
     stem = None if out is None else os.path.splitext(out)[0]
@@ -34,12 +42,19 @@ def run(out: str | None, num_samples: int = NUM_SAMPLES) -> dict[str, Any]:
         pictures, labels = data.images("heldout")
         some = [np.flatnonzero(labels == label)[:5] for label in np.unique(labels)]
         images.sheet(f"{stem}-real.png", pictures[np.stack(some, 1).reshape(-1)])
-    return {
+    if out is None:
+        return
+    made = {
+        "suite": "visual",
+        "versions": outcome.versions(),
+        "device": outcome.device(),
         "num_samples": num_samples,
         "classifier": {"heldout_accuracy": by.accuracy, "num_heldout": len(by.labels)},
         "training_images": best._asdict(),
         "lines": [each._asdict() for each in lines],
     }
+    with files.replacing(out) as file:
+        file.write(json.dumps(made, indent=1).encode() + b"\n")
 
 
 def check(path: str) -> None:

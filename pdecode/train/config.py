@@ -142,9 +142,8 @@ class TrainConfig:
     @property
     def own_rows(self) -> int | None:
         """Tokens of each row of the text, where it has rows that may not be cut."""
-        if self.data is None:
-            return None
-        return {"tasks": task_rows.ROW_LEN, "digits": digits.RECORD}.get(self.data)
+        lengths = {"tasks": task_rows.ROW_LEN, "digits": digits.RECORD}
+        return lengths.get(self.data or "")
 
     @property
     def given_ids(self) -> tuple[int, ...]:
