@@ -10,7 +10,7 @@ import pytest
 from pdecode import prompts, trees
 from pdecode.contracts import Sampling, View
 from pdecode.decode import decode
-from pdecode.drafters import causal, grown, iterates, nothing, paced
+from pdecode.drafters import causal, grown, guesses, iterates, nothing, paced
 from pdecode.families import speculative
 from pdecode.models import toy
 from pdecode.rules import accept, lenses
@@ -271,7 +271,7 @@ def test_guesses_that_tell_the_law_without_a_lens_are_refused():
     lens = LENSES["presence"]
     with pytest.raises(ValueError, match="from the target's states as they are"):
         decoder_of(
-            iterates.iterate(MODEL, 2, Sampling(1.0), transport=iterates.maximal()),
+            iterates.iterate(MODEL, 2, Sampling(1.0), transport=guesses.maximal()),
             lens,
             accept.by_node(accept.rejection()),
         )
