@@ -22,6 +22,17 @@ from pdecode.contracts import (
     Visibility,
 )
 
+__all__ = [
+    "bucket",
+    "buffer_length",
+    "encode",
+    "from_rows",
+    "pinned_behind_holes",
+    "prefill",
+    "reopened",
+    "row_ids",
+]
+
 
 def encode(prompt: str | Sequence, tokenizer: Any) -> list[list[int]]:
     """Rows of ids; ValueError for an empty prompt or what is neither text nor ids."""

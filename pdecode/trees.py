@@ -13,6 +13,27 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+__all__ = [
+    "Growth",
+    "Topology",
+    "ancestors",
+    "beam",
+    "best",
+    "chain",
+    "children",
+    "choices",
+    "deepest",
+    "depths",
+    "expand",
+    "expected",
+    "greedy",
+    "grow",
+    "path_to",
+    "rerank",
+    "seed",
+    "sized",
+]
+
 
 class Topology(NamedTuple):
     """A static tree over N nodes, hashable: what a drafter with a fixed shape uses."""

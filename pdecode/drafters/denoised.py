@@ -12,6 +12,8 @@ from pdecode import rng
 from pdecode.contracts import Drafter, Model, Prefix, Sampling
 from pdecode.drafters import guesses, iterates
 
+__all__ = ["Noisy", "denoised", "schedule", "stepped"]
+
 # Of Karras' noise schedule.
 SIGMA_MIN, SIGMA_MAX, RHO = 0.002, 80.0, 7.0
 

@@ -17,6 +17,22 @@ from pdecode.contracts import Prefix, Round
 from pdecode.rules import accept
 from pdecode.sampling import categorical
 
+__all__ = [
+    "Entry",
+    "Guesses",
+    "Opening",
+    "Transport",
+    "argmax",
+    "copied",
+    "gumbel",
+    "independent",
+    "maximal",
+    "neighbour",
+    "of_text",
+    "repeated",
+    "uniform",
+]
+
 # Where a guess came from, so that its q can be told: a constant, the uniform law, or
 # the law of the hidden state kept beside it. q over V itself is never carried.
 POINT, UNIFORM, HIDDEN = range(3)

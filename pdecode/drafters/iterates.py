@@ -25,6 +25,8 @@ from pdecode.drafters.guesses import (
 from pdecode.kernels.head import api as vocab_head
 from pdecode.sampling import without_mask
 
+__all__ = ["Plan", "iterate", "logged", "old_nodes", "predicted"]
+
 
 class Plan(NamedTuple):
     """What the drafter is made of."""

@@ -36,6 +36,8 @@ from pdecode.families import speculative_calls as calls
 from pdecode.kernels.head import api as vocab_head
 from pdecode.sampling import without_mask
 
+__all__ = ["draft_verify"]
+
 
 class PrefixState(NamedTuple):
     """Carry of the loop."""
