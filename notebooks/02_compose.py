@@ -25,7 +25,7 @@ from pdecode.models import toy
 
 model = toy.make_model(vocab=4, length=24, predicts="masked")
 law = toy.chain(seed=0, vocab=4, length=24)
-prompt = prompts.from_rows([[0, 1, 2], [3]], max_new=16)  # rows may be ragged
+prompt = prompts.from_rows([[0, 1, 2], [3]], max_new_tokens=16)  # rows may be ragged
 
 
 # %% [markdown]

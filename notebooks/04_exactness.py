@@ -24,7 +24,7 @@ from pdecode.models import toy
 
 law = toy.chain(seed=2, vocab=4, length=40)
 model = toy.make_model(4, 40)
-prompt = prompts.from_rows([[0, 1], [2], [3, 3, 1]], max_new=24)
+prompt = prompts.from_rows([[0, 1], [2], [3, 3, 1]], max_new_tokens=24)
 
 
 def run(method, **sizes):
@@ -50,7 +50,7 @@ for name, sizes in (("prompt_lookup", {"num_draft": 4}), ("jacobi", {"window": 8
 joint = toy.joint(3, 2, 4, sharpness=2.0)
 near = toy.mixed(joint, toy.joint(4, 2, 4, sharpness=2.0), 0.5)
 small = toy.make_model(2, 4)
-many = prompts.from_rows([[0]] * 20_000, max_new=3)
+many = prompts.from_rows([[0]] * 20_000, max_new_tokens=3)
 
 made, stats = pdecode.run(
     methods.speculative_sampling, (small, small), {"model": joint, "drafter": near},

@@ -12,6 +12,60 @@ from jax import Array
 
 from pdecode import shown
 
+__all__ = [
+    "GUARANTEES",
+    "NOT_ASKED",
+    "STOPPED_BY",
+    "Apply",
+    "Background",
+    "BlockRule",
+    "Blocks",
+    "Cache",
+    "CanvasShape",
+    "Codes",
+    "CommitFn",
+    "Decoder",
+    "Draft",
+    "DraftCost",
+    "DraftHeads",
+    "Drafter",
+    "DrafterInit",
+    "Embedding",
+    "Filter",
+    "Generation",
+    "Guard",
+    "Head",
+    "Init",
+    "InitCache",
+    "Judge",
+    "Lanes",
+    "Lens",
+    "Memory",
+    "Model",
+    "Move",
+    "NodeRule",
+    "Observe",
+    "Output",
+    "Params",
+    "Prediction",
+    "Prefix",
+    "Prompt",
+    "Propose",
+    "Query",
+    "Read",
+    "Refresh",
+    "Round",
+    "Row",
+    "Rule",
+    "Sampling",
+    "SlotRun",
+    "Step",
+    "StepInfo",
+    "View",
+    "Visibility",
+    "Window",
+]
+
 Params = (
     Any  # of one model; a decoder gets them by role: {"model": ..., "drafter": ...}
 )
@@ -153,7 +207,7 @@ class Prompt(NamedTuple):
     tokens: Array  # int32 [B, P]
     lengths: Array  # int32 [B]
     row_ids: Array  # int32 [B]  names the row's noise
-    max_new: Array  # int32 [B]
+    max_new_tokens: Array  # int32 [B]
     masked: Array | None = None  # bool [B, P]  holes to fill
     context: Any = None  # whatever the model's init_cache reads, leaves [B, ...]
 

@@ -24,6 +24,16 @@ from pdecode.contracts import (
     StepInfo,
 )
 
+__all__ = [
+    "Stats",
+    "commit_steps",
+    "decode",
+    "decode_state",
+    "run",
+    "stream",
+    "with_trace",
+]
+
 # The last bin of `Stats.committed_per_call` counts calls that committed this or more.
 MAX_COMMITTED_BIN = 64
 

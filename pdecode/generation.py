@@ -4,7 +4,7 @@ The composed form, which this is made of:
 
     model, params, tokenizer = pdecode.load("diffusion")
     rows = [tokenizer.encode("def fib(n):")]
-    prompt = prompts.from_rows(rows, max_new=64, model=model)
+    prompt = prompts.from_rows(rows, max_new_tokens=64, model=model)
     generation, stats = pdecode.run(methods.llada, model, params, prompt,
                                     jax.random.key(0), max_new_tokens=64, steps=32)
     print(pdecode.texts(generation, tokenizer))
@@ -179,7 +179,7 @@ def prepare(
     width = max(map(len, rows))
     made = prompts.from_rows(
         rows,
-        max_new=max_new_tokens,
+        max_new_tokens=max_new_tokens,
         row_ids=prompts.row_ids(rows) if row_ids is None else row_ids,
         pad_to=min(prompts.bucket(width), max(width, _room(target, max_new_tokens))),
         model=target,

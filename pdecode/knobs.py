@@ -35,6 +35,31 @@ from pdecode.contracts import (
     Model,
 )
 
+__all__ = [
+    "MOST",
+    "CallCosts",
+    "Choice",
+    "Count",
+    "Knob",
+    "MaskedModel",
+    "Needs",
+    "NextModel",
+    "Numbers",
+    "Parameter",
+    "Size",
+    "Temperature",
+    "TopK",
+    "TopP",
+    "UniformModel",
+    "Variant",
+    "check",
+    "needs",
+    "parameters",
+    "roles",
+    "split",
+    "used",
+]
+
 MOST = 2**24  # of a Size, which is a length of arrays
 
 

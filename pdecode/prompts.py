@@ -22,6 +22,17 @@ from pdecode.contracts import (
     Visibility,
 )
 
+__all__ = [
+    "bucket",
+    "buffer_length",
+    "encode",
+    "from_rows",
+    "pinned_behind_holes",
+    "prefill",
+    "reopened",
+    "row_ids",
+]
+
 
 def encode(prompt: str | Sequence, tokenizer: Any) -> list[list[int]]:
     """Rows of ids; ValueError for an empty prompt or what is neither text nor ids."""
@@ -67,7 +78,7 @@ def _plain(value: Any) -> Any:
 def from_rows(
     rows: Sequence[Sequence[int]],
     *,
-    max_new: int | Sequence[int],
+    max_new_tokens: int | Sequence[int],
     row_ids: Sequence[int] | None = None,
     holes: Sequence[Sequence[bool]] | None = None,
     pad_to: int | None = None,
@@ -76,9 +87,10 @@ def from_rows(
 ) -> Prompt:
     """A Prompt from B rows of ids, right-padded to the longest or to `pad_to`.
 
-    `max_new` is the number of tokens to generate, one for all or one a row; `holes`
-    marks prompt positions to fill; `row_ids` (default 0, 1, ...) name each row's noise.
-    With `model` the ids are checked against its vocabulary. Raises ValueError.
+    `max_new_tokens` is the number of tokens to generate, one for all or one a row;
+    `holes` marks prompt positions to fill; `row_ids` (default 0, 1, ...) name each
+    row's noise. With `model` the ids are checked against its vocabulary.
+    Raises ValueError.
     """
     if not len(rows):
         raise ValueError("rows is empty: pass at least one prompt")
@@ -90,9 +102,9 @@ def from_rows(
     for index, row in enumerate(rows):
         limit = np.iinfo(np.int32).max if model is None else model.vocab_size
         tokens[index, : len(row)] = _checked(row, f"row {index}", limit)
-    limits = np.broadcast_to(_whole("max_new", max_new), lengths.shape)
+    limits = np.broadcast_to(_whole("max_new_tokens", max_new_tokens), lengths.shape)
     if limits.min() < 1:
-        raise ValueError(f"max_new={limits.min()} must be at least 1")
+        raise ValueError(f"max_new_tokens={limits.min()} must be at least 1")
     masked = None
     if holes is not None:
         masked = np.zeros(tokens.shape, bool)
@@ -109,7 +121,7 @@ def from_rows(
         tokens=jnp.asarray(tokens),
         lengths=jnp.asarray(lengths),
         row_ids=jnp.asarray(ids, jnp.int32),
-        max_new=jnp.asarray(limits),
+        max_new_tokens=jnp.asarray(limits),
         masked=None if masked is None else jnp.asarray(masked),
         context=context,
     )

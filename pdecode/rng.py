@@ -13,6 +13,18 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+__all__ = [
+    "VOCAB_TILE",
+    "at",
+    "gumbel",
+    "gumbel_tile",
+    "key",
+    "noise",
+    "row_keys",
+    "row_noise",
+    "uniform",
+]
+
 # What a draw is for. Two draws at one place with different purposes are independent.
 TARGET, DRAFT, ACCEPT, RESIDUAL, COMMIT, REMASK, EDIT, TRANSPORT = range(8)
 

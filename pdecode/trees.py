@@ -13,6 +13,27 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+__all__ = [
+    "Growth",
+    "Topology",
+    "ancestors",
+    "beam",
+    "best",
+    "chain",
+    "children",
+    "choices",
+    "deepest",
+    "depths",
+    "expand",
+    "expected",
+    "greedy",
+    "grow",
+    "path_to",
+    "rerank",
+    "seed",
+    "sized",
+]
+
 
 class Topology(NamedTuple):
     """A static tree over N nodes, hashable: what a drafter with a fixed shape uses."""
@@ -240,7 +261,8 @@ def children(parents: Array, lane: Array, max_children: int) -> Array:
     """
     is_child = parents == lane - 1
     order = jnp.argsort(~is_child, stable=True)[:max_children].astype(jnp.int32)
-    return jnp.where(is_child[order], order, -1)
+    found = jnp.where(is_child[order], order, -1)
+    return jnp.pad(found, (0, max_children - found.shape[0]), constant_values=-1)
 
 
 class Growth(NamedTuple):

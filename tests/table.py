@@ -40,7 +40,7 @@ NEW = [8, 10, 1, 10, 5, 9, 10, 3]
 
 def prompt(rows=ROWS, new=NEW, ids=None, junk=0, width=WIDTH):
     """The table's prompt; `junk` fills what lies beyond each row's text."""
-    made = prompts.from_rows(rows, max_new=new, row_ids=ids, pad_to=width)
+    made = prompts.from_rows(rows, max_new_tokens=new, row_ids=ids, pad_to=width)
     beyond = jnp.arange(width)[None] >= made.lengths[:, None]
     return made._replace(tokens=jnp.where(beyond, junk, made.tokens))
 

@@ -28,11 +28,11 @@ TOY = toy.make_model(VOCAB, 32, predicts="masked")
 HOLES = {"none": [], "front": [0], "one": [1], "several": [2, 5, 6], "end": [14, 15]}
 
 
-def prompt_with(*names, max_new=4, length=16):
+def prompt_with(*names, max_new_tokens=4, length=16):
     draw = np.random.default_rng(3)
     rows = [draw.integers(0, VOCAB, length).tolist() for _ in names]
     holes = [[p in HOLES[name] for p in range(length)] for name in names]
-    return prompts.from_rows(rows, max_new=max_new, holes=holes)
+    return prompts.from_rows(rows, max_new_tokens=max_new_tokens, holes=holes)
 
 
 # The four numbers that were wrong when blocks were counted from the first hole.
@@ -76,10 +76,10 @@ def test_mdlm_with_a_hole_keeps_its_binomial_law():
 # The slow decoder.
 
 
-def reference(model, params, row, holes, max_new, block_length, steps, cache):
+def reference(model, params, row, holes, max_new_tokens, block_length, steps, cache):
     """(tokens, calls) of one row: LLaDA's shares, surest first, greedy."""
     n = model.block_len if model.attention == "block_causal" else None
-    prompt_end, end = len(row), len(row) + max_new
+    prompt_end, end = len(row), len(row) + max_new_tokens
     reach = end if n is None else -(-end // n) * n
     open_ = {p for p in range(len(row)) if holes[p]} | set(range(prompt_end, reach))
     first_open = min(open_)
@@ -91,10 +91,12 @@ def reference(model, params, row, holes, max_new, block_length, steps, cache):
             return p // n
         return 0 if block_length is None else max(p - prompt_end, 0) // block_length
 
-    size = n or block_length or max_new
-    share = None if steps is None else steps // -(-max_new // size)
+    size = n or block_length or max_new_tokens
+    share = None if steps is None else steps // -(-max_new_tokens // size)
     keys, calls, block, step, initial = (
-        model.init_cache(prompts.from_rows([row], max_new=max_new), reach + 1),
+        model.init_cache(
+            prompts.from_rows([row], max_new_tokens=max_new_tokens), reach + 1
+        ),
         0,
         None,
         0,
@@ -218,7 +220,7 @@ def test_block_causal_decoding_equals_the_slow_decoder(cache):
     model, params = BLOCK_CAUSAL
     draw = np.random.default_rng(0)
     rows = [draw.integers(0, 11, n).tolist() for n in (8, 5, 6, 7, 1, 4, 3, 2)]
-    made = prompts.from_rows(rows, max_new=8)
+    made = prompts.from_rows(rows, max_new_tokens=8)
     for settings in ({"steps": 8}, {"steps": 4}, {"threshold": 0.3}):
         knobs = {k: v for k, v in settings.items() if k == "threshold"}
         sizes = {k: v for k, v in settings.items() if k == "steps"}
@@ -251,7 +253,7 @@ def test_a_grid_counted_from_the_prompt_is_caught():
     model, params = BLOCK_CAUSAL
     draw = np.random.default_rng(0)
     rows = [draw.integers(0, 11, 5).tolist() for _ in range(8)]
-    made = prompts.from_rows(rows, max_new=8)
+    made = prompts.from_rows(rows, max_new_tokens=8)
 
     def tokens(window, refresh):
         decoder = masked.masked_diffusion(
@@ -297,7 +299,7 @@ def test_every_grid_covers_the_canvas_in_order():
 
 def test_eos_is_left_out_as_asked():
     model = TOY._replace(eos_ids=(3,))
-    made = prompts.from_rows([[0, 1], [2]], max_new=8)
+    made = prompts.from_rows([[0, 1], [2]], max_new_tokens=8)
 
     def tokens(**settings):
         out, _ = run(
@@ -320,7 +322,7 @@ def test_eos_outside_the_confidence_comes_last(excluded, first):
     law = toy.table([[0, 0, 3, 3], [0, 1, 3, 3], [0, 2, 3, 3]], [0.4, 0.3, 0.3])
     model = toy.make_model(4, 4, predicts="masked", eos_ids=(3,))
     out, _ = run(
-        methods.llada, model, law, prompts.from_rows([[0]], max_new=3),
+        methods.llada, model, law, prompts.from_rows([[0]], max_new_tokens=3),
         jax.random.key(0), max_new_tokens=3, max_steps=1,
         confidence_eos_eot_inf=excluded,
     )  # fmt: skip

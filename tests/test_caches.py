@@ -18,7 +18,9 @@ from pdecode.rules import blocks, commit, windows
 VOCAB = 4
 LAW = toy.chain(5, VOCAB, 20)
 TOY = toy.make_model(VOCAB, 20, predicts="masked")
-ROWS = prompts.from_rows([[0, 1], [2], [1, 3, 0, 2], [1]], max_new=[12, 12, 12, 7])
+ROWS = prompts.from_rows(
+    [[0, 1], [2], [1, 3, 0, 2], [1]], max_new_tokens=[12, 12, 12, 7]
+)
 
 BLOCK_CAUSAL = tiny(attention="block_causal", block_len=4, seed=1)
 BIDIRECTIONAL = tiny()
@@ -27,7 +29,7 @@ LENGTHS = (8, 5, 6, 7, 1, 4, 3, 2)
 _DRAW = np.random.default_rng(0)
 TEXTS = [_DRAW.integers(0, 11, n).tolist() for n in LENGTHS]
 NEW = (12, 8, 12, 9, 12, 5, 12, 12)
-EVERY_LENGTH = prompts.from_rows(TEXTS, max_new=NEW)
+EVERY_LENGTH = prompts.from_rows(TEXTS, max_new_tokens=NEW)
 
 
 def decoded(decoder, params, prompt=EVERY_LENGTH, key=0):
@@ -167,7 +169,7 @@ def test_a_finished_block_must_be_stored_once_more(behind):
 def test_the_exact_cache_serves_prompts_with_holes():
     model, params = BLOCK_CAUSAL
     holes = [[i in (1, 2, 5) for i in range(n)] for n in LENGTHS]
-    made = prompts.from_rows(TEXTS, max_new=6, holes=holes)
+    made = prompts.from_rows(TEXTS, max_new_tokens=6, holes=holes)
     results = []
     for cache in ("none", "dual"):
         out, _ = run(
@@ -369,7 +371,7 @@ def test_a_local_call_over_a_fresh_cache_is_a_part_of_the_full_one():
     @jax.jit
     def both(tokens, later, few):
         visible = Visibility(place * 0, place * 0 + 8)
-        prompt = prompts.from_rows([row], max_new=1)
+        prompt = prompts.from_rows([row], max_new_tokens=1)
         cache = model.init_cache(prompt, 8)
         whole, cache = model.apply(params, Query(tokens, place, place, visible), cache)
         part = jax.tree.map(lambda leaf: leaf[:, few], visible)

@@ -356,8 +356,11 @@ def test_a_prompt_without_tokens_is_one_line_alone_and_in_a_batch(tmp_path):
 )
 def test_numpy_and_jax_numbers_are_numbers(given):
     assert prompts.encode(given, None) == [[1, 2], [3, 4]]
-    made = prompts.from_rows(given, max_new=np.int64(3))
-    assert made.tokens.tolist() == [[1, 2], [3, 4]] and made.max_new.tolist() == [3, 3]
+    made = prompts.from_rows(given, max_new_tokens=np.int64(3))
+    assert made.tokens.tolist() == [
+        [1, 2],
+        [3, 4],
+    ] and made.max_new_tokens.tolist() == [3, 3]
 
 
 def test_one_row_of_numpy_or_jax_ids_is_a_row():
@@ -371,7 +374,7 @@ def test_one_row_of_numpy_or_jax_ids_is_a_row():
 def test_what_is_no_id(bad):
     message = r"which is no id|outside \[0, "
     with pytest.raises(ValueError, match=message):
-        prompts.from_rows([[1, bad]], max_new=1)
+        prompts.from_rows([[1, bad]], max_new_tokens=1)
     with pytest.raises(ValueError, match=message):
         generation.prepare([[1, bad]])
 
@@ -428,9 +431,13 @@ def test_sizes_out_of_range_are_one_line(wanted, arguments):
 
 
 def test_rows_and_limits_of_32_bits():
-    for bad in (dict(row_ids=[2**31]), dict(max_new=2**31), dict(max_new=1.5)):
+    for bad in (
+        dict(row_ids=[2**31]),
+        dict(max_new_tokens=2**31),
+        dict(max_new_tokens=1.5),
+    ):
         with pytest.raises(ValueError, match="whole numbers of 32 bits"):
-            prompts.from_rows([[1]], **{"max_new": 1, **bad})
+            prompts.from_rows([[1]], **{"max_new_tokens": 1, **bad})
 
 
 def test_seeds_that_differ_by_2_to_the_32_give_other_samples():

@@ -297,7 +297,7 @@ def test_the_walk_is_the_law_that_is_sampled():
                                       "commit", 3)  # fmt: skip
     walk = canvas.walk(canvas.plan_of(decoder), {}, vocab=2, new=3, max_turns=9)
     law = toy.joint(3, 2, 4, sharpness=2.0)
-    prompt = pdecode.from_rows([[0]] * 20000, max_new=3)
+    prompt = pdecode.from_rows([[0]] * 20000, max_new_tokens=3)
     out, _ = jax.jit(lambda key: pdecode.decode.decode(decoder, law, prompt, key))(
         jax.random.key(0)
     )

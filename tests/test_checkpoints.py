@@ -42,7 +42,7 @@ def expected(name):
 def full_call(model, params, tokens, stop=None):
     """Logits [B, L, V] of one call over whole rows, all lanes seeing all."""
     batch, length = tokens.shape
-    rows = prompts.from_rows(list(np.asarray(tokens)), max_new=1)
+    rows = prompts.from_rows(list(np.asarray(tokens)), max_new_tokens=1)
     place = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), (batch, length))
     visible = Visibility(jnp.zeros_like(place), jnp.full_like(place, length))
     query = Query(jnp.asarray(tokens), place, place, visible)
@@ -106,7 +106,7 @@ def test_diffusion_gemma_arrays(gemma, probe):
         if name.startswith(probe)
     }
     rows = ragged(want["ids"], want["mask"])
-    prompt = prompts.from_rows(rows, max_new=1)
+    prompt = prompts.from_rows(rows, max_new_tokens=1)
     batch, width = prompt.tokens.shape
     size = want["canvas"].shape[1]
     lengths = prompt.lengths[:, None]
@@ -203,7 +203,7 @@ def test_diffusion_gemma_generations(gemma, number):
     decoder = method.canvases(model, recorded(arrays, name), **settings)
     prompt = prompts.from_rows(
         ragged(arrays[f"{name}_prompt"], arrays[f"{name}_mask"]),
-        max_new=settings["max_new_tokens"],
+        max_new_tokens=settings["max_new_tokens"],
     )
     size, num_steps = model.block_len, settings["max_denoising_steps"]
 
@@ -335,7 +335,7 @@ def test_info():
 def test_dtype_is_that_of_everything():
     model, params, _ = checkpoints.load(GOLDEN / "llada_tiny", dtype="bfloat16")
     assert {leaf.dtype.name for leaf in jax.tree.leaves(params)} == {"bfloat16"}
-    rows = prompts.from_rows([[1, 2]], max_new=1)
+    rows = prompts.from_rows([[1, 2]], max_new_tokens=1)
     leaves = jax.tree.leaves(model.init_cache(rows, 4))
     assert {leaf.dtype.name for leaf in leaves} == {"bfloat16"}
 
@@ -587,7 +587,7 @@ def test_a_method_that_does_not_fit_names_those_that_do(name, method, message):
 
 def test_methods_refuse_models_that_do_not_fit():
     model, params, _ = checkpoints.load(GOLDEN / "llada_tiny")
-    rows = prompts.from_rows([[1, 2, 3]], max_new=4)
+    rows = prompts.from_rows([[1, 2, 3]], max_new_tokens=4)
     with pytest.raises(ValueError, match=r"uniform noise.*use llada or dream"):
         decode.run(
             methods.diffusion_gemma,

@@ -85,7 +85,7 @@ def test_prompts_of_nearby_lengths_share_programs_and_answer_as_if_alone(capsys)
     assert second["timing"]["compile_s"] == 0 and first["method"] == "llada"
     model, params, _ = pdecode.load(str(GOLDEN))
     for row, made in zip(ids, (first, second)):
-        prompt = pdecode.from_rows([row], max_new=8, model=model)
+        prompt = pdecode.from_rows([row], max_new_tokens=8, model=model)
         unpadded, _ = pdecode.run(
             methods.llada, model, params, prompt, jax.random.key(0),
             max_new_tokens=8, steps=4, block_length=4,

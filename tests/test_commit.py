@@ -161,7 +161,7 @@ MASKED = toy.make_model(3, LENGTH, predicts="masked")
 
 def masks_after_each_step(decoder, rows, steps):
     """int [steps, rows]: how many positions are open after every step."""
-    prompt = prompts.from_rows([[0]] * rows, max_new=LENGTH - 1)
+    prompt = prompts.from_rows([[0]] * rows, max_new_tokens=LENGTH - 1)
     traced = with_trace(decoder, lambda state, info: state.masked.sum(1), steps)
     state, _ = jax.jit(
         lambda key: decode_state(traced, LAW, prompt, key, max_steps=steps)
@@ -197,7 +197,7 @@ def test_number_of_masks_is_binomial(method, sizes):
 
 
 def test_remdm_without_remasking_is_mdlm():
-    prompt = prompts.from_rows([[0]] * 50, max_new=LENGTH - 1)
+    prompt = prompts.from_rows([[0]] * 50, max_new_tokens=LENGTH - 1)
     sizes = {"max_new_tokens": LENGTH - 1, "steps": 7}
     results = [
         decode(decoder, LAW, prompt, jax.random.key(3))
@@ -214,7 +214,7 @@ def test_remdm_reopens_and_still_ends():
         decoder = methods.remdm(
             MASKED, max_new_tokens=LENGTH - 1, steps=24, variant=variant, eta=0.5
         )
-        prompt = prompts.from_rows([[0]] * 20, max_new=LENGTH - 1)
+        prompt = prompts.from_rows([[0]] * 20, max_new_tokens=LENGTH - 1)
         out, stats = decode(decoder, LAW, prompt, jax.random.key(0))
         assert stats.num_revoked.sum() > 0, variant
         assert (out.lengths == LENGTH - 1).all()
@@ -240,7 +240,7 @@ def test_entropy_bound_bounds_the_dependence():
     decoder = methods.eb_sampler(
         model, max_new_tokens=length - 1, gamma=gamma, temperature=1.0
     )
-    prompt = prompts.from_rows([[0]] * 30, max_new=length - 1)
+    prompt = prompts.from_rows([[0]] * 30, max_new_tokens=length - 1)
     steps = length
     traced = with_trace(decoder, lambda s, i: (s.tokens, s.masked), steps)
     state, stats = decode_state(traced, law, prompt, jax.random.key(0), max_steps=steps)

@@ -114,8 +114,10 @@ def test_completions_have_one_answer():
 # The lineup.
 
 
-def entries(wanted=None, overrides=None, *, max_new=48, **choice):
-    return lineup.entries(wanted, overrides or {}, lineup.Choice(**choice), max_new)
+def entries(wanted=None, overrides=None, *, max_new_tokens=48, **choice):
+    return lineup.entries(
+        wanted, overrides or {}, lineup.Choice(**choice), max_new_tokens
+    )
 
 
 def test_default_lineup():
@@ -131,13 +133,13 @@ def test_default_lineup():
 
 @pytest.mark.parametrize("max_new_tokens", [1, 2, 13, 24, 47, 72, 100])
 def test_the_default_lineup_fits_any_number_of_tokens(max_new_tokens):
-    made, notes = entries(max_new=max_new_tokens)
+    made, notes = entries(max_new_tokens=max_new_tokens)
     assert len(made) == len(lineup.defaults(48)) and not notes
 
 
 def test_lineup_of_some_methods_begins_with_the_baseline():
     overrides = arguments.overrides(["jacobi.window=2", "specinfer.branching=2,1"])
-    made, _ = entries(["specinfer", "jacobi"], overrides, max_new=16)
+    made, _ = entries(["specinfer", "jacobi"], overrides, max_new_tokens=16)
     assert [each.name for each in made] == ["autoregressive", "specinfer", "jacobi"]
     assert made[1].settings["branching"] == (2, 1) and made[2].settings["window"] == 2
 
@@ -281,7 +283,7 @@ def test_a_prediction_prices_every_call_at_its_width():
 
 def test_the_cost_of_calls_is_kept_by_device_and_model(tmp_path, monkeypatch):
     monkeypatch.setattr(roofline, "WIDTHS", (1,))
-    made, _ = entries(["prompt_lookup"], max_new=8)
+    made, _ = entries(["prompt_lookup"], max_new_tokens=8)
     place = curve.Place(1, 8, 4)
     first = curve.measure(made, [fake_row()], place, tmp_path)
     again = curve.measure(made, [fake_row()], place, tmp_path)
@@ -294,7 +296,7 @@ def test_the_cost_of_calls_is_kept_by_device_and_model(tmp_path, monkeypatch):
 
 
 def test_a_measured_machine_prices_calls_by_its_own_curve():
-    made, _ = entries(["prompt_lookup"], max_new=8)
+    made, _ = entries(["prompt_lookup"], max_new_tokens=8)
     there = curve.priced("h200", made, curve.Place(1, 8, 16))
     assert there.target(8) == 1 and there.target(16) == pytest.approx(1.16)
     assert there.target(32) == pytest.approx(1.61) and "1.3 million" in there.about
@@ -541,7 +543,7 @@ def test_near_ties_are_listed():
 def test_composed_form_is_generate():
     model, params, own = generation.load("target")
     rows = [own.encode("import os")]
-    prompt = prompts.from_rows(rows, max_new=6, model=model)
+    prompt = prompts.from_rows(rows, max_new_tokens=6, model=model)
     made, _ = decode.run(
         methods.autoregressive, model, params, prompt, jax.random.key(0),
         max_new_tokens=6,

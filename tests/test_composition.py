@@ -29,7 +29,7 @@ ROWS = [[0, 1], [2, 0, 1, 1], [1], [0, 2, 0]]
 HOLES = [[False, True], [False] * 4, [False], [False] * 3]
 LIMITS = [8, 6, 1, 8]
 # A hole far in front, ragged prompts, rows of one token and of eight.
-PROMPT = prompts.from_rows(ROWS, max_new=LIMITS, holes=HOLES, pad_to=5)
+PROMPT = prompts.from_rows(ROWS, max_new_tokens=LIMITS, holes=HOLES, pad_to=5)
 KEY = jax.random.key(0)
 
 PLAN = jnp.full(STEPS, 0.15)

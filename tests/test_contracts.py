@@ -164,7 +164,7 @@ def test_the_chain_agrees_with_its_table():
         ]
     )
     model = toy.make_model(2, 5, predicts="masked")
-    prompt = prompts.from_rows([[2, 1, 2, 2, 0], [0, 2, 2, 2, 2]], max_new=1)
+    prompt = prompts.from_rows([[2, 1, 2, 2, 0], [0, 2, 2, 2, 2]], max_new_tokens=1)
     place = jnp.broadcast_to(jnp.arange(5), (2, 5))
     query = Query(
         prompt.tokens, place, place, Visibility(0 * place, jnp.full((2, 5), 5))
@@ -259,7 +259,7 @@ def decoded_in_blocks(window, refresh):
         window=window,
         refresh=refresh,
     )
-    prompt = prompts.from_rows([[0], [1, 2, 0, 1], [2, 2]], max_new=[12, 7, 9])
+    prompt = prompts.from_rows([[0], [1, 2, 0, 1], [2, 2]], max_new_tokens=[12, 7, 9])
     return decode(decoder, toy.chain(2, VOCAB, 16), prompt, jax.random.key(0))
 
 
@@ -282,7 +282,7 @@ def test_caches_with_block_starts_of_their_own(temperature):
     """On the toy a key says only (token, position): cached decoding is exact there."""
     law = toy.chain(2, VOCAB, 16)
     model = toy.make_model(VOCAB, 16, predicts="masked")
-    prompt = prompts.from_rows([[0], [1, 2, 0, 1], [2, 2]], max_new=[12, 7, 9])
+    prompt = prompts.from_rows([[0], [1, 2, 0, 1], [2, 2]], max_new_tokens=[12, 7, 9])
     results = {}
     for cache in ("none", "prefix", "dual"):
         out, stats = run(
@@ -321,7 +321,7 @@ def test_decodes_are_the_same_with_64_bit_integers(method):
 
     def decoded():
         law = toy.chain(2, VOCAB, 16)
-        prompt = prompts.from_rows([[0], [1, 2, 0, 1]], max_new=[6, 8])
+        prompt = prompts.from_rows([[0], [1, 2, 0, 1]], max_new_tokens=[6, 8])
         sizes = {**implied, "max_new_tokens": 8}
         return generations(
             run(recipe, model, law, prompt, jax.random.key(0), **sizes)[0]
@@ -374,7 +374,7 @@ def test_a_drafter_cache_equals_prefill_of_what_is_committed():
         sampling=sampling,
         acceptance=speculative_rule(topology),
     )
-    prompt = prompts.from_rows([[0, 1, 2], [1], [2, 2]], max_new=5)
+    prompt = prompts.from_rows([[0, 1, 2], [1], [2, 2]], max_new_tokens=5)
     keys = rng.row_keys(jax.random.key(4), prompt.row_ids)
     params = {"model": LAW, "drafter": LAW}
     state, _ = decoder.init(params, keys, prompt)
@@ -429,7 +429,7 @@ def test_probes_are_read_but_never_stored_or_accepted():
     decoder = speculative.draft_verify(
         CAUSAL, drafter, max_new_tokens=4, sampling=sampling
     )
-    prompt = prompts.from_rows([[0, 1], [2]], max_new=4)
+    prompt = prompts.from_rows([[0, 1], [2]], max_new_tokens=4)
     got, _ = decode(decoder, LAW, prompt, jax.random.key(1))
     expected, _ = decode(
         methods.autoregressive(CAUSAL, max_new_tokens=4, temperature=1.0),
@@ -457,7 +457,7 @@ def test_guidance_keeps_two_caches():
         return query._replace(tokens=jnp.where(in_prompt, VOCAB, query.tokens))
 
     model = guidance.guided(CAUSAL, scale, null)
-    prompt = prompts.from_rows([[0, 1], [2]], max_new=4)
+    prompt = prompts.from_rows([[0, 1], [2]], max_new_tokens=4)
     out, stats = decode(
         methods.autoregressive(model, max_new_tokens=4), LAW, prompt, jax.random.key(0)
     )
@@ -475,7 +475,7 @@ def test_guidance_keeps_two_caches():
 def test_holes_in_a_prompt_are_filled_and_the_rest_kept():
     row = [0, VOCAB, 1, VOCAB, 2]
     holes = [False, True, False, True, False]
-    prompt = prompts.from_rows([row], max_new=2, holes=[holes])
+    prompt = prompts.from_rows([row], max_new_tokens=2, holes=[holes])
     law = {0: 0, 2: 1, 4: 2}
     out, stats = run(
         methods.llada, MASKED, LAW, prompt, jax.random.key(0),
@@ -495,7 +495,7 @@ def test_holes_in_a_prompt_are_filled_and_the_rest_kept():
 
 
 def test_a_literal_mask_id_in_the_prompt_is_text():
-    prompt = prompts.from_rows([[0, VOCAB, 1]], max_new=3)
+    prompt = prompts.from_rows([[0, VOCAB, 1]], max_new_tokens=3)
     out, _ = run(
         methods.llada, MASKED, LAW, prompt, jax.random.key(0), max_new_tokens=3
     )
@@ -532,7 +532,7 @@ def test_eos_at_awkward_places(place):
     # one never proposes it, so the EOS is a correction.
     other = forced([token if token != EOS else 1 for token in string])
     expected = string[2 : string.index(EOS)] if EOS in string else string[2:]
-    prompt = prompts.from_rows([string[:2]], max_new=6)
+    prompt = prompts.from_rows([string[:2]], max_new_tokens=6)
     causal, pair = (ENDING,), (ENDING, ENDING)
     masked = (toy.make_model(VOCAB, LENGTH, predicts="masked", eos_ids=(EOS,)),)
     for method, models, params, sizes in [
@@ -564,7 +564,7 @@ def test_eos_at_awkward_places(place):
 def test_an_eos_in_the_prompt_ends_nothing():
     string = [0, EOS, 1, 0, 1, 0, 1, 1]
     model = toy.make_model(VOCAB, LENGTH, eos_ids=(EOS,))
-    prompt = prompts.from_rows([string[:3]], max_new=5)
+    prompt = prompts.from_rows([string[:3]], max_new_tokens=5)
     out, _ = run(
         methods.prompt_lookup, model, forced(string), prompt, jax.random.key(0),
         max_new_tokens=5,
@@ -575,7 +575,7 @@ def test_an_eos_in_the_prompt_ends_nothing():
 def test_a_row_of_one_beside_a_row_of_thirty():
     law = toy.chain(0, VOCAB, 34)
     model = toy.make_model(VOCAB, 34)
-    prompt = prompts.from_rows([[0], [1]], max_new=[1, 30])
+    prompt = prompts.from_rows([[0], [1]], max_new_tokens=[1, 30])
     out, stats = run(
         methods.jacobi, model, law, prompt, jax.random.key(0), max_new_tokens=30
     )
@@ -583,7 +583,7 @@ def test_a_row_of_one_beside_a_row_of_thirty():
     assert stats.num_calls[0] == 1
     alone, alone_stats = run(
         methods.jacobi, model, law,
-        prompts.from_rows([[1]], max_new=[30], row_ids=[1]), jax.random.key(0),
+        prompts.from_rows([[1]], max_new_tokens=[30], row_ids=[1]), jax.random.key(0),
         max_new_tokens=30,
     )  # fmt: skip
     assert generations(out)[1] == generations(alone)[0]
@@ -592,7 +592,7 @@ def test_a_row_of_one_beside_a_row_of_thirty():
 
 def test_max_steps_cuts_short_and_says_so():
     out, stats = run(
-        methods.autoregressive, CAUSAL, LAW, prompts.from_rows([[0]], max_new=6),
+        methods.autoregressive, CAUSAL, LAW, prompts.from_rows([[0]], max_new_tokens=6),
         jax.random.key(0), max_new_tokens=6, max_steps=2,
     )  # fmt: skip
     assert out.stopped_by.tolist() == [2]
@@ -622,21 +622,24 @@ def test_max_steps_cuts_short_and_says_so():
 )
 def test_bad_values_are_named(method, values, message):
     values = {"max_new_tokens": 6, **values}
-    prompt = prompts.from_rows([[0]], max_new=2)
+    prompt = prompts.from_rows([[0]], max_new_tokens=2)
     with pytest.raises(ValueError, match=message):
         run(method, MASKED, LAW, prompt, jax.random.key(0), **values)
 
 
 def test_bad_prompts_are_named():
     with pytest.raises(ValueError, match="empty"):
-        prompts.from_rows([], max_new=1)
+        prompts.from_rows([], max_new_tokens=1)
     with pytest.raises(ValueError, match=r"id 9, outside \[0, 4\)"):
-        prompts.from_rows([[0, 9]], max_new=1, model=CAUSAL)
-    with pytest.raises(ValueError, match="max_new=0"):
-        prompts.from_rows([[0]], max_new=0)
+        prompts.from_rows([[0, 9]], max_new_tokens=1, model=CAUSAL)
+    with pytest.raises(ValueError, match="max_new_tokens=0"):
+        prompts.from_rows([[0]], max_new_tokens=0)
     with pytest.raises(ValueError, match="has 8"):
-        run(methods.autoregressive, CAUSAL, LAW, prompts.from_rows([[0]], max_new=8),
-            jax.random.key(0), max_new_tokens=8)  # fmt: skip
+        run(
+            methods.autoregressive, CAUSAL, LAW,
+            prompts.from_rows([[0]], max_new_tokens=8),
+            jax.random.key(0), max_new_tokens=8,
+        )  # fmt: skip
 
 
 def test_wants_are_checked():
@@ -695,7 +698,7 @@ def test_a_drafter_records_target_taps_of_what_was_accepted():
         sampling=Sampling(1.0, banned=(VOCAB,)),
         acceptance=speculative_rule(trees.expand((2, 2))),
     )
-    prompt = prompts.from_rows([[0, 1, 2], [1], [2, 2]], max_new=5)
+    prompt = prompts.from_rows([[0, 1, 2], [1], [2, 2]], max_new_tokens=5)
     keys = rng.row_keys(jax.random.key(2), prompt.row_ids)
     params = {"model": LAW, "drafter": LAW}
     state, _ = decoder.init(params, keys, prompt)

@@ -74,7 +74,7 @@ def test_calls_of_a_copy_with_edits():
     for edits in ({}, {7: 23}, {3: 22, 12: 23}):
         text, wanted, law = copier(edits, length, vocab)
         model = toy.make_model(vocab, 2 * length)
-        prompt = prompts.from_rows([text.tolist()], max_new=length)
+        prompt = prompts.from_rows([text.tolist()], max_new_tokens=length)
         decoder = methods.aggressive_decoding(
             model, max_new_tokens=length, num_draft=length
         )
@@ -115,7 +115,7 @@ def test_a_cascade_that_forgets_to_store_is_caught(monkeypatch):
 
 
 def test_a_cascade_calls_its_draft_model_less_often():
-    prompt = prompts.from_rows(ROWS, max_new=NEW)
+    prompt = prompts.from_rows(ROWS, max_new_tokens=NEW)
     sizes = {"max_new_tokens": NEW, "num_draft": 6, "temperature": 0.0}
     counts = []
     for decoder in (

@@ -10,7 +10,7 @@ from test_jacobi import excess
 from pdecode import methods, prompts
 from pdecode.contracts import Embedding, Sampling
 from pdecode.decode import run
-from pdecode.drafters import denoised, iterates
+from pdecode.drafters import denoised, guesses
 from pdecode.families import speculative
 from pdecode.models import transformer
 from pdecode.rules import accept
@@ -21,7 +21,7 @@ CONFIG = transformer.Config(
 )
 MODEL = transformer.make_model(CONFIG)
 PARAMS = transformer.init(CONFIG, jax.random.key(0))
-PROMPT = prompts.from_rows([[1, 2, 3], [4], [5, 6, 7, 8]], max_new=[11, 12, 7])
+PROMPT = prompts.from_rows([[1, 2, 3], [4], [5, 6, 7, 8]], max_new_tokens=[11, 12, 7])
 
 
 def read(params, query, cache):
@@ -83,7 +83,7 @@ def decoder(num_levels, transport, change=lambda drafter: drafter):
 
 @pytest.mark.parametrize("num_levels, transport", [(1, "maximal"), (2, "independent")])
 def test_denoised_guesses_are_lossless_in_law(num_levels, transport):
-    assert excess(decoder(num_levels, getattr(iterates, transport)())) < 4.5
+    assert excess(decoder(num_levels, getattr(guesses, transport)())) < 4.5
 
 
 def test_a_guess_behind_noise_is_biased():
@@ -98,7 +98,7 @@ def test_a_guess_behind_noise_is_biased():
 
         return drafter._replace(propose=propose)
 
-    assert excess(decoder(2, iterates.independent(), unguarded)) > 8
+    assert excess(decoder(2, guesses.independent(), unguarded)) > 8
 
 
 def test_noise_changes_no_token_at_temperature_0():

@@ -31,7 +31,9 @@ def decode(mesh=None):
     """Sampled tokens of four rows of different lengths."""
     model = transformer.make_model(MODEL)
     params = transformer.init(MODEL, jax.random.key(0))
-    prompt = prompts.from_rows([[1, 2, 3], [4], [5, 6], [7, 8, 9, 10]], max_new=8)
+    prompt = prompts.from_rows(
+        [[1, 2, 3], [4], [5, 6], [7, 8, 9, 10]], max_new_tokens=8
+    )
     key = jax.random.key(1)
     if mesh is not None:
         model = sharding.on_mesh(model, mesh)

@@ -22,7 +22,7 @@ CONFIG = transformer.Config(
 MODEL = transformer.make_model(CONFIG)
 OWN = transformer.init(CONFIG, jax.random.key(0))
 PARAMS = {"model": OWN, "drafter": OWN}
-PROMPT = prompts.from_rows([[1, 2, 3], [4], [5, 6, 7, 8]], max_new=[14, 15, 9])
+PROMPT = prompts.from_rows([[1, 2, 3], [4], [5, 6, 7, 8]], max_new_tokens=[14, 15, 9])
 
 
 def query(num_lanes=5):
@@ -140,7 +140,7 @@ def error_of_the_drafter(keeps_drafts):
     tokens, written = np.asarray(state.prefix.tokens), np.asarray(state.drafter.written)
     length = np.minimum(np.asarray(state.prefix.length), written)
     text = [row[:n].tolist() for row, n in zip(tokens, length)]
-    fresh = prompts.from_rows(text, max_new=1, pad_to=tokens.shape[1])
+    fresh = prompts.from_rows(text, max_new_tokens=1, pad_to=tokens.shape[1])
     slots = jax.tree.leaves(state.drafter.cache)[0].shape[2]
     wanted = prefilled(fresh, slots)
     return max(

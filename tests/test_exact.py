@@ -10,7 +10,7 @@ import pytest
 from pdecode import methods, prompts, rng, trees
 from pdecode.contracts import NodeRule, Sampling
 from pdecode.decode import decode
-from pdecode.drafters import causal, iterates
+from pdecode.drafters import causal, guesses, iterates
 from pdecode.families import any_subset, masked, speculative
 from pdecode.models import toy
 from pdecode.rules import accept, commit
@@ -41,7 +41,7 @@ def exact_law():
 
 def histogram(decoder, params):
     """Counts [V**NEW] of 1e5 sampled continuations."""
-    prompt = prompts.from_rows([[0]] * ROWS, max_new=NEW)
+    prompt = prompts.from_rows([[0]] * ROWS, max_new_tokens=NEW)
     weights = jnp.array([VOCAB ** (NEW - 1 - i) for i in range(NEW)])
 
     # The suite compiles without optimising; these programs run long enough for some.
@@ -180,7 +180,7 @@ def test_drafts_taken_as_they_are_are_biased():
 @pytest.mark.thorough
 def test_an_old_q_after_coupling_is_biased():
     """A kept guess must take over the law that kept it (released MC-SJD code: no)."""
-    right = iterates.iterate(CAUSAL, 3, SAMPLING, transport=iterates.maximal())
+    right = iterates.iterate(CAUSAL, 3, SAMPLING, transport=guesses.maximal())
 
     def observe(params, keys, state, round):
         after = right.observe(params, keys, state, round)

@@ -59,7 +59,7 @@ def test_a_row_that_is_no_number_stops_there(name, value):
     bad = poisoned(one, value)
     models = (bad, *case.model[1:]) if models else bad
     rows, new = [[0, 1], [0, 1], [2, 0, 1]], [6, 6, 6]
-    prompt = prompts.from_rows(rows, max_new=new, row_ids=[0, 1, 2])
+    prompt = prompts.from_rows(rows, max_new_tokens=new, row_ids=[0, 1, 2])
     temperature = 1.0 if name == "remdm" else 0.0
     settings = {"knobs": {**case.knobs, "temperature": temperature}, **case.sizes}
     if "block_length" in settings:
@@ -89,7 +89,7 @@ def test_a_drafter_that_is_no_number_stops_the_row(name):
     model, drafter = case.model
     out, _ = run(
         getattr(methods, case.method), (model, poisoned(drafter, jnp.nan)),
-        case.params, prompts.from_rows([[0, 1], [0, 1]], max_new=6),
+        case.params, prompts.from_rows([[0, 1], [0, 1]], max_new_tokens=6),
         jax.random.key(0), knobs={"temperature": 1.0}, max_new_tokens=6, **case.sizes,
     )  # fmt: skip
     out = jax.tree.map(np.asarray, out)
@@ -107,7 +107,7 @@ def test_a_drafter_that_is_no_number_stops_the_row(name):
 def test_lossless_under_filters(name, filters):
     """The share of every string of three tokens is the autoregressive one's."""
     case, rows = CASES[name], 20_000
-    prompt = prompts.from_rows([[0, 1]] * rows, max_new=3)
+    prompt = prompts.from_rows([[0, 1]] * rows, max_new_tokens=3)
     sizes = {**case.sizes}
     for size in ("num_draft", "window"):
         if size in sizes:
@@ -162,7 +162,7 @@ def test_rows_of_a_transformer_do_not_see_each_other(method, sizes, temperature)
     def go(rows, ids):
         out, stats = run(
             getattr(methods, method), models, trees,
-            prompts.from_rows(rows, max_new=12, row_ids=ids, pad_to=5),
+            prompts.from_rows(rows, max_new_tokens=12, row_ids=ids, pad_to=5),
             jax.random.key(3), knobs={"temperature": temperature}, max_new_tokens=12,
             **sizes,
         )  # fmt: skip
@@ -185,7 +185,7 @@ def test_bfloat16_decodes(method, predicts):
         "attention": "bidirectional", "predicts": "masked", "mask_id": 23
     }  # fmt: skip
     model, params = tiny(dtype="bfloat16", **changes)
-    prompt = prompts.from_rows([[1, 2, 3], [4]], max_new=8)
+    prompt = prompts.from_rows([[1, 2, 3], [4]], max_new_tokens=8)
     out, stats = run(
         getattr(methods, method), model, params, prompt, jax.random.key(0),
         max_new_tokens=8,
@@ -212,7 +212,7 @@ def windowed(model, window, refresh, rule=None):
         window=window,
         refresh=refresh,
     )
-    prompt = prompts.from_rows([[0, 1], [1, 2, 0, 1], [2, 2]], max_new=[9, 7, 9])
+    prompt = prompts.from_rows([[0, 1], [1, 2, 0, 1], [2, 2]], max_new_tokens=[9, 7, 9])
     return decoded(decoder, CHAIN, prompt)
 
 
@@ -250,7 +250,7 @@ def test_a_frontier_that_forgets_its_last_group_is_caught():
         return ON_MASKS.apply(params, query, cache)
 
     broken = ON_MASKS._replace(apply=apply, name="broken")
-    prompt = prompts.from_rows([[0, 1], [1, 2, 0, 1]], max_new=9)
+    prompt = prompts.from_rows([[0, 1], [1, 2, 0, 1]], max_new_tokens=9)
     rank = np.arange(9)
     right, wrong = (
         decoded(
@@ -272,7 +272,7 @@ def test_a_remask_that_exceeds_its_bound_is_caught():
     steps, rows = 8, 4000
     plan = schedules.ancestral("linear", steps)
     bound = schedules.max_remask(plan)
-    prompt = prompts.from_rows([[0]] * rows, max_new=10)
+    prompt = prompts.from_rows([[0]] * rows, max_new_tokens=10)
 
     def left(sigma, commits):
         decoder = masked.masked_diffusion(
@@ -300,7 +300,7 @@ def test_a_window_cache_on_a_bidirectional_transformer_is_an_approximation():
     model, params = tiny(
         attention="bidirectional", predicts="masked", mask_id=23, seed=4
     )
-    prompt = prompts.from_rows([[1, 2, 3, 4, 5, 6]] * 2, max_new=12)
+    prompt = prompts.from_rows([[1, 2, 3, 4, 5, 6]] * 2, max_new_tokens=12)
     laws = [
         np.asarray(
             run(

@@ -1,5 +1,11 @@
 """`import pdecode` is quick and takes nothing heavy along."""
 
+import ast
+import importlib
+import inspect
+import pathlib
+import pkgutil
+import re
 import subprocess
 import sys
 import time
@@ -20,6 +26,9 @@ HEAVY = (
     "tensorflow_datasets",
     "tokenizers",
 )
+
+
+ROOT = pathlib.Path(pdecode.__file__).parent
 
 
 def run(code: str) -> str:
@@ -63,3 +72,33 @@ def test_an_unknown_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         pdecode.nothing  # noqa: B018
     assert not hasattr(pdecode, "_repr_html_")
+
+
+ROLES = [
+    f"pdecode.{room}.{each.name}"
+    for room in ("rules", "drafters")
+    for each in pkgutil.iter_modules([str(ROOT / room)])
+] + ["pdecode.contracts", "pdecode.decode", "pdecode.families.masked"]
+ROLES += ["pdecode.families.speculative", "pdecode.families.frontier"]
+
+
+@pytest.mark.parametrize("name", ROLES)
+def test_a_role_shows_what_is_its_own(name):
+    module = importlib.import_module(name)
+    for public in module.__all__:
+        found = getattr(module, public)
+        if inspect.isfunction(found) or inspect.isclass(found):
+            assert found.__module__ == name, public
+        assert not inspect.isfunction(found) or found.__doc__, public
+    # What methods take from it is public.
+    short = name.rpartition(".")[2]
+    for file in (ROOT / "methods").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+                is_its = _imports(file, name) and node.value.id == short
+                assert not is_its or node.attr in module.__all__, (file, node.attr)
+
+
+def _imports(file, name):
+    home, _, short = name.rpartition(".")
+    return re.search(rf"from {home} import .*\b{short}\b", file.read_text())

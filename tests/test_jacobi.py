@@ -11,13 +11,13 @@ from pdecode import decode as decode_module
 from pdecode import methods, prompts
 from pdecode.contracts import STOPPED_BY, Prefix, Sampling
 from pdecode.decode import run
-from pdecode.drafters import iterates
+from pdecode.drafters import guesses, iterates
 from pdecode.families import speculative
 from pdecode.rules import accept
 
 NEW = 9
 BEST = np.argmax(np.asarray(LAW.moves[1, 1]), 1)
-PROMPT = prompts.from_rows(ROWS, max_new=NEW, pad_to=WIDTH)
+PROMPT = prompts.from_rows(ROWS, max_new_tokens=NEW, pad_to=WIDTH)
 
 
 def decode(method, **sizes):
@@ -79,7 +79,7 @@ def test_calls_are_those_of_an_iteration_by_hand(window, block_length):
 
 @pytest.mark.parametrize("max_iters", [1, 3, NEW])
 def test_an_early_exit_is_a_state_of_the_trajectory(monkeypatch, max_iters):
-    monkeypatch.setattr(iterates, "of_text", iterates.repeated)
+    monkeypatch.setattr(guesses, "of_text", guesses.repeated)
     made, out, stats = decode(methods.early_exit, window=NEW, max_iters=max_iters)
     num_wrong = 0
     for b, row in enumerate(ROWS):
@@ -117,24 +117,24 @@ def test_a_short_window_leaves_the_rest_open():
 @pytest.mark.parametrize("is_above", [False, True])
 def test_copies_follow_the_raster(is_above):
     draw, row_length, window, size = np.random.default_rng(0), 3, 7, 20
-    entry = iterates.copied(row_length, is_above=is_above)
+    entry = guesses.copied(row_length, is_above=is_above)
     for _ in range(40):
         start = int(draw.integers(1, 5))
         length = start + int(draw.integers(0, 8))
         num_carried = int(draw.integers(0, window + 1))
         tokens = draw.integers(0, 99, size)
-        guesses = draw.integers(100, 199, window)
+        carried_over = draw.integers(100, 199, window)
         canvas = {i: int(tokens[i]) for i in range(length)}
         for j in range(num_carried):
-            canvas[length + j] = int(guesses[j])
+            canvas[length + j] = int(carried_over[j])
         for position in range(length + num_carried, length + window):
             place = position - start
             is_up = place >= row_length and (is_above or place % row_length == 0)
             canvas[position] = canvas[position - (row_length if is_up else 1)]
-        opening = iterates.Opening(
+        opening = guesses.Opening(
             prefix=Prefix(*(jnp.asarray([x]) for x in (tokens, length, size, start))),
             positions=length + jnp.arange(window)[None],
-            guesses=jnp.asarray(guesses)[None],
+            guesses=jnp.asarray(carried_over)[None],
             carried=jnp.arange(window)[None] < num_carried,
             allowed=jnp.ones(200, bool),
             last=None,
@@ -147,7 +147,7 @@ def test_copies_follow_the_raster(is_above):
 def excess(decoder, params=test_exact.JOINT):
     """Chi-square of 4000 rows against the exact law, less its mean in sd."""
     law = test_exact.exact_law()
-    prompt = prompts.from_rows([[0]] * 4000, max_new=test_exact.NEW)
+    prompt = prompts.from_rows([[0]] * 4000, max_new_tokens=test_exact.NEW)
     weights = 2 ** jnp.arange(test_exact.NEW - 1, -1, -1)
 
     @jax.jit
@@ -184,11 +184,11 @@ def begun(entry, transport, **more):
 
 
 ENTRIES = {
-    "text": lambda: begun(iterates.of_text(), iterates.maximal()),
-    "left": lambda: begun(iterates.copied(2, is_above=False), iterates.maximal()),
-    "above": lambda: begun(iterates.copied(2, is_above=True), iterates.independent()),
-    "sample": lambda: begun(iterates.neighbour(), iterates.maximal()),
-    "part": lambda: begun(iterates.uniform(), iterates.maximal(), start_ids=(1, 2)),
+    "text": lambda: begun(guesses.of_text(), guesses.maximal()),
+    "left": lambda: begun(guesses.copied(2, is_above=False), guesses.maximal()),
+    "above": lambda: begun(guesses.copied(2, is_above=True), guesses.independent()),
+    "sample": lambda: begun(guesses.neighbour(), guesses.maximal()),
+    "part": lambda: begun(guesses.uniform(), guesses.maximal(), start_ids=(1, 2)),
 }
 
 
@@ -206,7 +206,7 @@ def test_entries_are_lossless_in_law(name):
 def test_fresh_guesses_may_come_from_a_part_of_the_vocabulary():
     """Their law is uniform over the part, and told so."""
     drafter = iterates.iterate(
-        CAUSAL, 5, Sampling(1.0), transport=iterates.maximal(), start_ids=(1, 3)
+        CAUSAL, 5, Sampling(1.0), transport=guesses.maximal(), start_ids=(1, 3)
     )
     length = jnp.asarray(PROMPT.lengths)
     prefix = Prefix(jnp.zeros((len(ROWS), 20), jnp.int32), length, length + 9, length)
@@ -232,13 +232,13 @@ def test_fresh_guesses_may_come_from_a_part_of_the_vocabulary():
 
 def test_an_entry_that_lies_about_its_law_is_biased():
     """Negative control: a copy of the root that claims to be drawn uniformly."""
-    lying = iterates.Entry(iterates.repeated().apply, iterates.UNIFORM)
-    assert excess(begun(lying, iterates.maximal())) > 8
+    lying = guesses.Entry(guesses.repeated().apply, guesses.UNIFORM)
+    assert excess(begun(lying, guesses.maximal())) > 8
 
 
 def test_an_entry_that_needs_a_law_is_refused_without_one():
     with pytest.raises(ValueError, match="draws from p"):
-        iterates.iterate(CAUSAL, 3, Sampling(1.0), entry=iterates.neighbour())
+        iterates.iterate(CAUSAL, 3, Sampling(1.0), entry=guesses.neighbour())
     with pytest.raises(ValueError, match="start='vertical' needs row_length"):
         methods.sjd(CAUSAL, max_new_tokens=4, start="vertical")
 

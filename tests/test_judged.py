@@ -16,7 +16,9 @@ OTHER = toy.chain(5, VOCAB, LENGTH)
 SHARP = toy.chain(7, VOCAB, LENGTH, sharpness=40.0)  # next to deterministic
 MASKED = toy.make_model(VOCAB, LENGTH, predicts="masked", eos_ids=(EOS,))
 CAUSAL = toy.make_model(VOCAB, LENGTH, eos_ids=(EOS,))
-PROMPT = prompts.from_rows([[0, 1], [2], [0, 2, 1], [1, 1]], max_new=[8, 5, 8, 8])
+PROMPT = prompts.from_rows(
+    [[0, 1], [2], [0, 2, 1], [1, 1]], max_new_tokens=[8, 5, 8, 8]
+)
 
 
 def both(method, *, drafts=LAW, judges=OTHER, **settings):

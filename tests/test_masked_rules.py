@@ -50,7 +50,7 @@ adablock, ascending_steps, certainty_density, dimple, learn2pd = (
 VOCAB, LENGTH, EOS = 4, 16, 3
 LAW = toy.chain(2587, VOCAB, LENGTH)
 MASKED = toy.make_model(VOCAB, LENGTH, predicts="masked", eos_ids=(EOS,))
-PROMPT = prompts.from_rows([[0, 1], [2], [0, 2, 1], [1, 1]], max_new=8)
+PROMPT = prompts.from_rows([[0, 1], [2], [0, 2, 1], [1, 1]], max_new_tokens=8)
 KEY = jax.random.key(0)
 
 
@@ -236,7 +236,7 @@ def test_end_of_text_shortens_the_calls_and_not_the_text():
         on_toy(
             methods.learn2pd, model=(model, CONSTANT), predict_eot=predict,
             params={"model": params, "filter": jnp.float32(-np.inf)},
-            prompt=prompts.from_rows([[0, 0]], max_new=8),
+            prompt=prompts.from_rows([[0, 0]], max_new_tokens=8),
         )
         for predict in (False, True)
     ]  # fmt: skip
@@ -255,7 +255,7 @@ def test_a_row_cut_at_an_eos_that_never_comes_says_so():
     out, _ = on_toy(
         methods.learn2pd, model=(model, CONSTANT),
         params={"model": params, "filter": jnp.float32(-np.inf)},
-        prompt=prompts.from_rows([[0, 0]], max_new=8),
+        prompt=prompts.from_rows([[0, 0]], max_new_tokens=8),
     )  # fmt: skip
     assert out.lengths == 3 and STOPPED_BY[int(out.stopped_by[0])] == "truncated"
     assert EOS not in out.tokens[0, :5]
@@ -318,7 +318,7 @@ def test_no_credit_is_the_plain_threshold():
     """And some is not: fewer calls, never more on a script that reads nothing."""
     share = np.linspace(0.5, 0.95, 16)
     model, params = scripted(logits_of([1] * 16, share)[None])
-    prompt = prompts.from_rows([[0], [0, 0]], max_new=8)
+    prompt = prompts.from_rows([[0], [0, 0]], max_new_tokens=8)
 
     def calls(alpha):
         return on_toy(
@@ -389,7 +389,7 @@ def test_a_scripted_gap_stops_in_its_stage(gaps, calls):
     model, params = scripted(script)
     out, stats = on_toy(
         methods.prophet, model=model, params=params, answer_start=2, answer_length=2,
-        prompt=prompts.from_rows([[0, 0]], max_new=8),
+        prompt=prompts.from_rows([[0, 0]], max_new_tokens=8),
     )  # fmt: skip
     assert stats.num_calls == calls and out.lengths == 8
 
@@ -484,7 +484,7 @@ def test_runs_of_a_block_halve():
     model, params = scripted(logits_of([1] * 8, [0.5, *middles])[None])
     _, stats = on_toy(
         methods.hierarchical, model=model, params=params,
-        prompt=prompts.from_rows([[0]], max_new=7),
+        prompt=prompts.from_rows([[0]], max_new_tokens=7),
     )  # fmt: skip
     assert stats.num_calls == 3
 
@@ -568,7 +568,7 @@ def test_ascending_steps_add_up():
 def test_ascending_steps_take_log2_calls(num_blocks):
     """1, 2, 4 and what is left; a shorter row of one block has a ladder of its own."""
     model, params = scripted(logits_of([1] * 20, [0.5] * 20, length=20)[None])
-    prompt = prompts.from_rows([[0], [0, 0]], max_new=[17, 8])
+    prompt = prompts.from_rows([[0], [0, 0]], max_new_tokens=[17, 8])
     _, stats = run(
         methods.ascending_steps, model, params, prompt, KEY, max_new_tokens=17,
         num_blocks=num_blocks,
@@ -765,7 +765,7 @@ def test_a_block_ends_at_the_likeliest_delimiter():
 def test_dream_decodes_blocks_on_grids_of_their_own():
     """Two blocks are two decodes: the second begins its shares anew."""
     model, params = scripted(logits_of([1] * 16, [0.9] * 16)[None])
-    one = prompts.from_rows([[0]], max_new=8)
+    one = prompts.from_rows([[0]], max_new_tokens=8)
     sizes = {"model": model, "params": params, "prompt": one, "alg": "entropy"}
     _, whole = on_toy(methods.dream, steps=4, block_length=4, **sizes)
     # floor(4 * 0.4995) and the rest, twice; in one block the shares are of eight.
@@ -783,7 +783,7 @@ def test_dream_above_a_threshold_of_the_filtered_law():
     model, params = scripted(script)
     decoder = functools.partial(
         on_toy, methods.dream, model=model, params=params, alg="confidence_threshold",
-        prompt=prompts.from_rows([[0]], max_new=8), temperature=1e-3 + 1,
+        prompt=prompts.from_rows([[0]], max_new_tokens=8), temperature=1e-3 + 1,
     )  # fmt: skip
     assert decoder(knobs={"top_k": 1, "threshold": 0.9})[1].num_calls == 1
     assert decoder(knobs={"top_k": 4, "threshold": 0.9})[1].num_calls == 8
@@ -823,7 +823,7 @@ def test_a_guard_changes_nothing_or_leaves_the_refusal():
 def test_text_pinned_behind_holes_is_counted():
     made = prompts.from_rows(
         [[0, 1, 2, 0], [0, 1], [1, 1, 1]],
-        max_new=4,
+        max_new_tokens=4,
         holes=[[False, True, False, False], [False, False], [True, True, True]],
     )
     assert prompts.pinned_behind_holes(made).tolist() == [2, 0, 0]
@@ -867,7 +867,7 @@ def test_no_refinement_is_the_plain_entropy_order():
 def test_a_still_model_leaves_refinement_at_the_second_call():
     """The first divergence is defined there; the third call fills the block."""
     model, params = scripted(logits_of([1] * 16, np.linspace(0.5, 0.9, 16))[None])
-    one = prompts.from_rows([[0]], max_new=8)
+    one = prompts.from_rows([[0]], max_new_tokens=8)
     sizes = {"model": model, "params": params, "prompt": one, "num_kept": VOCAB + 1}
     _, stats = on_toy(methods.latent_refinement, block_length=4, **sizes)
     assert stats.num_calls == 6 and stats.num_committed == 8
@@ -883,7 +883,7 @@ def test_a_certain_mask_is_its_token():
     soft = beliefs.softened(model, 1.0, 1.0)
     words, open_ = jnp.array([[0, 1, 2, 1]]), jnp.array([[0, VOCAB, VOCAB, 1]])
     place = jnp.arange(4)[None]
-    prompt = prompts.from_rows([[0]], max_new=3)
+    prompt = prompts.from_rows([[0]], max_new_tokens=3)
     table = model.embedding.table(params)
     certain = jnp.full((1, 4, VOCAB + 1), -1e9).at[0, place[0], words[0]].set(0.0)
     added = beliefs.shift(certain, table, VOCAB, 1.0, 1.0)
@@ -943,7 +943,7 @@ def smoothed_by_hand(model, params, prompt, weight):
 
 def test_masks_carry_the_law_before_and_the_threshold_falls():
     model, params = SMALL["model"]._replace(eos_ids=()), SMALL["params"]
-    prompt, kept = prompts.from_rows([[0, 2, 1]], max_new=8), []
+    prompt, kept = prompts.from_rows([[0, 2, 1]], max_new_tokens=8), []
     for weight in (0.3, 0.0):
         knobs = {"threshold": 0.4, "threshold_decay": 0.2, "weight": weight}
         out, stats = run(

@@ -64,7 +64,7 @@ def test_counts_add_up(name, temperature):
             np.testing.assert_array_equal(out.tokens[b, : len(row)], row)
         saw_eos = out.stopped_by == contracts.STOPPED_BY.index("eos")
         np.testing.assert_array_equal(stats.num_committed, out.lengths + saw_eos)
-        at_end = out.lengths == np.minimum(prompt.max_new, MAX_NEW)
+        at_end = out.lengths == np.minimum(prompt.max_new_tokens, MAX_NEW)
         is_cut = out.stopped_by >= contracts.STOPPED_BY.index("truncated")
         np.testing.assert_array_equal(at_end, ~saw_eos & ~is_cut)
         for generated in table.rows_of(out):

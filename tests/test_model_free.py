@@ -108,7 +108,7 @@ def turns_of(drafter, seed=0, temperature=1.0, params=None, model=CAUSAL, new=NE
         lambda state, info: (*state.drafter[1], info.num_calls),
         new,
     )
-    prompt = prompts.from_rows(rows, max_new=new, pad_to=max(map(len, rows)))
+    prompt = prompts.from_rows(rows, max_new_tokens=new, pad_to=max(map(len, rows)))
 
     @functools.partial(jax.jit, static_argnums=0)
     def decode(decoder, params, key):
@@ -329,7 +329,7 @@ def test_a_probe_sees_its_own_text_and_nothing_else(is_broken):
     plan = speculative.checked(
         JOINT_MODEL, drafter, 6, Sampling(0.0), "match", ()
     )  # fmt: skip
-    prompt = prompts.from_rows([[0, 1, 1], [1, 0]], max_new=6)
+    prompt = prompts.from_rows([[0, 1, 1], [1, 0]], max_new_tokens=6)
 
     @jax.jit
     def packed(key):
@@ -599,7 +599,7 @@ def test_no_copy_of_the_table_in_the_loop(name):
     """A step then costs the same at every size of the table."""
     sizes, shape = TABLES[name]
     params = transformer.init(TINY_CONFIG, jax.random.key(0))
-    prompt = prompts.from_rows(ROWS, max_new=9)
+    prompt = prompts.from_rows(ROWS, max_new_tokens=9)
     traced, _ = decode_module.traced(
         getattr(methods, name), TINY, params, prompt, jax.random.key(0),
         max_new_tokens=9, **sizes,
@@ -666,7 +666,7 @@ def test_the_embedded_target_says_what_it_says_alone(name):
     model, params, tokenizer = assembly.load("target")
     found = snippets.prompts(4, max_prompt=128)
     rows = [tokenizer.encode(each.prompt) for each in found]
-    prompt = prompts.from_rows(rows, max_new=24, model=model)
+    prompt = prompts.from_rows(rows, max_new_tokens=24, model=model)
     method, own = variants.resolve(name)
     store, texts = datastore.build([tokenizer.encode(each.reference) for each in found])
     second = {

@@ -20,7 +20,7 @@ CONFIG = transformer.Config(
 MODEL = transformer.make_model(CONFIG)
 PAIR = (MODEL, MODEL)
 OPTIMIZER = optax.adam(1e-2)
-PROMPT = prompts.from_rows([[i % 8, (3 * i) % 8] for i in range(32)], max_new=14)
+PROMPT = prompts.from_rows([[i % 8, (3 * i) % 8] for i in range(32)], max_new_tokens=14)
 
 
 def sharp(seed, scale=2.0):

@@ -76,7 +76,7 @@ def test_options_of_one_suite_are_refused_by_the_other():
 def test_a_dtype_is_that_of_an_embedded_model_too():
     model, params, _ = generation.load("drafter", "bfloat16")
     assert {leaf.dtype.name for leaf in jax.tree.leaves(params)} == {"bfloat16"}
-    rows = pdecode.from_rows([[1, 2]], max_new=1)
+    rows = pdecode.from_rows([[1, 2]], max_new_tokens=1)
     cached = jax.tree.leaves(model.init_cache(rows, 4))
     assert {leaf.dtype.name for leaf in cached} == {"bfloat16"}
     heads = jax.tree.leaves(generation.load("heads", "float16")[1])

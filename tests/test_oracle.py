@@ -125,7 +125,7 @@ def test_logits_on_a_ragged_batch(pair):
 
 def our_logits(ours, params, rows, stop):
     """Of one call; `stop(place, lengths)` is the end of what each lane sees."""
-    prompt = prompts.from_rows(rows, max_new=1)
+    prompt = prompts.from_rows(rows, max_new_tokens=1)
     batch, width = prompt.tokens.shape
     place = jnp.broadcast_to(jnp.arange(width, dtype=jnp.int32), (batch, width))
     lengths = prompt.lengths[:, None]
@@ -191,7 +191,7 @@ def test_logits_of_models_that_see_ahead(name, tmp_path):
 def test_greedy_tokens(pair):
     theirs, ours, params = pair
     rows = ragged_rows()
-    prompt = prompts.from_rows(rows, max_new=64)
+    prompt = prompts.from_rows(rows, max_new_tokens=64)
     out, _ = decode.run(
         autoregressive, ours, params, prompt, jax.random.key(0), max_new_tokens=64
     )
@@ -285,7 +285,7 @@ def test_diffusion_gemma_encoder_and_denoiser(gemma):
     rows, rng = gemma_rows(), np.random.default_rng(5)
     canvas = rng.integers(0, WORDS, (2, CANVAS))
     beliefs = 2 * rng.normal(size=(2, CANVAS, WORDS)).astype(np.float32)
-    prompt = prompts.from_rows(rows, max_new=CANVAS)
+    prompt = prompts.from_rows(rows, max_new_tokens=CANVAS)
     width = prompt.tokens.shape[1]
     lengths = prompt.lengths[:, None]
     place = jnp.broadcast_to(jnp.arange(width, dtype=jnp.int32), (2, width))
@@ -389,7 +389,7 @@ def test_diffusion_gemma_generations_from_equal_draws(gemma, monkeypatch, bound,
         entropy_bound=bound,
         **SETTINGS,
     )
-    prompt = prompts.from_rows(rows, max_new=SETTINGS["max_new_tokens"])
+    prompt = prompts.from_rows(rows, max_new_tokens=SETTINGS["max_new_tokens"])
     run = jax.jit(
         lambda params: decode.decode(decoder, params, prompt, jax.random.key(0))
     )

@@ -195,7 +195,7 @@ def test_phases_follow_the_formula(window):
 
     _, stats = decode_module.run(
         methods.pearl, (model, model), {"model": flat(p), "drafter": flat(q)},
-        prompts.from_rows([[0]] * rows, max_new=new), jax.random.key(0),
+        prompts.from_rows([[0]] * rows, max_new_tokens=new), jax.random.key(0),
         knobs={"temperature": 1.0}, max_new_tokens=new, window=window,
     )  # fmt: skip
     found = float(stats.num_committed.sum() / stats.num_calls.sum())
@@ -210,7 +210,7 @@ def test_a_run_goes_on_until_a_draft_is_refused():
     model = toy.make_model(3, 24)
     _, stats = decode_module.run(
         methods.pearl, (model, model), {"model": law, "drafter": law},
-        prompts.from_rows([[0], [1, 2]], max_new=17), jax.random.key(0),
+        prompts.from_rows([[0], [1, 2]], max_new_tokens=17), jax.random.key(0),
         knobs={"temperature": 0.0}, max_new_tokens=17, window=4,
     )  # fmt: skip
     assert stats.num_calls.tolist() == [1 + 16 // 4] * 2
@@ -228,7 +228,7 @@ PARAMS = {
     "model": OWN,
     "drafter": jax.tree.map(lambda a, b: 0.8 * a + 0.2 * b, OWN, FAR),
 }
-PROMPT = prompts.from_rows([[1, 2, 3], [4], [5, 6, 7, 8]], max_new=[11, 12, 7])
+PROMPT = prompts.from_rows([[1, 2, 3], [4], [5, 6, 7, 8]], max_new_tokens=[11, 12, 7])
 
 
 def test_each_model_alone_and_then_their_join_is_the_decode():
@@ -294,7 +294,7 @@ def _caches_hold_what_was_committed(state):
     """Below the root both caches are those of a fresh prefill of the text."""
     length = np.asarray(state.prefix.length)
     text = [row[:n].tolist() for row, n in zip(np.asarray(state.prefix.tokens), length)]
-    fresh = prompts.from_rows(text, max_new=1)
+    fresh = prompts.from_rows(text, max_new_tokens=1)
     for role, found in (("model", state.cache), ("drafter", state.drafter.cache)):
         slots = jax.tree.leaves(found)[0].shape[2]
         wanted = prefilled(PARAMS[role], fresh, slots)

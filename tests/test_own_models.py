@@ -47,7 +47,7 @@ def test_what_is_decoded_is_what_the_network_says(mine, tree):
     apply, params = mine
     model = example("my_model")["model"]
     rows = [[1, 2, 3], [4], [7, 7]]
-    prompt = prompts.from_rows(rows, max_new=NEW)
+    prompt = prompts.from_rows(rows, max_new_tokens=NEW)
     want = [greedy(apply, params, row) for row in rows]
     # A tree of drafts, by the network itself: windows, moves and ragged rows at once.
     method, models_, sizes = methods.prompt_lookup, model, {"num_draft": 3}
@@ -86,7 +86,7 @@ def test_a_bidirectional_network_fills_a_canvas(mine):
     model = models.from_apply(apply, vocab_size=11, predicts="masked", mask_id=10)
     report = pdecode.check(model, params)
     assert report.is_well, report
-    prompt = prompts.from_rows([[1, 2], [3]], max_new=4)
+    prompt = prompts.from_rows([[1, 2], [3]], max_new_tokens=4)
     made, _ = pdecode.run(
         methods.llada, model, params, prompt, jax.random.key(0), max_new_tokens=4,
         steps=4,

@@ -246,8 +246,8 @@ def test_what_was_committed_without_it_is_made_up_for(is_stale, monkeypatch):
             paced, "_made_up", lambda plan, own, state, prefix, drafts: (state, 0)
         )
     text = jnp.asarray([[0, 1, 2, 0, 1, 2, 3, 1, 0, 2], [3, 1, 0, 0, 2, 1, 3, 3, 1, 2]])
-    whole = prompts.from_rows(text.tolist(), max_new=8)
-    begun = prompts.from_rows(text[:, :3].tolist(), max_new=15)
+    whole = prompts.from_rows(text.tolist(), max_new_tokens=8)
+    begun = prompts.from_rows(text[:, :3].tolist(), max_new_tokens=15)
     room = jnp.pad(text, ((0, 0), (0, 8)))
     prefix = Prefix(room, whole.lengths, whole.lengths + 8, whole.lengths)
     keys = jax.random.split(jax.random.key(0), 2)
@@ -282,7 +282,7 @@ MADE = {
         (TOY, TOY), {"model": STEADY, "drafter": NEAR}, {"acceptance": "coupled"},
     ),
 }  # fmt: skip
-PROMPT = prompts.from_rows([[0, 1, 2, 0, 1]], max_new=LONG)
+PROMPT = prompts.from_rows([[0, 1, 2, 0, 1]], max_new_tokens=LONG)
 
 
 @functools.partial(jax.jit, static_argnames=("name", "num_draft", "draft_length"))

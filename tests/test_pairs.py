@@ -18,7 +18,9 @@ from pdecode.rules import accept, relaxed
 VOCAB, LENGTH, NEW = 4, 20, 12
 TARGET, NEAR = toy.chain(5, VOCAB, LENGTH), toy.chain(6, VOCAB, LENGTH)
 MODEL = toy.make_model(VOCAB, LENGTH)
-PROMPT = prompts.from_rows([[0, 1], [2], [3, 3, 1], [1]], max_new=[12, 10, 12, 12])
+PROMPT = prompts.from_rows(
+    [[0, 1], [2], [3, 3, 1], [1]], max_new_tokens=[12, 10, 12, 12]
+)
 SAMPLING = Sampling(1.0)
 
 

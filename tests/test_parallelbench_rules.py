@@ -81,7 +81,7 @@ def decoded(n, task, name, knob, value):
     """Calls, and whether the list is right."""
     params, right = law(n, task)
     length = right.shape[1]
-    prompt = prompts.from_rows([[FILL]], max_new=length, model=MODEL)
+    prompt = prompts.from_rows([[FILL]], max_new_tokens=length, model=MODEL)
     shift = SLACK if name == "eb_sampler" else -SLACK
     made, stats = run(params, prompt, jnp.float32(value + shift), name=name, knob=knob)
     found = np.asarray(made.tokens[0, 1 : 1 + length])

@@ -87,7 +87,7 @@ def test_entries_name_what_is_there():
     assert sorted(shaped) == sorted(tasks.NAMES)
     for entry in suite.ENTRIES:
         for shape in suite.SHAPES:
-            suite.check(entry, transformer.make_model(CANVAS), shape.max_new)
+            suite.check(entry, transformer.make_model(CANVAS), shape.max_new_tokens)
 
 
 def test_measuring_counts_and_compiles_once():

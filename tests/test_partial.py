@@ -26,7 +26,7 @@ PARAMS = {
 _DRAW = np.random.default_rng(0)
 ROWS = [_DRAW.integers(0, 19, size).tolist() for size in (40, 3, 21, 30)]
 NEW = 20
-PROMPT = prompts.from_rows(ROWS, max_new=[NEW, NEW, 15, NEW])
+PROMPT = prompts.from_rows(ROWS, max_new_tokens=[NEW, NEW, 15, NEW])
 FEW = {"block_length": 4, "num_first": 1, "num_retrieved": 2, "num_last": 2}
 
 
@@ -83,7 +83,9 @@ def trace():
 def exact_cache(state, like):
     length = np.asarray(state.prefix.length)
     text = [row[:n].tolist() for row, n in zip(np.asarray(state.prefix.tokens), length)]
-    fresh = prompts.from_rows(text, max_new=1, pad_to=state.prefix.tokens.shape[1])
+    fresh = prompts.from_rows(
+        text, max_new_tokens=1, pad_to=state.prefix.tokens.shape[1]
+    )
     return prefilled(fresh, jax.tree.leaves(like)[0].shape[2])
 
 

@@ -16,7 +16,7 @@ FEATURES = jax.random.normal(jax.random.key(1), (2, NUM, 16))
 
 def prompt(features=FEATURES):
     rows = [[0] * NUM + [1, 2], [0] * NUM + [5]]
-    return prompts.from_rows(rows, max_new=6, context=features)
+    return prompts.from_rows(rows, max_new_tokens=6, context=features)
 
 
 @pytest.mark.parametrize("method, changes, sizes", [

@@ -138,5 +138,5 @@ def test_max_steps_leaves_lengths_of_what_is_there():
         length = made.lengths[b]
         assert made.committed[b, start : start + length].all()
         assert made.committed[b].sum() <= 3 and length <= 3
-        is_whole = length == prompt.max_new[b] or made.stopped_by[b] == 1
+        is_whole = length == prompt.max_new_tokens[b] or made.stopped_by[b] == 1
         assert is_whole or not made.committed[b, start + length]

@@ -59,7 +59,7 @@ def logits_of(model, params, tokens):
     size = model.block_len
     stop = (place // size + 1) * size if size else place * 0 + tokens.shape[1]
     visible = Visibility(place * 0, jnp.minimum(stop, tokens.shape[1]))
-    rows = prompts.from_rows(tokens.tolist(), max_new=1)
+    rows = prompts.from_rows(tokens.tolist(), max_new_tokens=1)
     cache = model.init_cache(rows, tokens.shape[1])
     query = Query(tokens, place, place, visible)
     hidden = jax.jit(model.apply)(params, query, cache)[0].hidden
@@ -174,7 +174,7 @@ LENGTHS = {"short": 5, "whole": 8, "long": 13}
 
 def run(it, method, prompt, new, **settings):
     out, stats = decode.run(
-        method, it.model, it.params, prompts.from_rows(prompt, max_new=new),
+        method, it.model, it.params, prompts.from_rows(prompt, max_new_tokens=new),
         jax.random.key(0), max_new_tokens=int(np.max(new)), **settings,
     )  # fmt: skip
     texts = [
@@ -219,7 +219,8 @@ def test_fast_dllm_v2_ends_with_its_end_token(made):
     eos = whole[24]
     model = it.model._replace(eos_ids=(eos,))
     out, stats = decode.run(
-        methods.fast_dllm_v2, model, it.params, prompts.from_rows([row], max_new=24),
+        methods.fast_dllm_v2, model, it.params,
+        prompts.from_rows([row], max_new_tokens=24),
         jax.random.key(0), max_new_tokens=24, small_block_size=4,
         knobs={"threshold": 0.5},
     )  # fmt: skip
@@ -269,7 +270,7 @@ def test_every_token_of_a_dit_is_the_likeliest_where_it_was_filled(made, name, m
         state, stats = decode.decode_state(traced, params, prompt, jax.random.key(1))
         return decode.finish(traced, state), stats, state.saved
 
-    prompt = prompts.from_rows([row], max_new=new)
+    prompt = prompts.from_rows([row], max_new_tokens=new)
     out, stats, (tokens, masked) = jax.tree.map(np.asarray, go(it.params, prompt))
     reach = 16
     before = np.array(row + [23] * (reach - len(row)))

@@ -21,7 +21,7 @@ MODEL = transformer.make_model(CONFIG)
 PARAMS = transformer.init(CONFIG, jax.random.key(0))
 GROUP, NEW = 4, 22
 PROMPT = prompts.from_rows(
-    [[1, 2, 3], [4], [5, 6, 7, 8, 9, 1, 2, 3, 3, 1, 2]], max_new=[22, 20, 13]
+    [[1, 2, 3], [4], [5, 6, 7, 8, 9, 1, 2, 3, 3, 1, 2]], max_new_tokens=[22, 20, 13]
 )
 
 

@@ -247,7 +247,9 @@ def test_a_judge_only_adds():
 TARGET = toy.chain(11, 4, 20)
 DRAFTER = toy.chain(12, 4, 20)
 MODEL = toy.make_model(4, 20)
-PROMPT = prompts.from_rows([[0, 1], [2], [3, 3, 1], [1]], max_new=[12, 10, 12, 12])
+PROMPT = prompts.from_rows(
+    [[0, 1], [2], [3, 3, 1], [1]], max_new_tokens=[12, 10, 12, 12]
+)
 
 
 @functools.cache

@@ -25,7 +25,7 @@ from pdecode.rules import blocks, commit, guidance, remask, spans, windows
 
 VOCAB, LENGTH = 4, 12
 TOY = toy.make_model(VOCAB, LENGTH, predicts="masked")
-ROWS = prompts.from_rows([[0, 1], [2], [1, 3, 0, 2]], max_new=8)
+ROWS = prompts.from_rows([[0, 1], [2], [1, 3, 0, 2]], max_new_tokens=8)
 
 
 def tiny(num_layers=2, seed=0, **changes):
@@ -69,7 +69,7 @@ def test_a_probe_does_not_see_its_twin_and_is_not_seen():
             tokens[None], lanes.positions[None], None,
             Visibility(zero, zero, among=lanes.among[None]),
         )  # fmt: skip
-        cache = model.init_cache(prompts.from_rows([[0]], max_new=1), 1)
+        cache = model.init_cache(prompts.from_rows([[0]], max_new_tokens=1), 1)
         return model.apply(params, query, cache)[0].hidden[0]
 
     text = jnp.array([1, 2, 3, 4, 5, 6, 7, 8])
@@ -248,7 +248,7 @@ def test_refining_rewrites_from_its_first_step_on():
             jnp.broadcast_to((tokens != 4).sum(1, keepdims=True) % 3, tokens.shape)
         )
     )
-    one = prompts.from_rows([[0, 1]], max_new=6)
+    one = prompts.from_rows([[0, 1]], max_new_tokens=6)
     # The step that knows n tokens votes n % 3.
     for start, expected in ((0, [1] * 6), (5, [1] * 6), (6, [2, 0, 1, 2, 0, 1])):
         decoder = methods.refine(model, max_new_tokens=6, revise_start=start)
@@ -260,7 +260,7 @@ def test_refining_rewrites_from_its_first_step_on():
 
 def test_refining_nothing_is_llada():
     model, params = tiny()
-    prompt = prompts.from_rows([[0, 1], [2], [1, 3, 0, 2]], max_new=8)
+    prompt = prompts.from_rows([[0, 1], [2], [1, 3, 0, 2]], max_new_tokens=8)
     plain = decoded(methods.llada(model, max_new_tokens=8, steps=4), params, prompt)
     for fraction, is_same in ((0.0, True), (1.0, False)):
         method = methods.refine(
@@ -277,7 +277,7 @@ def test_a_full_block_is_edited_while_that_changes_it(stubborn):
         other = jnp.where(tokens == 4, 0, (tokens + 1) % 3)
         return sure_of(jnp.where(stubborn, other, jnp.minimum(tokens, 3)))
 
-    made = prompts.from_rows([[0, 1], [2]], max_new=6)
+    made = prompts.from_rows([[0, 1], [2]], max_new_tokens=6)
     decoder = methods.llada2(
         scripted(vote), max_new_tokens=6, block_length=3, max_post_steps=5
     )
@@ -300,13 +300,13 @@ def test_a_full_block_is_edited_while_that_changes_it(stubborn):
 
 def test_mmm_has_a_schedule_for_every_length():
     model = scripted(lambda tokens, positions: sure_of(positions % 3))
-    made = prompts.from_rows([[0]] * 3, max_new=[49, 24, 10])
+    made = prompts.from_rows([[0]] * 3, max_new_tokens=[49, 24, 10])
     out, stats = decoded(methods.mmm(model, max_new_tokens=49), {}, made)
     # S = 10, 5, 2 for 49, 24, 10 tokens, and one step more; never more than 10.
     assert stats.num_calls.tolist() == [10, 6, 3]
     assert out.lengths.tolist() == [49, 24, 10]
     pinned = prompts.from_rows(
-        [[3, 3, 3, 3]], max_new=2, holes=[[False, True, True, False]]
+        [[3, 3, 3, 3]], max_new_tokens=2, holes=[[False, True, True, False]]
     )
     out, _ = decoded(methods.mmm(model, max_new_tokens=2), {}, pinned)
     assert out.tokens[0].tolist() == [3, 1, 2, 3, 1, 2]
@@ -320,7 +320,7 @@ def test_secondary_remasking_keeps_to_the_schedule():
     jax.tree.map(np.testing.assert_array_equal, plain, decoded(off, law))
 
     model, params = tiny()
-    made = prompts.from_rows([[0, 1], [2], [1, 3, 0, 2]], max_new=8)
+    made = prompts.from_rows([[0, 1], [2], [1, 3, 0, 2]], max_new_tokens=8)
     decoder = methods.discrete_diffusion_vla(model, eta=0.6, drop=0.3, **settings)
     _, stats, saved = traced(decoder, params, made)
     assert stats.num_revoked.sum() > 3
@@ -340,7 +340,7 @@ def test_only_a_token_that_fell_is_reopened():
         scripted(vote), max_new_tokens=6, steps=6, eta=0.0, schedule="linear",
         temperature=0.0, choice_temperature=0.0,
     )  # fmt: skip
-    _, stats, saved = traced(decoder, {}, prompts.from_rows([[0]], max_new=6))
+    _, stats, saved = traced(decoder, {}, prompts.from_rows([[0]], max_new_tokens=6))
     fell = saved[:-1] & ~saved[1:]
     fell = fell[: int(stats.num_calls[0]) - 1]
     assert stats.num_revoked[0] == fell.sum() > 0
@@ -349,7 +349,7 @@ def test_only_a_token_that_fell_is_reopened():
 
 def test_hmar_goes_from_scale_to_scale():
     model = scripted(lambda tokens, positions: sure_of(positions % 3))
-    made = prompts.from_rows([[0], [1, 2]], max_new=14)
+    made = prompts.from_rows([[0], [1, 2]], max_new_tokens=14)
     sides = (1, 2, 3)
     decoder = methods.hmar(model, max_new_tokens=14, sides=sides, counts=(1, 4, 9))
     _, stats, saved = traced(decoder, {}, made)
@@ -402,7 +402,7 @@ def test_a_fragment_is_reopened_and_the_others_stay():
     tokens, holes = prompts.reopened(row, 3, 6, 4)
     assert tokens[:3] == row[:3] and tokens[7:] == row[6:]
     assert np.flatnonzero(holes).tolist() == [3, 4, 5, 6]
-    made = prompts.from_rows([tokens], max_new=1, holes=[holes])
+    made = prompts.from_rows([tokens], max_new_tokens=1, holes=[holes])
     out, _ = decoded(methods.genmol(TOY, max_new_tokens=1), toy.chain(3, 4, 12), made)
     assert out.tokens[0, :3].tolist() == row[:3]
     assert out.tokens[0, 7:10].tolist() == row[6:]
@@ -412,7 +412,7 @@ def test_a_fragment_is_reopened_and_the_others_stay():
 
 def test_magnet_decodes_spans_codebook_by_codebook():
     model, params = tiny()
-    made = prompts.from_rows([[0], [1, 2]], max_new=24)
+    made = prompts.from_rows([[0], [1, 2]], max_new_tokens=24)
     decoder = methods.magnet(
         model, max_new_tokens=24, decoding_steps=(5, 2), span_len=3, top_p=None
     )

@@ -250,7 +250,7 @@ WIDE = transformer.Config(
 def test_every_device_holds_its_share_of_an_8b_shape(fsdp, tensor):
     mesh = AbstractMesh((fsdp, tensor), ("fsdp", "tensor"))
     params = jax.eval_shape(lambda: transformer.init(WIDE, jax.random.key(0)))
-    prompt = prompts.from_rows([[0]] * 64, max_new=1)
+    prompt = prompts.from_rows([[0]] * 64, max_new_tokens=1)
     model = transformer.make_model(WIDE)
     cache = jax.eval_shape(lambda: model.init_cache(prompt, 1025))
     both = (params, cache)

@@ -38,7 +38,7 @@ CAUSAL = tiny()
 MASKED = tiny(attention="bidirectional", predicts="masked")
 IN_BLOCKS = tiny(attention="block_causal", block_len=4, predicts="masked")
 # Unequal rows, so that every per-row path is taken.
-PROMPT = prompts.from_rows([[1, 2, 3], [4], [5, 6, 7, 8, 9], [1, 1]], max_new=14)
+PROMPT = prompts.from_rows([[1, 2, 3], [4], [5, 6, 7, 8, 9], [1, 1]], max_new_tokens=14)
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_no_cache_sized_copy_in_the_loop(method, models, sizes):
 
 def test_one_row_and_one_query_write_in_place():
     """A fused update that two consumers share would copy the cache for one of them."""
-    prompt = prompts.from_rows([[1, 2, 3, 4, 5]], max_new=14)
+    prompt = prompts.from_rows([[1, 2, 3, 4, 5]], max_new_tokens=14)
     model, params = CAUSAL
     traced, _ = decode.traced(
         methods.autoregressive, model, params, prompt, jax.random.key(0),

@@ -10,7 +10,7 @@ import pytest
 from pdecode import prompts, trees
 from pdecode.contracts import Sampling, View
 from pdecode.decode import decode
-from pdecode.drafters import causal, grown, iterates, nothing, paced
+from pdecode.drafters import causal, grown, guesses, iterates, nothing, paced
 from pdecode.families import speculative
 from pdecode.models import toy
 from pdecode.rules import accept, lenses
@@ -19,7 +19,9 @@ VOCAB, LENGTH, NEW = 4, 20, 12
 TARGET = toy.chain(5, VOCAB, LENGTH)
 NEAR = toy.mixed(TARGET, toy.chain(6, VOCAB, LENGTH), 0.3)
 MODEL = toy.make_model(VOCAB, LENGTH)
-PROMPT = prompts.from_rows([[0, 1], [2], [3, 3, 1], [1]], max_new=[12, 10, 12, 12])
+PROMPT = prompts.from_rows(
+    [[0, 1], [2], [3, 3, 1], [1]], max_new_tokens=[12, 10, 12, 12]
+)
 
 # After a 0 only 1 or 2, after that anything but the same again; 3 is always allowed.
 MOVES = np.array(
@@ -140,7 +142,7 @@ def test_rejection_under_a_lens_is_lossless_in_law():
     drafter = causal.draft_model(MODEL, trees.chain(1), Sampling(1.0), lenses=(lens,))
     rule = accept.by_node(accept.rejection())
     decoder = decoder_of(drafter, lens, rule)
-    wide = prompts.from_rows([[0]] * 4000, max_new=2)
+    wide = prompts.from_rows([[0]] * 4000, max_new_tokens=2)
 
     @functools.partial(jax.jit, static_argnames="decoder")
     def outcomes(decoder, key):
@@ -269,7 +271,7 @@ def test_guesses_that_tell_the_law_without_a_lens_are_refused():
     lens = LENSES["presence"]
     with pytest.raises(ValueError, match="from the target's states as they are"):
         decoder_of(
-            iterates.iterate(MODEL, 2, Sampling(1.0), transport=iterates.maximal()),
+            iterates.iterate(MODEL, 2, Sampling(1.0), transport=guesses.maximal()),
             lens,
             accept.by_node(accept.rejection()),
         )

@@ -31,7 +31,7 @@ def test_the_law_is_restricted_to_shared_tokens():
 
     @jax.jit
     def drafted(keys):
-        prompt = prompts.from_rows(texts, max_new=4)
+        prompt = prompts.from_rows(texts, max_new_tokens=4)
         state, _ = speculative.init(plan, params, keys, prompt)
         draft, _ = drafter.propose(params, keys, state.drafter, state.prefix)
         return draft.q[:, 0]

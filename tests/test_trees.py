@@ -204,7 +204,7 @@ def test_the_grown_tree_accepts_most_and_as_much_as_it_says():
 
 LAW = toy.chain(5, 4, 20)
 MODEL = toy.make_model(4, 20)
-PROMPT = prompts.from_rows([[0, 1], [2], [3, 3, 1]], max_new=[12, 10, 12])
+PROMPT = prompts.from_rows([[0, 1], [2], [3, 3, 1]], max_new_tokens=[12, 10, 12])
 
 
 @functools.partial(jax.jit, static_argnames=("decoder",))
@@ -263,3 +263,10 @@ def test_sizes_of_grown_trees_are_checked():
     ):
         with pytest.raises(ValueError, match=message):
             grown.grown_tree(MODEL, kw.pop("num_nodes"), **kw)
+
+
+def test_children_are_padded_beyond_the_tree():
+    parents = jnp.array([-1, 0, -1])
+    for lane, wanted in ((0, [0, 2, -1, -1, -1]), (1, [1, -1, -1, -1, -1])):
+        assert trees.children(parents, jnp.int32(lane), 5).tolist() == wanted
+    assert trees.children(parents, jnp.int32(0), 1).tolist() == [0]

@@ -103,7 +103,7 @@ def test_no_copy_of_the_weights_in_the_loop():
         "model": transformer.init(TINY_CONFIG, jax.random.key(0)),
         "table": PARAMS["table"],
     }
-    prompt = prompts.from_rows([[0, 1, 2], [1, 2], [2, 0], [1]], max_new=9)
+    prompt = prompts.from_rows([[0, 1, 2], [1, 2], [2, 0], [1]], max_new_tokens=9)
     traced, _ = decode_module.traced(
         methods.aded, (TINY, TABLE), params, prompt, jax.random.key(0),
         max_new_tokens=9, num_nodes=4, max_depth=2,

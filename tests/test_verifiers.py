@@ -15,7 +15,7 @@ from pdecode.models import toy
 VOCAB, LENGTH = 4, 12
 TOY = toy.make_model(VOCAB, LENGTH, predicts="masked")
 KEY = jax.random.key(0)
-ROWS = prompts.from_rows([[0, 1], [2], [1, 3, 0, 2]], max_new=8)
+ROWS = prompts.from_rows([[0, 1], [2], [1, 3, 0, 2]], max_new_tokens=8)
 
 
 def program(decoder):
@@ -57,11 +57,13 @@ IN_BLOCKS = dict(attention="block_causal", block_len=4)
 def test_freedave_of_a_block_model_is_its_static_decode(count):
     """Block by block on the model's own grid, for prompts on and off it."""
     model, params = tiny(**IN_BLOCKS)
-    made = prompts.from_rows([[0, 1], [2], [1, 3, 0, 2], [1] * 7], max_new=[8, 7, 8, 9])
+    made = prompts.from_rows(
+        [[0, 1], [2], [1, 3, 0, 2], [1] * 7], max_new_tokens=[8, 7, 8, 9]
+    )
     sizes = dict(max_new_tokens=9)
     if count == 2:
         sizes = dict(max_new_tokens=8, steps=4)
-        made = made._replace(max_new=jnp.minimum(made.max_new, 8))
+        made = made._replace(max_new_tokens=jnp.minimum(made.max_new_tokens, 8))
     (out, stats), (its_out, its) = (
         jax.jit(lambda params, each=each: decode.decode(each, params, made, KEY))(
             params
@@ -103,7 +105,7 @@ def test_freedave_passes_through_the_canvases_of_the_static_decode(draft_steps):
 @pytest.mark.parametrize("length, draft_steps", [(8, 1), (8, 4), (9, 4), (3, 8)])
 def test_freedave_at_best(length, draft_steps):
     model = scripted(lambda tokens, positions: sure_of(positions % 3))
-    made = prompts.from_rows([[0], [1, 2]], max_new=length)
+    made = prompts.from_rows([[0], [1, 2]], max_new_tokens=length)
     method = methods.freedave(model, max_new_tokens=length, draft_steps=draft_steps)
     run_ = jax.jit(functools.partial(decode.decode, method))
     _, stats = run_({}, made, jax.random.key(0))
@@ -140,7 +142,7 @@ def test_assd_needs_at_most_a_call_a_token():
     """With holes; on laws of every sharpness, and with fewer calls somewhere."""
     made = prompts.from_rows(
         [[0, 1, 2, 0], [2, 2], [1, 3, 0, 2, 1]],
-        max_new=[7, 6, 7],
+        max_new_tokens=[7, 6, 7],
         holes=[[False, True, True, False], [True, False], [False] * 5],
     )
     method = methods.assd(TOY, max_new_tokens=7, num_draft=4)
@@ -160,7 +162,7 @@ def test_assd_needs_at_most_a_call_a_token():
 def test_assd_on_a_deep_model_is_its_raster_order():
     """Keys are those of one position a call: greedy tokens and their probabilities."""
     model, params = tiny()
-    made = prompts.from_rows([[0, 1], [2], [1, 3, 0, 2]], max_new=8)
+    made = prompts.from_rows([[0, 1], [2], [1, 3, 0, 2]], max_new_tokens=8)
     results = [
         jax.jit(functools.partial(decode.decode, method))(
             params, made, jax.random.key(0)

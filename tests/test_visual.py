@@ -28,7 +28,7 @@ PROBS = np.exp(np.asarray(JOINT.log_probs, np.float64))
 MASKED = toy.make_model(VOCAB, 1 + PIXELS, predicts="masked")
 CAUSAL = toy.make_model(VOCAB, 1 + PIXELS)
 SAMPLING = Sampling(1.0)
-PROMPT = prompts.from_rows([[0], [1]] * 40, max_new=PIXELS)
+PROMPT = prompts.from_rows([[0], [1]] * 40, max_new_tokens=PIXELS)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -332,7 +332,9 @@ def test_a_wavefront_sees_what_was_fed_and_nothing_else(window):
 def test_a_window_of_a_row_is_raster_decoding_token_for_token(method, sizes):
     model = toy.make_model(VOCAB, 2 + PIXELS, eos_ids=())
     law = toy.chain(1, VOCAB, 2 + PIXELS)
-    prompt = prompts.from_rows([[0], [1, 0]] * 20, max_new=[PIXELS, PIXELS - 2] * 20)
+    prompt = prompts.from_rows(
+        [[0], [1, 0]] * 20, max_new_tokens=[PIXELS, PIXELS - 2] * 20
+    )
     for temperature in (0.0, 1.0):
         common = dict(knobs={"temperature": temperature}, max_new_tokens=PIXELS)
         given = (model, law, prompt, jax.random.key(3))

@@ -36,7 +36,7 @@ model = models.from_apply(apply, vocab_size=VOCAB, name="mine")
 if __name__ == "__main__":
     params = init(jax.random.key(0))
     print(pdecode.check(model, params))
-    prompt = prompts.from_rows([[1, 2, 3], [4]], max_new=12)
+    prompt = prompts.from_rows([[1, 2, 3], [4]], max_new_tokens=12)
     generation, stats = pdecode.run(
         pdecode.methods.prompt_lookup, model, params, prompt, jax.random.key(0),
         max_new_tokens=12, num_draft=3,

@@ -96,7 +96,7 @@ def walk(
     combos = np.array(list(itertools.product(range(vocab), repeat=new)), np.int32)
     turn = _program(plan, new)
     keys = rng.row_keys(jax.random.key(0), jnp.arange(NUM_KEYS))
-    prompt = prompts.from_rows([PROMPT] * NUM_KEYS, max_new=new)
+    prompt = prompts.from_rows([PROMPT] * NUM_KEYS, max_new_tokens=new)
     state, _ = toys.quick(functools.partial(masked.init, plan))(params, keys, prompt)
     leaves, tree = jax.tree.flatten(state)
     nodes = [np.asarray(leaf) for leaf in leaves]

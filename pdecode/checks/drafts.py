@@ -172,7 +172,7 @@ class Sampled(NamedTuple):
 def sampled(decoder: Decoder, params: dict[str, Any], exact: dict) -> Sampled:
     """The law of `decoder` behind the prompt [0], from ROWS * CHUNKS rows."""
     strings = list(exact)
-    prompt = prompts.from_rows([[0]] * ROWS, max_new=NEW)
+    prompt = prompts.from_rows([[0]] * ROWS, max_new_tokens=NEW)
     weights = jnp.array([VOCAB ** (NEW - 1 - i) for i in range(NEW)])
 
     @jax.jit

@@ -31,7 +31,7 @@ def ragged(rows=None, most=None, ids=None, model: Model | None = None) -> Prompt
     rows = ROWS if rows is None else rows
     made = prompts.from_rows(
         rows,
-        max_new=MOST if most is None else most,
+        max_new_tokens=MOST if most is None else most,
         row_ids=ids,
         pad_to=max(map(len, ROWS)),
         model=model,

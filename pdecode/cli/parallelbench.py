@@ -50,8 +50,8 @@ def run(
         and not (each.settings.keys() & source.settings.keys())
     ]
     for entry in entries:
-        for max_new in {batch.max_new for batch in source.batches}:
-            suite.check(entry, source.model, max_new)
+        for max_new_tokens in {batch.max_new_tokens for batch in source.batches}:
+            suite.check(entry, source.model, max_new_tokens)
     about = {"suite": "parallelbench", "model": name, "instances": num, "seed": seed}
     about["weights"] = _fingerprint(source.batches[0].params)
     program_cache.enable()

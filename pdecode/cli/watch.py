@@ -99,7 +99,7 @@ def parts(
 ) -> list[tuple[str, str]]:
     """`drawn` in pieces: what was there in `before`, what is new, what is open."""
     first = int(made.start[row])
-    most = min(int(job.prompt.max_new[row]), job.settings["max_new_tokens"])
+    most = min(int(job.prompt.max_new_tokens[row]), job.settings["max_new_tokens"])
     here = slice(first, first + most)
     tokens = np.asarray(made.tokens[row, here])
     committed = np.asarray(made.committed[row, here])

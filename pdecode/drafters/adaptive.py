@@ -14,6 +14,8 @@ from pdecode.contracts import Draft, Drafter, Prefix
 from pdecode.data.trigrams import Followers, Trigrams
 from pdecode.drafters import ignore
 
+__all__ = ["MOST", "Tree", "adaptive", "grown", "looked_up", "raised"]
+
 MOST = 3.0  # a weight is raised no further
 
 

@@ -17,6 +17,8 @@ from pdecode.drafters import ngram
 from pdecode.kernels.head import api as vocab_head
 from pdecode.sampling import without_mask
 
+__all__ = ["Plan", "aligned"]
+
 
 class Plan(NamedTuple):
     """Sizes of the drafter."""

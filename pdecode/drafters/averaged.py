@@ -18,6 +18,8 @@ from pdecode.drafters.recycling import Template
 from pdecode.kernels.head import api as vocab_head
 from pdecode.sampling import without_mask
 
+__all__ = ["Averages", "Plan", "averaged", "looked_up", "visited"]
+
 
 class Averages(NamedTuple):
     """Mean laws by context; the first axis after B is the context's length."""

@@ -22,6 +22,8 @@ from pdecode.drafters import causal, ignore, ngram
 from pdecode.kernels.head import api as vocab_head
 from pdecode.sampling import without_mask
 
+__all__ = ["Plan", "Written", "cascaded"]
+
 
 class Plan(NamedTuple):
     """What the drafter is made of."""

@@ -30,6 +30,15 @@ from pdecode.kernels.head import api as vocab_head
 from pdecode.rules import accept
 from pdecode.sampling import choose, without_mask
 
+__all__ = [
+    "CausalState",
+    "chain_query",
+    "check_lenses",
+    "draft_model",
+    "store",
+    "views_behind",
+]
+
 DRAWS = ("with_replacement", "without_replacement", "greedy", "coupled")
 
 

@@ -10,7 +10,9 @@ from jax import Array
 
 from pdecode import rng
 from pdecode.contracts import Drafter, Model, Prefix, Sampling
-from pdecode.drafters import iterates
+from pdecode.drafters import guesses, iterates
+
+__all__ = ["Noisy", "denoised", "schedule", "stepped"]
 
 # Of Karras' noise schedule.
 SIGMA_MIN, SIGMA_MAX, RHO = 0.002, 80.0, 7.0
@@ -52,7 +54,7 @@ def denoised(
     sampling: Sampling,
     num_levels: int,
     *,
-    transport: iterates.Transport,
+    transport: guesses.Transport,
 ) -> Drafter:
     """`iterates.iterate` whose fresh guesses are `num_levels` calls away from a token.
 

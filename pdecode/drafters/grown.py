@@ -28,6 +28,8 @@ from pdecode.drafters import causal, ignore
 from pdecode.kernels.head import api as vocab_head
 from pdecode.sampling import without_mask
 
+__all__ = ["Growing", "Plan", "add_level", "beam_query", "grown_tree", "paths_to"]
+
 
 class Growing(NamedTuple):
     """Carry of the loop over levels."""

@@ -7,6 +7,8 @@ from pdecode.contracts import Draft, Drafter, DraftHeads, Model, Prefix, Round, 
 from pdecode.kernels.head import api as vocab_head
 from pdecode.sampling import without_mask
 
+__all__ = ["greedy_chain", "last_lane"]
+
 
 def greedy_chain(model: Model, heads: DraftHeads, num_draft: int) -> Drafter:
     """Drafts each head's argmax as a chain; their params are those of the role "heads".

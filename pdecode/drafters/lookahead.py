@@ -18,6 +18,8 @@ from jax import Array
 from pdecode import rng
 from pdecode.contracts import Draft, Drafter, Model, Prefix, Round
 
+__all__ = ["LookaheadState", "Plan", "inserted", "lookahead", "packed"]
+
 
 class LookaheadState(NamedTuple):
     """The window, N - 1 Jacobi steps deep, and the n-grams seen so far."""

@@ -10,6 +10,8 @@ from pdecode.contracts import Drafter, Model, Prefix, Sampling
 from pdecode.drafters import causal, ignore
 from pdecode.models import quantized
 
+__all__ = ["is_inside", "narrow"]
+
 
 def narrow(
     model: Model, num_draft: int, sampling: Sampling, group: int, *, draws: str

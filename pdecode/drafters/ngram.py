@@ -10,6 +10,18 @@ from pdecode.contracts import Draft, Drafter, Prefix
 from pdecode.drafters import ignore
 from pdecode.sampling import largest
 
+__all__ = [
+    "Suffixes",
+    "caught_up",
+    "chain",
+    "from_input",
+    "input_copy",
+    "located",
+    "lookup",
+    "prompt_lookup",
+    "suffix_match",
+]
+
 
 class Suffixes(NamedTuple):
     """How well each place of a text agrees with its end.

@@ -33,6 +33,25 @@ from pdecode.drafters import causal, ngram
 from pdecode.kernels.head import api as vocab_head
 from pdecode.sampling import choose, without_mask
 
+__all__ = [
+    "COSTS",
+    "KEEP",
+    "SHARED",
+    "WIDTHS",
+    "Pace",
+    "Plan",
+    "Prices",
+    "chosen",
+    "cost_of",
+    "cut",
+    "draft_model",
+    "expected",
+    "lengths",
+    "paced",
+    "recorded",
+    "started",
+]
+
 WIDTHS = (1, 2, 4, 8, 16, 32)  # lanes of the calls whose costs are given
 # Of a call over that of a call of one lane: one H200, 1.3 million parameters.
 COSTS = (1.0, 1.0, 1.0, 1.0, 1.16, 1.61)

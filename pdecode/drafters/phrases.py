@@ -16,6 +16,8 @@ from pdecode import trees
 from pdecode.contracts import Draft, DraftCost, Drafter, Model, Prefix, Round, Sampling
 from pdecode.drafters import causal, lookahead
 
+__all__ = ["Phrases", "Plan", "phrased"]
+
 
 class Phrases(NamedTuple):
     """The draft model's state, and the phrases."""

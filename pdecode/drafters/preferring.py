@@ -8,6 +8,8 @@ from jax import Array
 
 from pdecode.contracts import Draft, Drafter, Prefix, Round
 
+__all__ = ["preferring"]
+
 
 def preferring(
     first: Drafter, second: Drafter, is_sure: Callable[[Any], Array]

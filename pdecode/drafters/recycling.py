@@ -14,6 +14,8 @@ from pdecode.contracts import Draft, Drafter, Model, Prefix, Round, Sampling
 from pdecode.kernels.head import api as vocab_head
 from pdecode.sampling import without_mask
 
+__all__ = ["Template", "recycling", "template", "written"]
+
 
 class Template(NamedTuple):
     """A static tree of ranks: node n is successor number ranks[n] of its parent."""

@@ -15,6 +15,8 @@ from pdecode.data.datastore import BEFORE, BETWEEN, Store, Texts
 from pdecode.drafters import ignore
 from pdecode.sampling import among
 
+__all__ = ["Plan", "continuations", "merged", "retrieval", "trie"]
+
 
 class Plan(NamedTuple):
     """Sizes of a search."""

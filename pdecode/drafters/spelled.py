@@ -35,6 +35,18 @@ from pdecode.kernels.head import api as vocab_head
 from pdecode.models import translated
 from pdecode.sampling import choose, without_mask
 
+__all__ = [
+    "WIDE",
+    "Plan",
+    "Trie",
+    "first_token",
+    "own_text",
+    "read_back",
+    "strings",
+    "tables",
+    "token_law",
+]
+
 WIDE = 16  # own tokens stored by one call
 
 

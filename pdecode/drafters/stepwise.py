@@ -7,6 +7,8 @@ from jax import Array
 
 from pdecode.contracts import Drafter, Prefix, Round
 
+__all__ = ["Steps", "is_delimiter", "stepwise"]
+
 
 class Steps(NamedTuple):
     """The drafter's own state, and who writes."""

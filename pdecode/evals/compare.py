@@ -68,9 +68,11 @@ class Context(NamedTuple):
     @property
     def place(self) -> curve.Place:
         """Shapes of a call in the middle of a decode."""
-        max_new = self.settings.max_new_tokens
+        max_new_tokens = self.settings.max_new_tokens
         return curve.Place(
-            self.settings.batch_size, self.width + max_new // 2, self.width + max_new
+            self.settings.batch_size,
+            self.width + max_new_tokens // 2,
+            self.width + max_new_tokens,
         )
 
 
@@ -253,7 +255,7 @@ def _batches(settings: Settings, rows, model: Model) -> list[prompts.Prompt]:
     made = [
         prompts.from_rows(
             rows[begin : begin + size],
-            max_new=settings.max_new_tokens,
+            max_new_tokens=settings.max_new_tokens,
             row_ids=names[begin : begin + size],
             pad_to=width,
             model=model,
@@ -268,7 +270,7 @@ def _batches(settings: Settings, rows, model: Model) -> list[prompts.Prompt]:
 def _with_judge(context: Context) -> Context:
     """`context` with a causal model to judge by: the one named, or the target."""
     settings, first = context.settings, context.entries[0]
-    max_new = settings.max_new_tokens
+    max_new_tokens = settings.max_new_tokens
     if settings.judge is not None:
         name = settings.judge
         model, params, _ = assembly.load(name, settings.dtype, settings.mesh)
@@ -291,12 +293,14 @@ def _with_judge(context: Context) -> Context:
         )
         return context._replace(notes=[*context.notes, note])
     judge = quality.Judge(
-        model, params, settings.batch_size, context.width + max_new + 1
+        model, params, settings.batch_size, context.width + max_new_tokens + 1
     )
     held_out = context.held_out
     if all(each.reference for each in context.completions):
         texts = [each.reference for each in context.completions]
-        ids = [context.tokenizer.encode(text, bos=False)[:max_new] for text in texts]
+        ids = [
+            context.tokenizer.encode(text, bos=False)[:max_new_tokens] for text in texts
+        ]
         with programs_module.on(settings.mesh):
             scores = quality.judge(judge, context.rows, ids)
         held_out = {

@@ -163,7 +163,7 @@ def _cache_bytes(model: Model) -> float:
     """Bytes of one token in one row's cache."""
 
     def total(num_slots: int) -> int:
-        row = prompts.from_rows([[0]], max_new=1)
+        row = prompts.from_rows([[0]], max_new_tokens=1)
         tree = jax.eval_shape(lambda: model.init_cache(row, num_slots))
         return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 

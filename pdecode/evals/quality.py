@@ -58,7 +58,7 @@ def judge(
         some = list(zip(prompt_rows, rows))[begin : begin + with_.batch_size]
         whole = [[*before, *row] for before, row in some]
         whole += [[0]] * (with_.batch_size - len(some))
-        batch = prompts.from_rows(whole, max_new=1, pad_to=with_.width)
+        batch = prompts.from_rows(whole, max_new_tokens=1, pad_to=with_.width)
         log_probs, margins = jax.tree.map(
             np.asarray, _score(with_.params, batch, model=with_.model)
         )

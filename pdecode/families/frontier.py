@@ -32,6 +32,8 @@ from pdecode.families import rows
 from pdecode.kernels.head import api as vocab_head
 from pdecode.sampling import without_mask
 
+__all__ = ["frontier"]
+
 
 class FrontierState(NamedTuple):
     """Carry of the loop."""

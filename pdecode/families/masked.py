@@ -41,6 +41,8 @@ from pdecode.rules import blocks as grids
 from pdecode.rules import windows
 from pdecode.sampling import without_mask
 
+__all__ = ["masked_diffusion", "undrawn"]
+
 
 class CanvasState(NamedTuple):
     """Carry of the loop."""

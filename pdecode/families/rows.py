@@ -31,7 +31,7 @@ def layout(prompt: Prompt, max_new_tokens: int, model: Model, room: int = 0) -> 
     length = prompts.buffer_length(prompt, max_new_tokens + room, model)
     is_text = jnp.arange(length)[None] < prompt.lengths[:, None]
     tokens = jnp.zeros((batch, length), jnp.int32).at[:, :width].set(prompt.tokens)
-    end = prompt.lengths + jnp.minimum(prompt.max_new, max_new_tokens)
+    end = prompt.lengths + jnp.minimum(prompt.max_new_tokens, max_new_tokens)
     return Layout(jnp.where(is_text, tokens, 0), is_text, end)
 
 

@@ -36,6 +36,8 @@ from pdecode.families import speculative_calls as calls
 from pdecode.kernels.head import api as vocab_head
 from pdecode.sampling import without_mask
 
+__all__ = ["draft_verify"]
+
 
 class PrefixState(NamedTuple):
     """Carry of the loop."""
@@ -386,7 +388,7 @@ def checked(
     if lenses and drafter.is_of_target:
         raise ValueError(
             "this drafter tells its q from the target's states as they are: leave the "
-            "lenses out, or take a transport without q (iterates.argmax)"
+            "lenses out, or take a transport without q (guesses.argmax)"
         )
     sizes = calls.checked_sizes(call_sizes, drafter)
     wants = ("token", "log_prob") if rule is None else ("logits", *rule.wants)

@@ -161,7 +161,7 @@ def repeated_call(
     """
     if num_slots is None:
         num_slots = context + 1 + (0 if is_canvas else count + width)
-    blank = prompts.from_rows([[0]] * batch, max_new=1)
+    blank = prompts.from_rows([[0]] * batch, max_new_tokens=1)
     cache = model.init_cache(blank, num_slots)
     tokens = jnp.zeros((batch, width), jnp.int32)
     program = _repeated.lower(

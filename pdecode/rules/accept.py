@@ -14,6 +14,20 @@ from jax import Array
 from pdecode import trees
 from pdecode.contracts import BlockRule, Draft, NodeRule, Prediction
 
+__all__ = [
+    "Climb",
+    "block_verification",
+    "by_node",
+    "k_seq",
+    "laws_of",
+    "match",
+    "merged",
+    "normalised",
+    "rejection",
+    "traversal_verification",
+    "walk",
+]
+
 # The longest path whose tokens equal the target's own token at their parent: greedy at
 # temperature 0, and exactly plain sampling with the same seed above it.
 match = "match"

@@ -12,6 +12,8 @@ from pdecode.contracts import Cache, Model, Prompt, Query, Sampling, SlotRun
 from pdecode.kernels.head import dense
 from pdecode.sampling import ban, entropy, law
 
+__all__ = ["shift", "smoothed", "softened"]
+
 
 def softened(model: Model, ratio: Array | float, top_p: Array | float) -> Model:
     """`model` with masks mixed with the mean embedding of their last law.

@@ -8,6 +8,18 @@ from jax import Array
 
 from pdecode.contracts import Blocks, Model, Row
 
+__all__ = [
+    "absolute",
+    "canvas",
+    "fraction",
+    "generation",
+    "of",
+    "parts",
+    "pipelined",
+    "shared",
+    "sizes",
+]
+
 
 def canvas() -> Blocks:
     """One block: everything open may be filled."""

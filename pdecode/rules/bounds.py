@@ -2,6 +2,8 @@
 
 import numpy as np
 
+__all__ = ["greedy_acceptance", "optimal_acceptance"]
+
 
 def optimal_acceptance(
     p: np.ndarray, q: np.ndarray, num: int, *, replacement: bool = True

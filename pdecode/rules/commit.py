@@ -19,6 +19,32 @@ from pdecode.contracts import Blocks, Prediction, Row, Rule
 from pdecode.rules import schedules
 from pdecode.sampling import among, ban
 
+__all__ = [
+    "ORDERS",
+    "Order",
+    "above",
+    "as_drawn",
+    "bernoulli",
+    "best",
+    "best_of_each",
+    "by_rank",
+    "confidence_without",
+    "damped",
+    "entropy_bounded",
+    "factor",
+    "lead",
+    "nearly_best",
+    "one_by_one",
+    "order",
+    "paced",
+    "quota",
+    "ranks",
+    "shared",
+    "stateless",
+    "sure",
+    "threshold",
+]
+
 
 class Order(NamedTuple):
     """A score of open positions, best first, and the leaves it reads."""

@@ -13,6 +13,8 @@ from jax import Array
 
 from pdecode import rng
 
+__all__ = ["Gaussian", "accepts", "draw", "log_density", "residual"]
+
 
 class Gaussian(NamedTuple):
     """Laws of values, of any shape."""

@@ -10,6 +10,8 @@ from jax import Array
 from pdecode import rng
 from pdecode.contracts import Cache, Model, Output, Prompt, Query, SlotRun
 
+__all__ = ["Pair", "by_prompt", "guided", "hide_some", "mask_prompt"]
+
 
 class Pair(NamedTuple):
     """Two caches side by side: conditional and null."""

@@ -12,6 +12,8 @@ from jax import Array
 
 from pdecode.contracts import Prediction, Row
 
+__all__ = ["History", "blank", "changed", "divergence", "recorded"]
+
 # One minus a sum of float32 probabilities is no better than this.
 _TINY = 1e-7
 

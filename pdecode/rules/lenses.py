@@ -10,6 +10,17 @@ from jax import Array
 from pdecode.contracts import Lens, View
 from pdecode.sampling import BANNED
 
+__all__ = [
+    "Credits",
+    "ban",
+    "before",
+    "credit",
+    "force",
+    "grammar",
+    "presence_penalty",
+    "repetition_penalty",
+]
+
 
 class Credits(NamedTuple):
     """Memory of one position: the tokens it lately held to be best."""

@@ -2,6 +2,23 @@
 
 import numpy as np
 
+__all__ = [
+    "NAMES",
+    "before_in_frame",
+    "cut",
+    "diagonal",
+    "group_sizes",
+    "halton",
+    "hierarchical",
+    "latest_above",
+    "local",
+    "masked_sizes",
+    "of",
+    "raster",
+    "spiral",
+    "wavefront",
+]
+
 # Orders without a choice of their own, by name.
 NAMES = ("raster", "random", "halton", "spiral", "diagonal", "hierarchical")
 

@@ -16,6 +16,22 @@ from pdecode.contracts import BlockRule, Draft, Judge, NodeRule, Prediction
 from pdecode.rules import accept
 from pdecode.sampling import entropy
 
+__all__ = [
+    "coarse",
+    "conditional",
+    "grouped",
+    "judged",
+    "lantern",
+    "longest",
+    "nearest",
+    "of_groups",
+    "relaxed_law",
+    "rollback",
+    "shares",
+    "top_match",
+    "typical",
+]
+
 
 def top_match(num_top: int) -> BlockRule:
     """Greedy matching relaxed: a node passes if it is among the best `num_top`.

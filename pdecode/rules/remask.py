@@ -10,6 +10,8 @@ from pdecode import rng
 from pdecode.contracts import Row, Rule
 from pdecode.rules import commit
 
+__all__ = ["bernoulli", "by_recorded_confidence", "least_sure"]
+
 
 def bernoulli(probability: Array) -> Rule:
     """Each position filled before this step with `probability[turn]` (float32 [N])."""

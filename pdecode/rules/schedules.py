@@ -9,6 +9,22 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+__all__ = [
+    "ALPHAS",
+    "MASK_SCHEDULES",
+    "Ancestral",
+    "alpha",
+    "ancestral",
+    "mask_fraction",
+    "masks_left",
+    "max_remask",
+    "quota",
+    "shares",
+    "shifted",
+    "steps_per_block",
+    "unfilled",
+]
+
 MASK_SCHEDULES = ("cosine", "linear", "square", "cubic", "log", "exp")
 ALPHAS = ("linear", "cosine", "square")
 

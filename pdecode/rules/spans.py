@@ -21,6 +21,8 @@ from pdecode.kernels.head import dense
 from pdecode.rules import commit
 from pdecode.sampling import ban
 
+__all__ = ["Score", "cosine", "judged"]
+
 Score = Callable[[Params, Row, Prediction], Array]  # -> [W], of each lane's token
 
 

@@ -5,6 +5,8 @@ import jax.numpy as jnp
 from pdecode.contracts import Prediction, Read, Row
 from pdecode.sampling import among
 
+__all__ = ["clear_gap", "end_of_text"]
+
 
 def clear_gap(start: int, length: int, steps: int, levels: tuple) -> Read:
     """A stop once the answer's mean gap of its two best logits passes a level.

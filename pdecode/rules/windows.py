@@ -10,6 +10,20 @@ from jax import Array
 
 from pdecode.contracts import Blocks, CanvasShape, Lanes, Model, Refresh, Row, Window
 
+__all__ = [
+    "active_block",
+    "at_block_start",
+    "cached",
+    "canvas",
+    "delayed",
+    "every",
+    "finished",
+    "from_block_on",
+    "open_blocks",
+    "shadowed",
+    "unit",
+]
+
 
 def canvas(blocks: Blocks, shape: CanvasShape) -> Window:
     """The whole canvas: no cache is reused between steps."""

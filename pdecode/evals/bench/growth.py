@@ -82,7 +82,7 @@ def _prepared(name: str, settings: dict[str, Any], max_new_tokens: int) -> Calla
     models = tuple(model._replace(eos_ids=()) for model, _ in loaded)
     params = dict(zip(roles, (each[1] for each in loaded), strict=True))
     rows = np.random.default_rng(0).integers(32, 127, (1, PROMPT_LEN)).tolist()
-    prompt = prompts.from_rows(rows, max_new=max_new_tokens, model=models[0])
+    prompt = prompts.from_rows(rows, max_new_tokens=max_new_tokens, model=models[0])
     key = rng.key(0)
     programs = programs_module.compiled(
         method, models, params, prompt, is_dated=False,

@@ -246,7 +246,7 @@ def decodes(shape: str, prompt_len: int, num_new: int, repeats: int) -> list[Lin
 def _decoded(method, model, params, row, num_new, settings, theirs, repeats):
     """Medians of interleaved runs of ours (prefill included) and theirs."""
     model = model._replace(eos_ids=())
-    prompt = prompts.from_rows([row], max_new=num_new, model=model)
+    prompt = prompts.from_rows([row], max_new_tokens=num_new, model=model)
     programs = programs_module.compiled(
         method, model, params, prompt, is_dated=False, max_new_tokens=num_new,
         **settings,

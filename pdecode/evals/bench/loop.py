@@ -75,7 +75,7 @@ def overhead(
     model = model._replace(eos_ids=())
     draw = np.random.default_rng(seed)
     rows = draw.integers(32, 127, (batch_size, prompt_len)).tolist()
-    prompt = prompts.from_rows(rows, max_new=max_new_tokens, model=model)
+    prompt = prompts.from_rows(rows, max_new_tokens=max_new_tokens, model=model)
     key = rng.key(seed)
     settings: dict[str, Any] = {**case.settings, "max_new_tokens": max_new_tokens}
     programs = programs_module.compiled(

@@ -126,7 +126,7 @@ def lines(
         batches = [
             prompts.from_rows(
                 rows[i : i + batch_size],
-                max_new=max_new_tokens,
+                max_new_tokens=max_new_tokens,
                 row_ids=range(i, i + batch_size),
                 pad_to=max(map(len, rows)),
                 model=model,

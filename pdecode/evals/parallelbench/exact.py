@@ -58,7 +58,7 @@ def _batch(task: str, length: int, num: int, made: Model) -> Batch:
     first = num * (length + 10 * list(lines.OPERATIONS).index(task))
     prompt = prompts.from_rows(
         [[_START_ID]] * num,
-        max_new=MAX_NEW,
+        max_new_tokens=MAX_NEW,
         row_ids=range(first, first + num),
         model=made,
     )

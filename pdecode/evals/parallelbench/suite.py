@@ -32,7 +32,7 @@ class Shape(NamedTuple):
 
     tasks: tuple[str, ...]
     max_prompt: int  # tokens, BOS among them
-    max_new: int
+    max_new_tokens: int
 
 
 _GRIDS = ("latin_square", "sudoku")
@@ -51,10 +51,10 @@ class Entry(NamedTuple):
     values: tuple[float, ...]
     settings: dict[str, Any]
 
-    def at(self, value: float, max_new: int) -> dict[str, Any]:
+    def at(self, value: float, max_new_tokens: int) -> dict[str, Any]:
         """The method's settings at a value of the knob."""
         if self.knob == QUOTA:
-            return {**self.settings, "steps": max_new // int(value)}
+            return {**self.settings, "steps": max_new_tokens // int(value)}
         return {**self.settings, self.knob: value}
 
 
@@ -114,7 +114,7 @@ class Cell(NamedTuple):
 class Batch(NamedTuple):
     """Rows that decode together, and what is right in each."""
 
-    max_new: int
+    max_new_tokens: int
     prompt: Any
     params: Params
     tasks: list[str]  # of the rows
@@ -130,11 +130,15 @@ class Source(NamedTuple):
     settings: dict[str, Any]  # of every method, beside the entry's
 
 
-def check(entry: Entry, model: Model, max_new: int) -> None:
+def check(entry: Entry, model: Model, max_new_tokens: int) -> None:
     """Builds the entry's decoders; raises what the method does for what is wrong."""
     method, own = variants.resolve(entry.method)
     for value in entry.values:
-        settings = {**own, **entry.at(value, max_new), "max_new_tokens": max_new}
+        settings = {
+            **own,
+            **entry.at(value, max_new_tokens),
+            "max_new_tokens": max_new_tokens,
+        }
         traced, sizes = knobs.split(method, settings)
         method(model, **sizes, **traced)
 
@@ -151,7 +155,7 @@ def _batch(shape: Shape, model: Model, params: Params, num: int, seed: int) -> B
     rows = [tokenizer.encode(each.prompt) for each in some]
     made = prompts.from_rows(
         rows,
-        max_new=shape.max_new,
+        max_new_tokens=shape.max_new_tokens,
         row_ids=prompts.row_ids(rows),
         pad_to=shape.max_prompt,
         model=model,
@@ -160,7 +164,9 @@ def _batch(shape: Shape, model: Model, params: Params, num: int, seed: int) -> B
     def is_right(row: int, ids: list[int], is_strict: bool) -> bool:
         return tasks.is_right(some[row], tokenizer.decode(ids), is_strict=is_strict)
 
-    return Batch(shape.max_new, made, params, [each.task for each in some], is_right)
+    return Batch(
+        shape.max_new_tokens, made, params, [each.task for each in some], is_right
+    )
 
 
 def measure(entry: Entry, value: float, source: Source, seed: int) -> list[Cell]:
@@ -168,10 +174,10 @@ def measure(entry: Entry, value: float, source: Source, seed: int) -> list[Cell]
     method, own = variants.resolve(entry.method)
     found: dict[str, Cell] = {}
     for batch in source.batches:
-        settings = {**own, **source.settings, **entry.at(value, batch.max_new)}
+        settings = {**own, **source.settings, **entry.at(value, batch.max_new_tokens)}
         programs = programs_module.compiled(
             method, source.model, batch.params, batch.prompt, is_dated=False,
-            max_new_tokens=batch.max_new, **settings,
+            max_new_tokens=batch.max_new_tokens, **settings,
         )  # fmt: skip
         decoded = programs_module.timed(
             programs, batch.params, batch.prompt, rng.key(seed)
@@ -202,7 +208,7 @@ def _cells(entry: Entry, value: float, batch: Batch, decoded) -> Iterator[Cell]:
         "tokens": lengths + ended,
         "calls": np.asarray(stats.num_calls),
         "queries": np.asarray(stats.num_query_tokens),
-        "not_finished": ~(ended | (lengths == batch.max_new)),
+        "not_finished": ~(ended | (lengths == batch.max_new_tokens)),
     }
     tasks_of = np.array(batch.tasks)
     for name in dict.fromkeys(batch.tasks):

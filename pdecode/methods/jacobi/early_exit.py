@@ -8,7 +8,7 @@ guesses that no call has predicted yet are left out.
 """
 
 from pdecode.contracts import Decoder, Sampling
-from pdecode.drafters import iterates
+from pdecode.drafters import guesses, iterates
 from pdecode.families import cut_short, speculative
 from pdecode.knobs import Count, NextModel, Temperature
 
@@ -29,7 +29,7 @@ def early_exit(
     """
     sampling = Sampling(temperature)
     drafter = iterates.logged(
-        iterates.iterate(model, window, sampling, entry=iterates.of_text())
+        iterates.iterate(model, window, sampling, entry=guesses.of_text())
     )
     base = speculative.draft_verify(
         model, drafter, max_new_tokens=max_new_tokens, sampling=sampling

@@ -7,7 +7,7 @@ probability; the released distance between image codes is not applied.
 from typing import Annotated
 
 from pdecode.contracts import Decoder, Sampling
-from pdecode.drafters import iterates
+from pdecode.drafters import guesses, iterates
 from pdecode.families import speculative
 from pdecode.knobs import Count, Knob, NextModel, Temperature, TopK, TopP
 from pdecode.rules import accept, relaxed
@@ -33,7 +33,7 @@ def gsd(
     sampling = Sampling(temperature, top_k, top_p)
     return speculative.draft_verify(
         model,
-        iterates.iterate(model, window, sampling, transport=iterates.independent()),
+        iterates.iterate(model, window, sampling, transport=guesses.independent()),
         max_new_tokens=max_new_tokens,
         sampling=sampling,
         acceptance=accept.by_node(relaxed.grouped(size, max_gap)),

@@ -11,7 +11,7 @@ are trained for.
 from typing import Literal
 
 from pdecode.contracts import Decoder, Sampling
-from pdecode.drafters import iterates
+from pdecode.drafters import guesses, iterates
 from pdecode.families import speculative
 from pdecode.knobs import Count, NextModel, Temperature, TopK, TopP
 
@@ -35,9 +35,9 @@ def jacobi(
     """
     sampling = Sampling(temperature, top_k, top_p)
     entry = {
-        "repeat": iterates.repeated,
-        "uniform": iterates.uniform,
-        "text": iterates.of_text,
+        "repeat": guesses.repeated,
+        "uniform": guesses.uniform,
+        "text": guesses.of_text,
     }
     return speculative.draft_verify(
         model,

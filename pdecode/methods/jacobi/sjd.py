@@ -12,7 +12,7 @@ does, biases the output).
 from typing import Annotated, Literal
 
 from pdecode.contracts import Decoder, Sampling
-from pdecode.drafters import iterates
+from pdecode.drafters import guesses, iterates
 from pdecode.families import speculative
 from pdecode.knobs import Count, NextModel, Size, Temperature, TopK, TopP
 from pdecode.rules import accept
@@ -43,22 +43,22 @@ def sjd(
     """
     sampling = Sampling(temperature, top_k, top_p)
     moved = {
-        "independent": iterates.independent,
-        "maximal": iterates.maximal,
-        "gumbel": iterates.gumbel,
-        "gumbel_equal": iterates.argmax,
+        "independent": guesses.independent,
+        "maximal": guesses.maximal,
+        "gumbel": guesses.gumbel,
+        "gumbel_equal": guesses.argmax,
     }
     entry = {
-        "uniform": iterates.uniform,
-        "repeat": iterates.repeated,
-        "sample": iterates.neighbour,
+        "uniform": guesses.uniform,
+        "repeat": guesses.repeated,
+        "sample": guesses.neighbour,
     }
     if start in entry:
         began = entry[start]()
     elif row_length is None:
         raise ValueError(f"{start=} needs row_length, the tokens of an image's row")
     else:
-        began = iterates.copied(row_length, is_above=start == "vertical")
+        began = guesses.copied(row_length, is_above=start == "vertical")
     if start_ids is not None and len(start_ids) != 2:
         raise ValueError(f"{start_ids=} must be two: the first and one past the last")
     drafter = iterates.iterate(

@@ -9,7 +9,7 @@ of it; what is accepted ends at the first noisy slot, else it would not be lossl
 from typing import Annotated, Literal
 
 from pdecode.contracts import Decoder, Sampling
-from pdecode.drafters import denoised, iterates
+from pdecode.drafters import denoised, guesses
 from pdecode.families import speculative
 from pdecode.knobs import Count, NextModel, Size, Temperature, TopK, TopP
 from pdecode.rules import accept
@@ -33,7 +33,7 @@ def sjd2(
     Cost: 1 + window query tokens a call; the head is also read once to recompute q.
     """
     sampling = Sampling(temperature, top_k, top_p)
-    moved = {"independent": iterates.independent, "maximal": iterates.maximal}
+    moved = {"independent": guesses.independent, "maximal": guesses.maximal}
     return speculative.draft_verify(
         model,
         denoised.denoised(
