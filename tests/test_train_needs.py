@@ -257,13 +257,18 @@ EVERY_FIELD = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("field", [*EVERY_FIELD, "rope_none", "sliding", "block_len"])
+# Fields that stand with another one only.
+TOGETHER = {
+    "sliding": {"window": 4, "sliding": (True, False)},
+    "block_len": {"attention": "block_causal", "block_len": 3},
+    "dense_layers": {"experts": Experts(3, 2, 8), "dense_layers": 1},
+}
+
+
+@pytest.mark.parametrize("field", [*EVERY_FIELD, "rope_none", *TOGETHER])
 def test_what_is_stored_reads_back_as_the_model(field):
-    changes = {
-        "rope_none": {"rope": None, "max_positions": 9},
-        "sliding": {"window": 4, "sliding": (True, False)},
-        "block_len": {"attention": "block_causal", "block_len": 3},
-    }.get(field) or {field: EVERY_FIELD[field]}
+    others = TOGETHER | {"rope_none": {"rope": None, "max_positions": 9}}
+    changes = others.get(field) or {field: EVERY_FIELD[field]}
     model = Config(vocab_size=11, width=8, num_layers=2, num_heads=2, **changes)
     stored = json.loads(json.dumps(export.model_settings(model)))
     assert embedded.transformer_config({"config": {"model": stored}}) == model
@@ -275,7 +280,7 @@ def test_what_is_stored_reads_back_as_the_model(field):
 
 def test_every_field_of_a_model_is_tried():
     sizes = {"vocab_size", "width", "num_layers", "num_heads"}
-    tried = {*EVERY_FIELD, "sliding", "block_len", *sizes}
+    tried = {*EVERY_FIELD, *TOGETHER, *sizes}
     assert tried == {field.name for field in dataclasses.fields(Config)}
 
 
