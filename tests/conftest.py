@@ -27,6 +27,7 @@ if "xla_force_host_platform_device_count" not in flags:
         os.environ["XLA_FLAGS"] += " --xla_cpu_experimental_ynn_fusion_type="
 
 import chex  # noqa: E402
+import default_cases  # noqa: E402
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
@@ -81,7 +82,9 @@ def resident():
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Tests of one method go to one worker, for its program."""
+    """Tests of one method go to one worker, for its program; some cases wait."""
+    for item in default_cases.waiting(items):
+        item.add_marker(pytest.mark.thorough)
     for item in items:
         name = getattr(item, "callspec", None) and item.callspec.params.get("name")
         if item.path.name == "test_methods.py" and name:

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 
+import default_cases
 import pytest
 
 from pdecode.methods import page
@@ -230,3 +231,9 @@ def test_a_new_method_touches_three_files(tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:]
     assert int(done.stdout.split(" passed")[0].split()[-1]) >= 8, done.stdout[-500:]
+
+
+def test_cases_that_wait_are_cases_of_tests():
+    for file, tests in default_cases.BY_DEFAULT.items():
+        text = (ROOT / "tests" / file).read_text()
+        assert not [name for name in tests if f"def {name}(" not in text], file

@@ -24,6 +24,7 @@ MOST_STATES = pytest.mark.parametrize(
     ],
 )
 TEMPERATURES = pytest.mark.parametrize("temperature", [0.0, 1.0])
+THOROUGH_SEEDS = pytest.param(range(50, 200), marks=pytest.mark.thorough)
 
 
 def names(kind):
@@ -47,8 +48,9 @@ def test_greedy_equals_autoregressive(name):
 
 
 @pytest.mark.parametrize("name", [n for n in names("plain") if n != "autoregressive"])
-def test_position_keyed_sampling_equals_plain_sampling(name):
-    for seed in range(200):
+@pytest.mark.parametrize("seeds", [range(50), THOROUGH_SEEDS])
+def test_position_keyed_sampling_equals_plain_sampling(name, seeds):
+    for seed in seeds:
         expected, _ = table.base("autoregressive", 1.0, seed)
         got, _ = table.decode(name, table.prompt(), 1.0, seed)
         np.testing.assert_array_equal(got.tokens, expected.tokens, err_msg=f"{seed=}")

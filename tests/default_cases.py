@@ -1,0 +1,210 @@
+"""How many cases of a slow test run by default; the others are `thorough`.
+
+Each of these takes seconds a case. Cases are taken evenly over their list; 0: all of
+the test waits for `pytest -m thorough`.
+"""
+
+BY_DEFAULT = {
+    "test_aot.py": {
+        "test_a_shape_has_as_many_weights_as_the_model_it_is_of": 1,
+    },
+    "test_blocks.py": {
+        "test_block_causal_decoding_equals_the_slow_decoder": 1,
+        "test_holes_equal_the_slow_decoder": 3,
+    },
+    "test_caches.py": {
+        "test_a_cache_refreshed_every_step_is_no_cache": 2,
+        "test_a_finished_block_must_be_stored_once_more": 1,
+        "test_a_pipeline_that_waits_is_a_row_of_blocks": 1,
+        "test_one_part_a_block_is_fast_dllm": 0,
+        "test_parts_over_the_exact_cache_equal_the_canvas": 1,
+    },
+    "test_checkpoints.py": {
+        "test_a_round_trip_through_orbax_is_equal_bit_for_bit": 1,
+        "test_diffusion_gemma_arrays": 1,
+        "test_recorded_generations_through_the_command_line": 2,
+    },
+    "test_commit.py": {
+        "test_number_of_masks_is_binomial": 1,
+    },
+    "test_composition.py": {
+        "test_a_few_of_the_matrix": 3,
+    },
+    "test_continuous.py": {
+        "test_what_the_released_code_does_is_another_law": 0,
+    },
+    "test_contracts.py": {
+        "test_a_window_is_the_same_as_a_run_and_position_by_position": 1,
+        "test_caches_with_block_starts_of_their_own": 1,
+        "test_decodes_are_the_same_with_64_bit_integers": 1,
+        "test_eos_at_awkward_places": 2,
+    },
+    "test_denoised.py": {
+        "test_denoised_guesses_are_lossless_in_law": 1,
+        "test_noise_changes_no_token_at_temperature_0": 0,
+    },
+    "test_easy_spec.py": {
+        "test_each_round_begins_on_an_exact_cache": 0,
+        "test_groups_attend_from_where_they_begin": 1,
+    },
+    "test_exact.py": {
+        "test_lossless_in_law": 2,
+    },
+    "test_gaps.py": {
+        "test_a_drafter_that_is_no_number_stops_the_row": 1,
+        "test_a_row_that_is_no_number_stops_there": 6,
+        "test_bfloat16_decodes": 2,
+        "test_choices_are_names_that_their_tables_know": 6,
+        "test_rows_of_a_transformer_do_not_see_each_other": 2,
+    },
+    "test_images.py": {
+        "test_a_run_of_digits_draws_by_every_kind_of_method": 0,
+    },
+    "test_jacobi.py": {
+        "test_an_early_exit_is_a_state_of_the_trajectory": 1,
+        "test_calls_are_those_of_an_iteration_by_hand": 2,
+    },
+    "test_kernels.py": {
+        "test_kernels_equal_the_oracle": 1,
+    },
+    "test_masked_rules.py": {
+        "test_set_block_decoding_is_the_entropy_bound_without_a_cache": 1,
+    },
+    "test_model_free.py": {
+        "test_lookahead_drafts_what_its_window_wrote": 1,
+        "test_no_copy_of_the_table_in_the_loop": 1,
+        "test_phrases_are_what_the_target_wrote_at_refused_nodes": 1,
+        "test_some_of_many_copies_are_read_evenly": 1,
+    },
+    "test_options.py": {
+        "test_drafters_may_be_padded_to_another_size": 1,
+    },
+    "test_overlapped.py": {
+        "test_every_phase_together_is_the_target_law": 1,
+    },
+    "test_own_models.py": {
+        "test_examples_of_parts_say_what_their_text_promises": 0,
+    },
+    "test_paced.py": {
+        "test_a_paced_chain_has_the_tokens_of_a_fixed_one": 1,
+        "test_lengths_chosen_from_earlier_rounds_keep_the_law": 1,
+        "test_no_neighbour_is_cheaper_by_the_predicted_cost": 0,
+        "test_what_was_committed_without_it_is_made_up_for": 1,
+    },
+    "test_pairs.py": {
+        "test_every_drafter_meets_every_rule_or_is_refused": 3,
+        "test_whatever_is_proposed_the_output_is_plain_sampling": 1,
+    },
+    "test_parallelbench_rules.py": {
+        "test_golden_table": 1,
+    },
+    "test_parallelbench_suite.py": {
+        "test_one_step_on_exact_laws_is_what_theory_says": 0,
+    },
+    "test_partial.py": {
+        "test_full_passes_come_when_the_buffer_is_full_and_are_counted": 0,
+    },
+    "test_prefixed.py": {
+        "test_features_are_read_wherever_their_positions_are_evaluated": 2,
+    },
+    "test_programs.py": {
+        "test_every_entry_decodes_what_run_does": 2,
+    },
+    "test_published.py": {
+        "test_every_token_of_a_dit_is_the_likeliest_where_it_was_filled": 1,
+        "test_fast_dllm_v2": 1,
+        "test_llada2": 1,
+        "test_logits": 2,
+    },
+    "test_relaxed.py": {
+        "test_the_limit_of_the_knob_is_exact": 2,
+    },
+    "test_revising.py": {
+        "test_secondary_remasking_keeps_to_the_schedule": 0,
+    },
+    "test_sharding.py": {
+        "test_every_device_holds_its_share_of_an_8b_shape": 2,
+        "test_tokens_on_a_mesh_are_those_of_one_device": 1,
+        "test_tokens_with_gathered_weights_are_those_of_one_device": 0,
+        "test_weights_split_over_fsdp_stay_split_in_the_loop": 1,
+    },
+    "test_spelled.py": {
+        "test_drafts_are_the_letters_continuation_read_back": 1,
+    },
+    "test_stored_tensors.py": {
+        "test_a_prefix_may_be_missing": 1,
+    },
+    "test_structure.py": {
+        "test_no_cache_sized_copy_in_the_loop": 3,
+    },
+    "test_text_lenses.py": {
+        "test_every_node_is_drafted_in_its_own_context": 1,
+        "test_rejection_under_a_lens_is_lossless_in_law": 0,
+    },
+    "test_train.py": {
+        "test_longer_run_continues_a_constant_rate_and_nothing_else": 0,
+        "test_plain_pass_is_the_transformers": 1,
+    },
+    "test_train_folder.py": {
+        "test_a_run_that_was_stopped_ends_with_the_same_bits": 2,
+        "test_a_step_that_is_not_finite_reaches_no_checkpoint": 1,
+    },
+    "test_train_mesh.py": {
+        "test_a_moving_average_is_the_result_where_one_is_asked_for": 0,
+        "test_a_run_goes_on_on_another_mesh": 0,
+        "test_compute_in_bfloat16_keeps_a_float32_state": 0,
+        "test_parts_of_a_batch_add_up": 2,
+    },
+    "test_train_needs.py": {
+        "test_each_pair_is_refused_or_cannot_see_what_it_predicts": 2,
+    },
+    "test_train_tasks.py": {
+        "test_loss_and_figure_are_the_bound_of_the_answer": 1,
+    },
+    "test_transformer.py": {
+        "test_chunked_prefill_equals_one_call": 2,
+        "test_the_compiled_loop_never_copies_a_cache": 2,
+        "test_training_forward_equals_a_decoding_call": 2,
+        "test_tree_lanes_equal_the_path_they_stand_for": 1,
+    },
+    "test_trees.py": {
+        "test_a_row_stops_growing_by_itself": 0,
+        "test_growth_is_what_lists_give": 2,
+        "test_the_grown_tree_accepts_most_and_as_much_as_it_says": 0,
+    },
+    "test_trigrams.py": {
+        "test_the_tree_is_the_likeliest_of_all": 1,
+    },
+    "test_verifiers.py": {
+        "test_freedave_at_best": 2,
+        "test_freedave_is_the_static_decode_in_fewer_calls": 1,
+        "test_freedave_of_a_block_model_is_its_static_decode": 1,
+        "test_freedave_passes_through_the_canvases_of_the_static_decode": 1,
+    },
+    "test_visual.py": {
+        "test_a_query_more_changes_no_other_in_arpg": 1,
+        "test_a_step_with_a_cache_says_what_the_packed_pass_was_trained_on": 0,
+        "test_a_window_of_a_row_is_raster_decoding_token_for_token": 2,
+        "test_every_order_one_by_one_is_the_models_any_order_law": 2,
+    },
+    "test_vocab_head.py": {
+        "test_a_split_vocabulary_travels_as_a_few_numbers_a_row": 1,
+        "test_tiles_equal_float64": 2,
+    },
+}
+
+
+def waiting(items):
+    """The items of one run that wait."""
+    cases = {}
+    for item in items:
+        name = getattr(item, "originalname", None)
+        if name in BY_DEFAULT.get(item.path.name, {}):
+            cases.setdefault((item.path.name, name), []).append(item)
+    found = []
+    for (file, name), every in cases.items():
+        kept = BY_DEFAULT[file][name]
+        step = (len(every) - 1) / max(kept - 1, 1)
+        chosen = {round(step * i) for i in range(min(kept, len(every)))}
+        found += [each for i, each in enumerate(every) if i not in chosen]
+    return found
