@@ -7,17 +7,24 @@ the test waits for `pytest -m thorough`.
 BY_DEFAULT = {
     "test_aot.py": {
         "test_a_shape_has_as_many_weights_as_the_model_it_is_of": 1,
+        "test_heads_and_drafters_come_as_the_method_asks": 0,
+    },
+    "test_attention.py": {
+        "test_a_query_that_sees_nothing_is_exactly_zero": 1,
     },
     "test_blocks.py": {
+        "test_a_hole_in_front_adds_no_call_to_llada": 1,
         "test_block_causal_decoding_equals_the_slow_decoder": 1,
-        "test_holes_equal_the_slow_decoder": 3,
+        "test_holes_equal_the_slow_decoder": 2,
     },
     "test_caches.py": {
-        "test_a_cache_refreshed_every_step_is_no_cache": 2,
+        "test_a_cache_refreshed_every_step_is_no_cache": 1,
         "test_a_finished_block_must_be_stored_once_more": 1,
         "test_a_pipeline_that_waits_is_a_row_of_blocks": 1,
+        "test_a_response_all_of_which_is_least_alike_is_made_anew": 0,
         "test_one_part_a_block_is_fast_dllm": 0,
         "test_parts_over_the_exact_cache_equal_the_canvas": 1,
+        "test_without_local_steps_it_is_a_decode_of_whole_canvases": 0,
     },
     "test_checkpoints.py": {
         "test_a_round_trip_through_orbax_is_equal_bit_for_bit": 1,
@@ -28,84 +35,120 @@ BY_DEFAULT = {
         "test_number_of_masks_is_binomial": 1,
     },
     "test_composition.py": {
-        "test_a_few_of_the_matrix": 3,
+        "test_a_few_of_the_matrix": 2,
     },
     "test_continuous.py": {
+        "test_a_chain_has_the_targets_joint_law": 0,
         "test_what_the_released_code_does_is_another_law": 0,
     },
     "test_contracts.py": {
         "test_a_window_is_the_same_as_a_run_and_position_by_position": 1,
         "test_caches_with_block_starts_of_their_own": 1,
         "test_decodes_are_the_same_with_64_bit_integers": 1,
-        "test_eos_at_awkward_places": 2,
+        "test_eos_at_awkward_places": 1,
+    },
+    "test_copies.py": {
+        "test_a_cascade_calls_its_draft_model_less_often": 0,
+        "test_a_cascade_drafts_what_the_draft_model_does": 0,
+        "test_nothing_is_searched_behind_what_is_skipped": 0,
+        "test_the_place_in_the_input_is_that_of_a_search": 1,
     },
     "test_denoised.py": {
+        "test_a_step_with_the_true_token_lands_a_level_lower": 1,
         "test_denoised_guesses_are_lossless_in_law": 1,
         "test_noise_changes_no_token_at_temperature_0": 0,
     },
     "test_easy_spec.py": {
+        "test_drafts_of_layers_side_by_side_change_no_token": 0,
         "test_each_round_begins_on_an_exact_cache": 0,
         "test_groups_attend_from_where_they_begin": 1,
     },
     "test_exact.py": {
-        "test_lossless_in_law": 2,
+        "test_lossless_in_law": 1,
+    },
+    "test_files.py": {
+        "test_a_failed_write_leaves_the_old_file_and_nothing_else": 1,
     },
     "test_gaps.py": {
         "test_a_drafter_that_is_no_number_stops_the_row": 1,
-        "test_a_row_that_is_no_number_stops_there": 6,
-        "test_bfloat16_decodes": 2,
-        "test_choices_are_names_that_their_tables_know": 6,
+        "test_a_row_that_is_no_number_stops_there": 4,
+        "test_bfloat16_decodes": 1,
+        "test_choices_are_names_that_their_tables_know": 1,
         "test_rows_of_a_transformer_do_not_see_each_other": 2,
     },
     "test_images.py": {
         "test_a_run_of_digits_draws_by_every_kind_of_method": 0,
+        "test_generate_writes_a_picture_and_watch_shows_it_fill": 0,
     },
     "test_jacobi.py": {
         "test_an_early_exit_is_a_state_of_the_trajectory": 1,
-        "test_calls_are_those_of_an_iteration_by_hand": 2,
+        "test_calls_are_those_of_an_iteration_by_hand": 1,
     },
     "test_kernels.py": {
         "test_kernels_equal_the_oracle": 1,
     },
+    "test_lowering.py": {
+        "test_the_gpu_kernel_lowers_for_cuda": 1,
+        "test_the_kernel_follows_the_platform_of_the_program": 1,
+    },
     "test_masked_rules.py": {
+        "test_a_certain_mask_is_its_token": 0,
+        "test_a_filter_reads_its_block_in_place": 1,
+        "test_a_reach_of_the_canvas_is_no_cache_and_a_short_one_shows": 0,
+        "test_a_scripted_gap_stops_in_its_stage": 1,
+        "test_ascending_steps_take_log2_calls": 1,
         "test_set_block_decoding_is_the_entropy_bound_without_a_cache": 1,
     },
     "test_model_free.py": {
         "test_lookahead_drafts_what_its_window_wrote": 1,
         "test_no_copy_of_the_table_in_the_loop": 1,
         "test_phrases_are_what_the_target_wrote_at_refused_nodes": 1,
+        "test_prompt_lookup_finds_what_a_search_finds": 1,
         "test_some_of_many_copies_are_read_evenly": 1,
+    },
+    "test_online.py": {
+        "test_no_weight_moves_nothing_and_weights_are_shares": 0,
     },
     "test_options.py": {
         "test_drafters_may_be_padded_to_another_size": 1,
     },
     "test_overlapped.py": {
+        "test_each_model_alone_and_then_their_join_is_the_decode": 0,
         "test_every_phase_together_is_the_target_law": 1,
     },
     "test_own_models.py": {
+        "test_check_says_what_a_network_serves": 0,
         "test_examples_of_parts_say_what_their_text_promises": 0,
+        "test_what_is_decoded_is_what_the_network_says": 0,
     },
     "test_paced.py": {
         "test_a_paced_chain_has_the_tokens_of_a_fixed_one": 1,
         "test_lengths_chosen_from_earlier_rounds_keep_the_law": 1,
+        "test_lookup_is_the_fixed_one_cut": 0,
         "test_no_neighbour_is_cheaper_by_the_predicted_cost": 0,
         "test_what_was_committed_without_it_is_made_up_for": 1,
     },
     "test_pairs.py": {
-        "test_every_drafter_meets_every_rule_or_is_refused": 3,
+        "test_every_drafter_meets_every_rule_or_is_refused": 2,
         "test_whatever_is_proposed_the_output_is_plain_sampling": 1,
+    },
+    "test_parallelbench.py": {
+        "test_one_step_bounds": 1,
     },
     "test_parallelbench_rules.py": {
         "test_golden_table": 1,
     },
     "test_parallelbench_suite.py": {
+        "test_a_run_goes_on_where_it_was": 0,
         "test_one_step_on_exact_laws_is_what_theory_says": 0,
+        "test_the_embedded_model_is_as_good_as_its_record_says": 0,
     },
     "test_partial.py": {
         "test_full_passes_come_when_the_buffer_is_full_and_are_counted": 0,
+        "test_parts_that_hold_everything_are_the_model_itself": 0,
     },
     "test_prefixed.py": {
-        "test_features_are_read_wherever_their_positions_are_evaluated": 2,
+        "test_features_are_read_wherever_their_positions_are_evaluated": 1,
     },
     "test_programs.py": {
         "test_every_entry_decodes_what_run_does": 2,
@@ -114,16 +157,23 @@ BY_DEFAULT = {
         "test_every_token_of_a_dit_is_the_likeliest_where_it_was_filled": 1,
         "test_fast_dllm_v2": 1,
         "test_llada2": 1,
-        "test_logits": 2,
+        "test_logits": 1,
+    },
+    "test_quantized.py": {
+        "test_the_model_on_codes_is_the_model_on_keys_coded_by_hand": 0,
     },
     "test_relaxed.py": {
-        "test_the_limit_of_the_knob_is_exact": 2,
+        "test_groups_have_the_targets_law_and_tokens_do_not": 1,
+        "test_the_limit_of_the_knob_is_exact": 1,
     },
     "test_revising.py": {
+        "test_a_full_block_is_edited_while_that_changes_it": 1,
+        "test_a_judge_has_a_say_in_which_spans_stay": 0,
+        "test_guidance_from_a_poorer_context": 0,
         "test_secondary_remasking_keeps_to_the_schedule": 0,
     },
     "test_sharding.py": {
-        "test_every_device_holds_its_share_of_an_8b_shape": 2,
+        "test_every_device_holds_its_share_of_an_8b_shape": 1,
         "test_tokens_on_a_mesh_are_those_of_one_device": 1,
         "test_tokens_with_gathered_weights_are_those_of_one_device": 0,
         "test_weights_split_over_fsdp_stay_split_in_the_loop": 1,
@@ -133,9 +183,11 @@ BY_DEFAULT = {
     },
     "test_stored_tensors.py": {
         "test_a_prefix_may_be_missing": 1,
+        "test_a_quantised_configuration_is_called_quantised": 1,
+        "test_a_round_trip_of_a_head_that_config_json_is_wrong_about": 1,
     },
     "test_structure.py": {
-        "test_no_cache_sized_copy_in_the_loop": 3,
+        "test_no_cache_sized_copy_in_the_loop": 2,
     },
     "test_text_lenses.py": {
         "test_every_node_is_drafted_in_its_own_context": 1,
@@ -145,38 +197,45 @@ BY_DEFAULT = {
         "test_longer_run_continues_a_constant_rate_and_nothing_else": 0,
         "test_plain_pass_is_the_transformers": 1,
     },
+    "test_train_figures.py": {
+        "test_bits_per_byte_are_those_of_an_independent_network": 1,
+        "test_heads_are_not_scored_on_padding": 1,
+    },
     "test_train_folder.py": {
-        "test_a_run_that_was_stopped_ends_with_the_same_bits": 2,
+        "test_a_run_that_was_stopped_ends_with_the_same_bits": 1,
         "test_a_step_that_is_not_finite_reaches_no_checkpoint": 1,
     },
     "test_train_mesh.py": {
         "test_a_moving_average_is_the_result_where_one_is_asked_for": 0,
         "test_a_run_goes_on_on_another_mesh": 0,
         "test_compute_in_bfloat16_keeps_a_float32_state": 0,
-        "test_parts_of_a_batch_add_up": 2,
+        "test_decay_shrinks_the_roles_it_is_for_and_no_other": 1,
+        "test_parts_of_a_batch_add_up": 1,
     },
     "test_train_needs.py": {
-        "test_each_pair_is_refused_or_cannot_see_what_it_predicts": 2,
+        "test_each_pair_is_refused_or_cannot_see_what_it_predicts": 1,
     },
     "test_train_tasks.py": {
         "test_loss_and_figure_are_the_bound_of_the_answer": 1,
     },
     "test_transformer.py": {
-        "test_chunked_prefill_equals_one_call": 2,
-        "test_the_compiled_loop_never_copies_a_cache": 2,
+        "test_chunked_prefill_equals_one_call": 1,
+        "test_the_compiled_loop_never_copies_a_cache": 1,
         "test_training_forward_equals_a_decoding_call": 2,
         "test_tree_lanes_equal_the_path_they_stand_for": 1,
     },
     "test_trees.py": {
         "test_a_row_stops_growing_by_itself": 0,
-        "test_growth_is_what_lists_give": 2,
+        "test_growth_is_what_lists_give": 1,
         "test_the_grown_tree_accepts_most_and_as_much_as_it_says": 0,
     },
     "test_trigrams.py": {
+        "test_no_copy_of_the_weights_in_the_loop": 0,
         "test_the_tree_is_the_likeliest_of_all": 1,
     },
     "test_verifiers.py": {
-        "test_freedave_at_best": 2,
+        "test_assd_on_a_deep_model_is_its_raster_order": 0,
+        "test_freedave_at_best": 1,
         "test_freedave_is_the_static_decode_in_fewer_calls": 1,
         "test_freedave_of_a_block_model_is_its_static_decode": 1,
         "test_freedave_passes_through_the_canvases_of_the_static_decode": 1,
@@ -184,12 +243,15 @@ BY_DEFAULT = {
     "test_visual.py": {
         "test_a_query_more_changes_no_other_in_arpg": 1,
         "test_a_step_with_a_cache_says_what_the_packed_pass_was_trained_on": 0,
-        "test_a_window_of_a_row_is_raster_decoding_token_for_token": 2,
-        "test_every_order_one_by_one_is_the_models_any_order_law": 2,
+        "test_a_window_of_a_row_is_raster_decoding_token_for_token": 1,
+        "test_arpgs_two_passes_with_a_cache_are_the_packed_ones": 0,
+        "test_every_order_one_by_one_is_the_models_any_order_law": 1,
+        "test_guidance_grows_with_what_is_decided": 1,
+        "test_masked_methods_take_the_same_orders": 1,
     },
     "test_vocab_head.py": {
         "test_a_split_vocabulary_travels_as_a_few_numbers_a_row": 1,
-        "test_tiles_equal_float64": 2,
+        "test_tiles_equal_float64": 1,
     },
 }
 
