@@ -84,7 +84,7 @@ def resident():
 def pytest_collection_modifyitems(items):
     """Tests of one method go to one worker, for its program; some cases wait."""
     for item in default_cases.waiting(items):
-        item.add_marker(pytest.mark.thorough)
+        item.add_marker(pytest.mark.slow)
     for item in items:
         name = getattr(item, "callspec", None) and item.callspec.params.get("name")
         if item.path.name == "test_methods.py" and name:

@@ -1,7 +1,7 @@
-"""How many cases of a slow test run by default; the others are `thorough`.
+"""How many cases of a slow test run by default; the others are `slow`.
 
-Each of these takes seconds a case. Cases are taken evenly over their list; 0: all of
-the test waits for `pytest -m thorough`.
+Each of these takes seconds a case. Cases are taken evenly over those that are not
+`thorough`; 0: all of the test waits for `pytest -m slow`, which .ci/run asks for.
 """
 
 BY_DEFAULT = {
@@ -261,6 +261,8 @@ def waiting(items):
     cases = {}
     for item in items:
         name = getattr(item, "originalname", None)
+        if item.get_closest_marker("thorough"):
+            continue
         if name in BY_DEFAULT.get(item.path.name, {}):
             cases.setdefault((item.path.name, name), []).append(item)
     found = []

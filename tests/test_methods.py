@@ -24,7 +24,7 @@ MOST_STATES = pytest.mark.parametrize(
     ],
 )
 TEMPERATURES = pytest.mark.parametrize("temperature", [0.0, 1.0])
-THOROUGH_SEEDS = pytest.param(range(50, 200), marks=pytest.mark.thorough)
+MORE_SEEDS = pytest.param(range(50, 200), marks=pytest.mark.slow)
 
 
 def names(kind):
@@ -48,7 +48,7 @@ def test_greedy_equals_autoregressive(name):
 
 
 @pytest.mark.parametrize("name", [n for n in names("plain") if n != "autoregressive"])
-@pytest.mark.parametrize("seeds", [range(50), THOROUGH_SEEDS])
+@pytest.mark.parametrize("seeds", [range(50), MORE_SEEDS])
 def test_position_keyed_sampling_equals_plain_sampling(name, seeds):
     for seed in seeds:
         expected, _ = table.base("autoregressive", 1.0, seed)
