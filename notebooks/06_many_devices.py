@@ -46,7 +46,7 @@ print(split.summary)
 # pod every process runs one command, with its own number:
 #
 # ```
-# pdecode generate --model FOLDER --mesh data=8,tensor=4 --prompts FILE \\
+# pdecode generate --model FOLDER --mesh data=8,tensor=4 --prompts FILE \
 #     --coordinator HOST:PORT --num-processes 8 --process-id I --json
 # ```
 #

@@ -65,7 +65,7 @@ def assemble(
     found, models, trees = [model_name], [target], [params]
     for role in roles[1:]:
         wanted = knobs.needs(recipe.method).get(role, "next")
-        if wanted not in (*KINDS, "heads") or role in ("other", "table"):
+        if wanted not in (*KINDS, "heads"):
             raise ValueError(
                 f"{recipe.label} needs a {role}, which no model folder holds: make "
                 "its record and params in Python and call pdecode.run"

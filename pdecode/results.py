@@ -98,7 +98,6 @@ def result_of(
     commit_step: Any,  # int32 [B, L]
     *,
     keep_eos_tail: bool = False,
-    recorded: list[dict[str, Any]] | None = None,
 ) -> Result:
     """Plain data out of arrays; `job` is a `generation.Job`."""
     from pdecode.replay import record
@@ -141,7 +140,6 @@ def result_of(
         ],
         predicts=job.models[0].predicts,
         vocab_size=job.models[0].vocab_size,
-        recorded=recorded,
     )
 
 

@@ -35,7 +35,9 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 # The workers of one run share what they compile; a run begins with nothing.
 MADE_HERE = "PDECODE_TEST_PROGRAMS" not in os.environ
-PROGRAMS = os.environ.setdefault("PDECODE_TEST_PROGRAMS", tempfile.mkdtemp())
+if MADE_HERE:
+    os.environ["PDECODE_TEST_PROGRAMS"] = tempfile.mkdtemp()
+PROGRAMS = os.environ["PDECODE_TEST_PROGRAMS"]
 jax.config.update("jax_compilation_cache_dir", PROGRAMS)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

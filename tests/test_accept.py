@@ -13,10 +13,10 @@ from pdecode.checks import acceptance
 from pdecode.checks.acceptance import (
     all_drafts,
     context,
-    emitted_law,
     exact_law,
     jitted,
     judged,
+    law_of,
     total_variation,
 )
 from pdecode.contracts import BlockRule, Draft, NodeRule, Prediction, Sampling
@@ -58,10 +58,10 @@ def tables(seed, depth, filtered="none"):
 def error(rule, topology, seed, filtered="none", **kw):
     """Total variation of what is emitted from the target's own law."""
     target, drafter = tables(seed, topology.max_depth, filtered)
-    _, stop, residual = judged(rule, topology, target, drafter, kw.get("draws", "iid"))
+    drafts, stop, residual = judged(rule, topology, target, drafter, **kw)
     np.testing.assert_allclose(stop.sum(1), 1, atol=1e-12)
     assert (stop > -1e-15).all() and (residual >= 0).all()
-    law = emitted_law(rule, topology, target, drafter, **kw)
+    law = law_of(topology, target, drafts, stop, residual)
     return total_variation(law, exact_law(target, topology.max_depth + 1))
 
 

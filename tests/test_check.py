@@ -359,3 +359,26 @@ def test_the_command_line(tmp_path, capsys):
     assert found["faults"] == ["progresses"] and not found["is_well"]
     assert cli.main(["check", f"{file}:nothing"]) == 2
     assert "has no function 'nothing'" in capsys.readouterr().err
+
+
+def test_a_claim_that_nothing_speaks_to_is_not_repeated():
+    """A decoder that takes every draft says that it is lossless."""
+    liar = NodeRule(lambda p, q, t: (1.0 * (t >= 0), p), 1, is_lossless=True)
+    sampling = Sampling(1.0)
+    decoder = speculative.draft_verify(
+        toys.CAUSAL,
+        causal_drafter.draft_model(toys.CAUSAL, trees.chain(2), sampling),
+        max_new_tokens=toys.NEW,
+        sampling=sampling,
+        acceptance=accept.by_node(liar),
+    )
+    assert decoder.guarantee == "lossless" and pdecode.check(decoder).claim is None
+
+
+def test_what_would_be_dropped_or_lacks_is_said():
+    with pytest.raises(ValueError, match="made already"):
+        pdecode.check(accept.rejection(), level=0.5)
+    with pytest.raises(ValueError, match="reads the params of the role 'filter'"):
+        pdecode.check(accept.rejection()._replace(role="filter"))
+    with pytest.raises(ValueError, match="whose roles get toys"):
+        pdecode.check("llada", {"nothing": 1}, steps=4)

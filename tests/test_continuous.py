@@ -140,3 +140,13 @@ def test_values_behind_a_refusal_may_not_stay(monkeypatch):
     monkeypatch.setattr(continuous, "leading", lambda accepted: accepted.sum(1))
     worst, errors = distance(draw(3, 2))
     assert worst > 2 * LIMIT or errors > 9
+
+
+def test_what_is_no_number_ends_and_too_few_are_refused():
+    broken = densities.Gaussian(jnp.full((4, 1), jnp.nan), jnp.ones((4, 1)))
+    keys = jax.random.split(jax.random.key(0), 4)[:, None]
+    found = densities.residual(broken, broken, keys, jnp.ones((4, 1), bool))
+    assert jnp.isnan(found).all()
+    for sizes in ({"num_values": 0, "num_draft": 1}, {"num_values": 2, "num_draft": 0}):
+        with pytest.raises(ValueError, match="must be at least 1"):
+            continuous.speculative(None, None, keys[:, 0], **sizes)

@@ -191,3 +191,8 @@ def test_nothing_is_searched_behind_what_is_skipped():
             assert turn.tokens == every[tuple(turn.text)].tokens
             num_same += 1
     assert num_silent > 3 and num_same > 10
+
+
+def test_a_match_that_one_store_cannot_have_is_refused():
+    with pytest.raises(ValueError, match="min_match"):
+        retrieval.merged(datastore.Store(16), datastore.Store(4), 5, min_match=8)

@@ -13,7 +13,7 @@ from tiny import RUN
 from pdecode import assembly, recipes
 from pdecode.cli import main, visual
 from pdecode.data import packing, texts
-from pdecode.evals import images
+from pdecode.evals import images, quality
 from pdecode.evals.bench import visual as suite
 from pdecode.models import digits, embedded
 from pdecode.models.config import Config
@@ -125,9 +125,9 @@ def test_frechet_is_that_of_two_gaussians():
 
 
 def test_intervals_of_shares():
-    low, high = images.interval(45, 50)
+    low, high = quality.wilson(45, 50)
     assert abs(low - 0.7864) < 1e-3 and abs(high - 0.9565) < 1e-3  # Wilson's
-    assert images.interval(50, 50)[0] < 1
+    assert quality.wilson(50, 50)[0] < 1
 
 
 def blobs(count, seed, spread=2.0):
@@ -188,7 +188,7 @@ def test_the_real_digits_have_their_split_and_hash(tmp_path):
         for split in data.SPLITS
     ]
     assert set.union(*parts) == everything and not parts[0] & (parts[1] | parts[2])
-    stream = packing.load_split("train", str(tmp_path), "digits")
+    stream = packing.load_split("train", str(tmp_path), texts.KINDS["digits"].stream)
     assert packing.fingerprint(stream)[:12] == "b513250b91d2"
     with pytest.raises(ValueError, match="unknown split 'test'"):
         data.images("test")
@@ -287,3 +287,12 @@ def test_digits_is_the_first_model_that_a_method_takes(runs, monkeypatch):
     for method, kind in (("zipar", "raster"), ("lpd", "order"), ("halton", "masked")):
         found = assembly.assemble(recipes.find(method), sizes, "digits", None)
         assert found.names == [runs[kind]]
+
+
+@pytest.mark.parametrize("option", [("--out", "a.png"), ("--class", "7")])
+def test_images_of_a_text_model_are_refused_before_it_decodes(option, capsys, tmp_path):
+    option = (option[0], str(tmp_path / option[1]) if option[0] == "--out" else "7")
+    source = () if option[0] == "--class" else ("--prompt", "x")
+    arguments = ["generate", "--model", "target", *source, *option]
+    assert main.main(arguments) == main.BAD_INPUT
+    assert "target draws no images" in capsys.readouterr().err

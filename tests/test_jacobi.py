@@ -260,3 +260,8 @@ def test_groups_of_one_token_are_plain_speculative_jacobi():
     assert same_calls == num_calls
     _, fewer = tokens(methods.gsd, max_gap=1.0)
     assert fewer < num_calls
+
+
+def test_ids_that_no_guess_is_drawn_from_are_refused():
+    with pytest.raises(ValueError, match="draws no ids"):
+        methods.sjd(CAUSAL, max_new_tokens=4, start="repeat", start_ids=(0, 2))

@@ -303,3 +303,20 @@ def _caches_hold_what_was_committed(state):
                 np.testing.assert_allclose(
                     mine[b, :, : n - 1], its[b, :, : n - 1], atol=1e-5
                 )
+
+
+def test_a_state_keeps_its_dtypes_where_weights_and_compute_differ():
+    config = transformer.Config(
+        vocab_size=11, width=8, num_layers=1, num_heads=2, dtype="bfloat16"
+    )
+    model, own = (
+        transformer.make_model(config),
+        transformer.init(config, jax.random.key(0)),
+    )
+    decoder = methods.pearl(model, model, max_new_tokens=4, window=2)
+    prompt, params = (
+        prompts.from_rows([[1, 2]], max_new_tokens=4),
+        {"model": own, "drafter": own},
+    )
+    out, _ = decode_module.decode(decoder, params, prompt, jax.random.key(0))
+    assert out.lengths.tolist() == [4]

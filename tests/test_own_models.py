@@ -191,3 +191,10 @@ def test_examples_run(name, capsys):
     with jax.numpy_rank_promotion("allow"):
         runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
     assert "yes" in capsys.readouterr().out
+
+
+def test_attention_is_one_that_there_is():
+    for wrong in ({"attention": "sideways"}, {"attention": "block_causal"},
+                  {"attention": "causal", "block_len": 4}):  # fmt: skip
+        with pytest.raises(ValueError, match="attention="):
+            models.from_apply(lambda params, tokens: tokens, vocab_size=5, **wrong)

@@ -11,6 +11,7 @@ from cases.objectives import CANVAS
 from pdecode import programs
 from pdecode.cli import main as cli
 from pdecode.data.parallelbench import tasks
+from pdecode.evals import quality
 from pdecode.evals.parallelbench import bounds, exact, suite, summary
 from pdecode.models import embedded, transformer
 
@@ -39,9 +40,9 @@ def test_aup_of_two_points():
     [(50, 100, 0.4038, 0.5962), (0, 10, 0.0, 0.2775), (10, 10, 0.7225, 1.0)],
 )
 def test_wilson(right, num, low, high):
-    found = summary.wilson(right, num)
+    found = quality.wilson(right, num)
     assert abs(found[0] - low) < 1e-4 and abs(found[1] - high) < 1e-4
-    assert summary.wilson(0, 0) == (0.0, 1.0)
+    assert quality.wilson(0, 0) == (0.0, 1.0)
 
 
 def cell(task, right, tokens, calls):

@@ -177,3 +177,16 @@ def test_what_parts_cannot_serve_is_refused():
             methods.specinfer, (model, MODEL), PARAMS, PROMPT, jax.random.key(0),
             max_new_tokens=4, branching=(2, 1),
         )  # fmt: skip
+
+
+def test_default_sizes_serve_a_short_context():
+    prompt = prompts.from_rows([[1, 2, 3]], max_new_tokens=4)
+    out, _ = run(
+        methods.spec_pv, (MODEL, MODEL), PARAMS, prompt, jax.random.key(0),
+        max_new_tokens=4, num_draft=2,
+    )  # fmt: skip
+    plain, _ = run(
+        methods.autoregressive, MODEL, PARAMS["model"], prompt, jax.random.key(0),
+        max_new_tokens=4,
+    )  # fmt: skip
+    assert out.tokens.tolist() == plain.tokens.tolist()

@@ -100,10 +100,12 @@ def test_explain_says_what_the_code_says(capsys, tmp_path):
 
 def test_a_sweep_over_a_size_compiles_for_each(monkeypatch):
     seen = []
-    monkeypatch.setattr(
-        generation, "compiled", lambda job: seen.append(job.settings["steps"])
-    )
-    monkeypatch.setattr(generation, "decoded", lambda job, seed: _made(job))
+
+    def decoded(job, seed):
+        seen.append(job.settings["steps"])
+        return _made(job)
+
+    monkeypatch.setattr(generation, "decoded", decoded)
     table = pdecode.sweep("llada", prompts=["a"], max_new_tokens=8, steps=[4, 8],
                           judge=None)  # fmt: skip
     assert seen == [4, 8] and [row["steps"] for row in table.rows] == [4, 8]
@@ -116,3 +118,10 @@ def _made(job):
     times = {"compile_s": 0.0, "prefill_s": 0.0, "decode_s": 0.5}
     return Result([[65] * 8], [8], ["A" * 8], ["length"], stats, times, "llada",
                   "diffusion", None, job.used, [0])  # fmt: skip
+
+
+def test_a_sweep_of_images_has_no_judge():
+    table = pdecode.sweep("any_order", prompts=["7"], model="digits", max_new_tokens=64,
+                          temperature=[0.5, 1.0])  # fmt: skip
+    assert [row["bits_per_byte"] for row in table.rows] == [None, None]
+    assert table.rows[0]["compile_s"] > 0

@@ -1,11 +1,13 @@
 """`pdecode tune`: the search on measurements that are given, and a short real one."""
 
 import json
+import shlex
 import types
 
 import pytest
 
 from pdecode.cli import main as cli
+from pdecode.cli import tune as tune_cli
 from pdecode.evals import compare, tune
 
 SETTINGS = compare.Settings(
@@ -47,7 +49,7 @@ def width(candidate):
 
 
 def test_candidates_are_settings_and_their_neighbours():
-    found, _ = tune.candidates(SETTINGS, 8)
+    found = tune.candidates(compare.prepare(SETTINGS).entries)
     names = [each.name for each in found]
     assert len(set(names)) == len(names)
     assert {width(each) for each in found if each.method == "prompt_lookup"} == {
@@ -122,3 +124,12 @@ def test_a_real_search():
     best = found.best("lossless")
     assert found.is_complete and best.tokens_per_call > 1
     assert best.ratio == max(trial.ratio for trial in found.trials)
+
+
+def test_its_command_is_what_was_measured():
+    args = types.SimpleNamespace(
+        model=None, drafter=None, dtype=None, max_new_tokens=48
+    )
+    line = tune_cli.command(tune.Candidate("remdm", {"top_p": None, "steps": 24}), args)
+    words = shlex.split(line)
+    assert "top_p=none" in words and words[words.index("--max-new-tokens") + 1] == "48"

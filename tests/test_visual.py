@@ -515,3 +515,45 @@ def test_what_does_not_fit_is_refused():
     with pytest.raises(ValueError, match="never see later ones"):
         model = MASKED._replace(attention="causal")
         methods.maskgit(model, **sizes)
+
+
+@pytest.mark.parametrize("new", [PIXELS, PIXELS - 1])
+def test_a_row_of_nar_that_ends_early_sees_no_empty_slots(new):
+    """On a network: what lies behind its end, its neighbours' text too, is not seen."""
+    config = Config(
+        vocab_size=VOCAB, width=8, num_layers=1, num_heads=2, max_positions=32
+    )
+    model = transformer.make_model(config)
+    heads = DraftHeads(1, lambda params, hidden: hidden[:, None] * params)
+    own = transformer.init(config, jax.random.key(5))
+    params = {"model": own, "heads": jnp.float32(-1)}
+
+    def decoded(rows, limits, ids):
+        prompt = prompts.from_rows(rows, max_new_tokens=limits, row_ids=ids)
+        return run(
+            methods.nar, (model, heads), params, prompt, jax.random.key(3),
+            knobs={"temperature": 0.0}, max_new_tokens=new, row_length=SIDE,
+        )[0]  # fmt: skip
+
+    rows, limits = [[0], [1], [1, 0, 1, 0, 1]], [new, new - 1, PIXELS - 2]
+    together = decoded(rows, limits, [0, 1, 2])
+    for index, (row, limit) in enumerate(zip(rows, limits)):
+        alone, end = decoded([row], [limit], [index]), len(row) + limit
+        np.testing.assert_array_equal(
+            together.tokens[index, :end], alone.tokens[0, :end]
+        )
+        np.testing.assert_allclose(
+            together.log_probs[index, :end], alone.log_probs[0, :end], atol=1e-6
+        )
+        # What it leaves out is of the last diagonals: a whole image begins the same.
+        whole = decoded([row], [new], [index])
+        np.testing.assert_allclose(
+            alone.log_probs[0, len(row) : end],
+            whole.log_probs[0, len(row) : end],
+            atol=1e-6,
+        )
+
+
+def test_models_that_the_families_of_images_cannot_serve_are_refused():
+    with pytest.raises(ValueError, match="layers that see a window"):
+        methods.any_order(MASKED._replace(slides=True), max_new_tokens=PIXELS)

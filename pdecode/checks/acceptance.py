@@ -82,7 +82,9 @@ def all_drafts(topology: Any, drafter: Laws, draws: str) -> Iterator[tuple]:
     yield from extend(0, [], 1.0, [])
 
 
-def judged(rule: Any, topology: Any, target: Laws, drafter: Laws, draws: str, given=()):
+def judged(
+    rule: Any, topology: Any, target: Laws, drafter: Laws, draws: str = "iid", given=()
+):
     """(drafts, stop [K, 1 + N], residual [K, 1 + N, V]) of every draft.
 
     Drafts of probability 0 fill the list to one size, so that a rule has one program.
@@ -117,9 +119,16 @@ def emitted_law(
 
     `rule` is a BlockRule, or a function of one row's draft and prediction.
     """
+    found = judged(rule, topology, target, drafter, draws, given)
+    return law_of(topology, target, *found)
+
+
+def law_of(
+    topology: Any, target: Laws, drafts: Any, stop: np.ndarray, residual: np.ndarray
+) -> dict[tuple[int, ...], float]:
+    """`emitted_law` out of what `judged` gave."""
     depth, vocab = topology.max_depth, len(target[()])
     law = {s: 0.0 for s in itertools.product(range(vocab), repeat=depth + 1)}
-    drafts, stop, residual = judged(rule, topology, target, drafter, draws, given)
     for (tokens, weight, _), stops, residuals in zip(drafts, stop, residual):
         for lane in [-1, *range(topology.num_nodes)]:
             if weight * stops[lane + 1] == 0:
@@ -173,17 +182,27 @@ def total_variation(law: dict, exact: dict) -> float:
     return 0.5 * float(sum(abs(law[s] - exact[s]) for s in law))
 
 
+def check_role(role: str | None, params: dict[str, Params], name: str) -> None:
+    """ValueError for a part whose role has no params."""
+    if role is not None and role not in params:
+        raise ValueError(
+            f"{name} reads the params of the role {role!r}: give "
+            f"params={{{role!r}: ...}}"
+        )
+
+
 def report(rule: NodeRule | BlockRule, name: str, params: dict[str, Params]) -> Report:
     """Whether what `rule` emits has the target's law, on chains and on trees."""
     most = rule.max_children if isinstance(rule, NodeRule) else 2
     if "chain" in rule.needs:
         most = 1
-    given = () if rule.role is None else (params[rule.role],)
     if isinstance(rule, BlockRule) and rule.role is not None:
         raise ValueError(
             f"{name} reads hidden states, which an enumeration has none of: check the "
             "decoder that it makes"
         )
+    check_role(rule.role, params, name)
+    given = () if rule.role is None else (params[rule.role],)
     block = accept.by_node(rule) if isinstance(rule, NodeRule) else rule
     shapes = [trees.chain(1), trees.chain(2)]
     if most > 1:  # a tree has as many nodes at least as a node has children
@@ -195,15 +214,15 @@ def report(rule: NodeRule | BlockRule, name: str, params: dict[str, Params]) -> 
     faults, worst, smallest = [], 0.0, None
     for topology, vocab, draws in tried:
         target, drafter = tables(0, topology.max_depth, vocab)
+        found = judged(block, topology, target, drafter, draws, given)
         laws = (
-            emitted_law(block, topology, target, drafter, draws=draws, given=given),
+            law_of(topology, target, *found),
             exact_law(target, topology.max_depth + 1),
         )
         here = total_variation(*laws)
         if here > CLOSE and smallest is None:
             smallest = _example(topology, draws, target, drafter, *laws)
         worst = max(worst, here)
-        found = judged(block, topology, target, drafter, draws, given)
         faults += [each for each in [_no_law(topology, *found)] if each]
     law = f"lossless: on {len(tried)} kinds of drafts its tokens have the target's law "
     law += f"(total variation {worst:.1g})"

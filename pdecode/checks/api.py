@@ -48,6 +48,11 @@ def check(
     if isinstance(part, str):
         name = name or part
         part, settings = _resolved(part, settings)
+    if settings and (isinstance(part, Model) or not callable(part)):
+        raise ValueError(
+            f"{name or type(part).__name__} is made already: it takes no "
+            f"{next(iter(settings))!r}"
+        )
     if isinstance(part, Model):
         return networks.report(part, params, name or part.name)
     extra = {} if params is None else dict(params)
@@ -56,6 +61,11 @@ def check(
         return _of_record(made, part, use, name or type(part).__name__, extra)
     name = name or getattr(part, "__name__", repr(part))
     if _is_method(part):
+        if extra:
+            raise ValueError(
+                f"{name} is a method, whose roles get toys: check the decoder that it "
+                "makes, with params"
+            )
         return decoders.report(part, settings, name)
     made = _maker(part, settings, name)
     return _of_record(made, made.build(**made.knobs), use, name, extra)

@@ -41,7 +41,6 @@ class Walk(NamedTuple):
     # Two vectors of draws in one situation, and the positions that each filled.
     reads_draws: tuple | None
     unfinished: float  # weight that was not done after the last turn
-    num_turns: int
 
     @property
     def variation(self) -> float:
@@ -126,7 +125,7 @@ def walk(
     totals = [np.concatenate(each).sum() for each in zip(*filled)]
     return Walk(
         vocab, new, found, exact_law(law, vocab, new), float(totals[0] / totals[1]),
-        reads, float(weight.sum()), number,
+        reads, float(weight.sum()),
     )  # fmt: skip
 
 

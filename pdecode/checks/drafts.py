@@ -4,7 +4,6 @@ A drafter's randomness is its own, so the law is sampled here: many rows against
 exact joint, with the distance that as many draws from the joint itself stay under.
 """
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -12,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pdecode import decode, prompts, rng, trees
+from pdecode import decode, drafters, prompts, rng, trees
 from pdecode.checks import canvas, runs, toys
 from pdecode.checks.report import Finding, Report, string
 from pdecode.contracts import Decoder, Draft, Drafter, Model, Sampling
@@ -126,37 +125,32 @@ def _proposes(drafter: Drafter) -> str:
 
 def _same_as_plain(seen: runs.Runs, params: dict) -> Finding:
     """Under `match` the tokens are those of plain sampling, whatever is proposed."""
+    says = unlike_plain(seen.generation, params, 1.0)
+    kept = "with acceptance 'match' every token is plain sampling's with the same key"
+    return Finding("same tokens", not says, says or kept)
+
+
+def unlike_plain(made: Any, params: dict, temperature: float) -> str:
+    """The first row that differs from plain decoding's, in words; empty if none does.
+
+    `made` is what the rows of `toys.ragged` became with the key of `runs`.
+    """
     plain = speculative.draft_verify(
-        toys.CAUSAL, nothing(), max_new_tokens=toys.NEW, sampling=Sampling(1.0)
-    )
-    run = toys.quick(functools.partial(decode.decode, plain))
-    want = jax.tree.map(np.asarray, run(params, toys.ragged(), jax.random.key(1))[0])
-    for row, (mine, its) in enumerate(zip(seen.generation.tokens, want.tokens)):
-        end = want.start[row] + want.lengths[row]
-        if (mine[:end] != its[:end]).any():
-            says = (
-                f"the row [{string(toys.ROWS[row])}] became [{string(mine[:end])}] and "
-                f"plain sampling says [{string(its[:end])}]"
+        toys.CAUSAL, drafters.nothing(), max_new_tokens=toys.NEW,
+        sampling=Sampling(temperature),
+    )  # fmt: skip
+    want, _ = runs._Program(runs.Tried(lambda: plain, {}, params))(toys.ragged())
+    for row, tokens in enumerate(toys.ROWS):
+        mine, its = (
+            each.tokens[row, : each.start[row] + each.lengths[row]]
+            for each in (made, want)
+        )
+        if mine.tolist() != its.tolist():
+            return (
+                f"the row [{string(tokens)}] became [{string(mine)}] and plain "
+                f"decoding says [{string(its)}]"
             )
-            return Finding("same tokens", False, says)
-    says = "with acceptance 'match' every token is plain sampling's with the same key"
-    return Finding("same tokens", True, says)
-
-
-def nothing() -> Drafter:
-    """Proposes nothing: plain decoding in the family's own loop."""
-    return Drafter(
-        0,
-        0,
-        lambda params, keys, prompt, prefix, output: (),
-        lambda params, keys, state, prefix: (_empty(prefix.length), state),
-        lambda params, keys, state, round: state,
-    )
-
-
-def _empty(length) -> Draft:
-    none = jnp.zeros((length.shape[0], 0), jnp.int32)
-    return Draft(tokens=none, parents=none)
+    return ""
 
 
 class Sampled(NamedTuple):

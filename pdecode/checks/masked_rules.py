@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from pdecode import decode
-from pdecode.checks import canvas, runs, toys
+from pdecode.checks import acceptance, canvas, runs, toys
 from pdecode.checks.report import CLOSE, Finding, Report, string
 from pdecode.contracts import Decoder, Model, Rule, Sampling
 from pdecode.families import masked
@@ -23,11 +23,7 @@ def report(
 ) -> Report:
     """What `make(**knobs)` does to the joint when it is used as a `use` rule."""
     rule = make(**knobs)
-    if rule.role is not None and rule.role not in params:
-        raise ValueError(
-            f"{name} reads the params of the role {rule.role!r}: give "
-            f"params={{{rule.role!r}: ...}}"
-        )
+    acceptance.check_role(rule.role, params, name)
 
     def build(**traced) -> Decoder:
         return decoder_of(toys.MASKED, make(**traced), use, toys.NEW)

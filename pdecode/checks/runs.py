@@ -1,5 +1,7 @@
 """What any decoder must keep: it ends, rows are alone, one program serves all knobs."""
 
+import os
+import pathlib
 import re
 import traceback
 from collections.abc import Callable
@@ -14,6 +16,7 @@ from pdecode.checks import toys
 from pdecode.checks.report import Finding, string
 from pdecode.contracts import STOPPED_BY, Decoder, Generation
 
+OURS = f"{pathlib.Path(__file__).parents[1]}{os.sep}"  # where frames are not a user's
 NOT_TRACEABLE = jax.errors.JAXTypeError  # a number was wanted of what is traced
 
 
@@ -34,7 +37,7 @@ class Runs(NamedTuple):
 
 
 def of(tried: Tried) -> Runs:
-    """Runs `tried` on the toys: alone, permuted, in other company, with other knobs."""
+    """Runs `tried` on the toys: alone, permuted, in other company; traced again."""
     traced, retraces = _traced(tried)
     if retraces is not None:  # the rest is seen with its numbers fixed
         traced = _Program(tried._replace(build=_fixed(tried), knobs={}))
@@ -82,12 +85,6 @@ def _traced(tried: Tried) -> tuple[_Program, Finding | None]:
 
 
 def _one_trace(tried: Tried, program: _Program) -> Finding:
-    others = [
-        {name: value * scale for name, value in tried.knobs.items()}
-        for scale in (0.5, 0.9)
-    ]
-    for knobs in others if tried.knobs else []:
-        program(toys.ragged(), knobs)
     prompt, values = toys.ragged(), _arrays(tried.knobs)
     args = tried.params, prompt, jax.random.key(1), values
     # A function of its own each time: traces are kept by function.
@@ -186,7 +183,7 @@ def _fixed(tried: Tried) -> Callable[..., Decoder]:
 def _place(error: Exception) -> str:
     """The last line of a user's own code that an error passed, as " (file.py:12)"."""
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        is_ours = "pdecode/" in frame.filename and "/tests/" not in frame.filename
+        is_ours = frame.filename.startswith(OURS)
         if not is_ours and "/jax/" not in frame.filename:
             name = frame.filename.rpartition("/")[2]
             return f" ({name}:{frame.lineno}: {frame.line})"

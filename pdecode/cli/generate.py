@@ -24,6 +24,7 @@ def run(args) -> int:
         options = arguments.decode(args)
         asked = arguments.chat(args, arguments.prompts(args), options)
         job = generation.prepare(asked.rows, **options)
+        _check_images(args, job)
         bad, begin, shown = [], 0, []
         for part in generation.slices(job, args.batch_size):
             made = _decoded(part, args)
@@ -48,6 +49,14 @@ def run(args) -> int:
         file=sys.stderr,
     )
     return NOT_FINITE
+
+
+def _check_images(args, job: Any) -> None:
+    """ValueError, before anything is decoded, where images are asked of text."""
+    asked = [("--out", args.out), ("--class", args.classes)]
+    for option, value in asked:
+        if value is not None and not hasattr(job.tokenizer, "pixel"):
+            raise ValueError(f"{option} {value}: {job.model_name} draws no images")
 
 
 def compile(args) -> int:

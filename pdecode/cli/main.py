@@ -156,13 +156,13 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("name", help="name, file.py:name or module:name")
     made.add_argument("--json", action="store_true", help="one JSON object")
 
-    see.view_options(add("view", _view, "show a result's replay: its order"))
+    see.view_options(add("view", see.view, "show a result's replay: its order"))
 
-    made = add("check", _check, "try a rule, drafter, decoder or method of your own")
+    made = add("check", see.check, "try a rule, drafter, decoder or method of your own")
     see.check_options(made)
     _add_set(made, "NAME=VALUE")
 
-    tune.options(add("tune", _tune, "search for the fastest methods and settings"))
+    tune.options(add("tune", tune.run, "search for the fastest methods and settings"))
 
     made = add("train", _train, "train what a config says")
     train.options(made)
@@ -245,18 +245,6 @@ def _methods(args) -> int:
         "pdecode explain NAME explains one"
     )
     return 0
-
-
-def _view(args) -> int:
-    return see.view(args)
-
-
-def _check(args) -> int:
-    return see.check(args)
-
-
-def _tune(args) -> int:
-    return tune.run(args)
 
 
 def _train(args) -> int:

@@ -18,7 +18,9 @@ def options(made: Any) -> None:
     made.add_argument(
         "--batch-size", type=int, help="default: 1; speculative, not quick: 1, then 8"
     )
-    made.add_argument("--repeats", type=int, help="default: 51 for loop, else 5")
+    made.add_argument(
+        "--repeats", type=int, help="default: 51 for loop, else 5, 3 if quick"
+    )
     made.add_argument(
         "--shapes", help="hotpath: 3m, 30m, 130m, qwen3-8b, llada-8b (default: 3m,30m)"
     )
@@ -32,7 +34,9 @@ def options(made: Any) -> None:
     )
     made.add_argument("--model", help="parallelbench: a masked model of its tasks")
     made.add_argument(
-        "--instances", type=int, help="parallelbench: of each task (default: 50)"
+        "--instances",
+        type=int,
+        help="parallelbench: of each task (default: 50, 25 if quick)",
     )
     made.add_argument(
         "--out",
@@ -68,7 +72,8 @@ def run(args: Any) -> int:
 def _check(args: Any) -> None:
     every = {name for taken in TAKES.values() for name in taken}
     for name in sorted(every - set(TAKES[args.suite])):
-        if getattr(args, name) not in (None, False):
+        value = getattr(args, name)
+        if value is not None and value is not False:
             option = "--" + name.replace("_", "-")
             takers = [suite for suite, taken in TAKES.items() if name in taken]
             raise ValueError(f"{option} is for --suite {' or '.join(takers)}")

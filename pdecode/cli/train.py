@@ -67,6 +67,8 @@ def _next_command(args, record: dict) -> str:
         (target,) = record["frozen"].values()
         parts += decoded_by(config["options"])
         parts += ["--model", target["from"], "--drafter", out]
+    if config.get("data") == "digits":
+        return shlex.join([*parts, "--class", "7"])
     is_text = config["model"]["vocab_size"] == byte_model.VOCAB_SIZE
     # Python's library is the text that a run has by default.
     text = "def f(n):" if config.get("data") is None else "YOUR PROMPT"

@@ -16,7 +16,7 @@ def options(made: Any) -> None:
     made.add_argument("--drafter", help="the same, for methods that take one")
     made.add_argument("--judge", help="a causal model that judges the text")
     made.add_argument("--dtype", help="of checkpoint folders (default: their own)")
-    made.add_argument("--methods", help="names, separated by commas (default: all)")
+    made.add_argument("--methods", help="names, by commas (default: those of compare)")
     made.add_argument("--minutes", type=float, default=5.0, help="to search for")
     made.add_argument("--num-prompts", type=int, default=8)
     made.add_argument("--batch-size", type=int, default=1)
@@ -89,14 +89,14 @@ def lines(found: Any, best: dict[str, Any], args) -> list[str]:
         told += [
             "",
             f"{kind} ({about[kind]}): {trial.candidate.name}",
-            f"  {trial.ratio:.2f} times plain decoding (middle half {low:.2f} to "
+            f"  {trial.ratio:.2f} times {found.reference} (middle half {low:.2f} to "
             f"{high:.2f}), {trial.tokens_per_call:.2f} tokens a call, "
             f"{trial.tokens_per_s:.0f} a second{bits}",
             f"  {command(trial.candidate, args)}",
         ]
     lossless = best["lossless"]
     if lossless is not None and lossless.ratio_half[1] < 1:
-        told += ["", "nothing lossless is faster than plain decoding here"]
+        told += ["", f"nothing lossless is faster than {found.reference} here"]
     return told
 
 
@@ -107,9 +107,10 @@ def command(candidate: Any, args) -> str:
         value = getattr(args, name)
         words += [f"--{name}", value] if value is not None else []
     for name, value in candidate.settings.items():
-        if value is not None:
-            shown = ",".join(map(str, value)) if isinstance(value, tuple) else value
-            words += ["--set", f"{name}={shown}"]
+        shown = ",".join(map(str, value)) if isinstance(value, tuple) else value
+        words += ["--set", f"{name}={'none' if value is None else shown}"]
+    # What was measured: other lengths may not fit the settings.
+    words += ["--max-new-tokens", str(args.max_new_tokens)]
     return shlex.join([*words, "--prompt", "..."])
 
 
@@ -145,7 +146,8 @@ def _data(trial: Any, args) -> dict[str, Any]:
 def _same_search(path: pathlib.Path, settings: dict[str, Any]) -> None:
     """Refuses to mix two searches in one folder."""
     now = json.loads(json.dumps(settings, default=str))
-    if path.exists() and json.loads(path.read_text()) != now:
+    is_begun = path.exists() and path.with_name("trials.jsonl").exists()
+    if is_begun and json.loads(path.read_text()) != now:
         raise ValueError(
             f"{path.parent} holds another search: give --out another folder"
         )

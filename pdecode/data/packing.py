@@ -8,7 +8,7 @@ import functools
 import hashlib
 import os
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -133,9 +133,11 @@ def save(path: str | os.PathLike, tokens: np.ndarray) -> None:
 
 
 def load_split(
-    split: str, data_dir: str | None = None, data: str | None = None
+    split: str,
+    data_dir: str | None = None,
+    prepare: Callable[[str, str | None], np.ndarray] | None = None,
 ) -> np.ndarray:
-    """The token stream of a split of the standard library corpus, or of "digits".
+    """The token stream of a split: of the standard library corpus, or of `prepare`.
 
     A folder that holds `{split}.npy` (as `save` wrote it) is read as it is; any other
     is where TensorFlow Datasets keeps, or now prepares, the data. Returns uint16 [N];
@@ -148,10 +150,8 @@ def load_split(
                 return np.load(ready, mmap_mode="r")
             except (ValueError, EOFError, OSError) as error:
                 raise ValueError(f"{ready} is no .npy array: {error}") from None
-    if data == "digits":
-        from pdecode.data import digits
-
-        return digits.stream(split, data_dir)
+    if prepare is not None:
+        return prepare(split, data_dir)
     from pdecode.data import stdlib_code
 
     return stream(stdlib_code.documents(split, data_dir))

@@ -11,8 +11,41 @@ import numpy as np
 
 from pdecode.data import packing
 from pdecode.data.parallelbench import rows as task_rows
+from pdecode.models import digits
 
 SPLITS = ("train", "validation")
+
+
+class Kind(NamedTuple):
+    """Data of rows that stand by themselves."""
+
+    row_len: int
+    stream: Callable[[str, str | None], np.ndarray]  # of a split, as in packing.save
+    given_ids: tuple[int, ...] = ()  # besides BOS
+    is_bytes: bool = False
+    is_made: bool = False  # when a run begins, so that no folder holds it
+
+
+def _digits(split: str, data_dir: str | None) -> np.ndarray:
+    from pdecode.data import digits as prepared_digits
+
+    return prepared_digits.stream(split, data_dir)
+
+
+# By `TrainConfig.data`; None there is one text, cut anywhere.
+KINDS = {
+    "tasks": Kind(
+        task_rows.ROW_LEN,
+        lambda split, data_dir: task_rows.stream(split),
+        is_bytes=True,
+        is_made=True,
+    ),
+    "digits": Kind(
+        digits.RECORD,
+        _digits,
+        given_ids=tuple(range(digits.FIRST_CLASS, digits.MASK_ID)),
+    ),
+}
 
 
 class Text(NamedTuple):
@@ -53,13 +86,10 @@ def read(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Training and validation streams, integer [N], of a folder or of the library.
 
-    Of `data` "tasks" they are made: see `parallelbench.rows`; "digits" are images.
-    A folder that holds train.npy must hold validation.npy too: figures of one text on
-    the model of another mean nothing. Raises ValueError, naming the file.
+    With `data`, a key of `KINDS`, they are rows of that. A folder that holds train.npy
+    must hold validation.npy too: figures of one text on the model of another mean
+    nothing. Raises ValueError, naming the file.
     """
-    if data == "tasks":
-        training, validation = map(task_rows.stream, SPLITS)
-        return training, validation
     if data_dir is not None:
         folder = pathlib.Path(data_dir)
         there = [name for name in SPLITS if (folder / f"{name}.npy").exists()]
@@ -69,7 +99,10 @@ def read(
                 f"data_dir={data_dir} holds {there[0]}.npy but no {missing}.npy: put "
                 "both there (pdecode.data.packing.save), or neither"
             )
-    training, validation = (packing.load_split(name, data_dir, data) for name in SPLITS)
+    prepare = None if data is None else KINDS[data].stream
+    training, validation = (
+        packing.load_split(name, data_dir, prepare) for name in SPLITS
+    )
     return training, validation
 
 

@@ -18,7 +18,7 @@ from pdecode.contracts import (
     SlotRun,
     Visibility,
 )
-from pdecode.drafters import causal, ignore, ngram
+from pdecode.drafters import ignore, ngram
 from pdecode.kernels.head import api as vocab_head
 from pdecode.sampling import without_mask
 
@@ -41,7 +41,6 @@ class Written(NamedTuple):
     tokens: Array  # int32 [B, L + N + M + 1]  the text and the chain behind it
     length: Array  # int32 [B]
     cache: object
-    stored: Array  # int32 [B]  slots that hold the text and the chain
     num_calls: Array  # int32 [B]
 
 
@@ -66,21 +65,19 @@ def _init(plan: Plan, params, keys, prompt, prefix: Prefix, output):
     room = plan.num_draft + 2 * plan.num_copied + 2
     cache = plan.model.init_cache(prompt, prefix.tokens.shape[1] + room)
     _, cache = prompts.prefill(plan.model, params["drafter"], prompt, cache, drop=1)
-    return causal.CausalState(cache, prompt.lengths - 1)
+    return cache
 
 
-def _propose(plan: Plan, params, keys, state: causal.CausalState, prefix: Prefix):
+def _propose(plan: Plan, params, keys, cache, prefix: Prefix):
     # Besides the root two tokens lack at most: the last of the chain, and the next one.
     own, root = params["drafter"], prefix.length - 1
     beyond = plan.num_draft + plan.num_copied + 1
     place = jnp.arange(prefix.tokens.shape[1])[None]
     text = jnp.where(place < prefix.length[:, None], prefix.tokens, 0)
-    stored = jnp.minimum(state.written, root)
     begun = Written(
         tokens=jnp.pad(text, ((0, 0), (0, beyond))),
         length=prefix.length,
-        cache=state.cache,
-        stored=stored,
+        cache=cache,
         num_calls=jnp.zeros_like(root),
     )
     goal = prefix.length + plan.num_draft
@@ -95,8 +92,7 @@ def _propose(plan: Plan, params, keys, state: causal.CausalState, prefix: Prefix
         num_tokens=ended.num_calls * width,
         num_tokens_computed=jnp.broadcast_to(most * width, root.shape),
     )
-    after = causal.CausalState(ended.cache, jnp.minimum(ended.stored, goal - 1))
-    return draft._replace(cost=cost), after
+    return draft._replace(cost=cost), ended.cache
 
 
 def _call(plan: Plan, own, keys, goal: Array, at: Written) -> Written:
@@ -137,11 +133,9 @@ def _call(plan: Plan, own, keys, goal: Array, at: Written) -> Written:
     gained = jnp.where(at.length < goal, hits + 1, 0).astype(jnp.int32)
     is_new = (nth >= 0) & (nth < gained[:, None])
     told = jnp.take_along_axis(wanted, jnp.clip(nth, 0, plan.num_copied), 1)
-    length = at.length + gained
     return Written(
         tokens=jnp.where(is_new, told, at.tokens),
-        length=length,
+        length=at.length + gained,
         cache=cache,
-        stored=jnp.where(gained > 0, length - 1, at.stored),
         num_calls=at.num_calls + (gained > 0),
     )

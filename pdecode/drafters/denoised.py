@@ -24,6 +24,8 @@ class Noisy(NamedTuple):
     guesses: Any  # of `iterates.iterate`; of a clean slot the token that stands there
     level: Array  # int32 [B, W]  0: clean
     noisy: Array  # [B, W, E]  what stands at a noisy slot, normalised
+    mean: Array  # [E]  of the embeddings, and their deviation, which normalise
+    scale: Array  # [E]
 
 
 def schedule(num_levels: int) -> tuple[np.ndarray, np.ndarray]:
@@ -86,16 +88,17 @@ def denoised(
 def _init(model, base: Drafter, num_levels: int, params, keys, prompt, prefix, output):
     guesses = base.init(params, keys, prompt, prefix, output)
     level = jnp.full(guesses.tokens.shape, num_levels, jnp.int32)
-    return Noisy(guesses, level, _noise(model, keys, prefix, level.shape[1]))
+    noisy = _noise(model, keys, prefix, level.shape[1])
+    return Noisy(guesses, level, noisy, *_statistics(model, params["model"]))
 
 
 def _propose(model: Model, base: Drafter, params, keys, state: Noisy, prefix: Prefix):
     draft, guesses = base.propose(params, keys, state.guesses, prefix)
-    table, mean, scale = _statistics(model, params["model"])
     is_noisy = (state.level > 0)[..., None]
     # An absent node is fed as id 0, and its lane should read what stands there.
-    stands = state.noisy * scale[None, None] + mean[None, None]
-    extra = jnp.where(is_noisy, stands - table[0][None, None], 0)
+    stands = state.noisy * state.scale[None, None] + state.mean[None, None]
+    zeroth = _rows(model, params["model"], jnp.zeros((1, 1), jnp.int32))
+    extra = jnp.where(is_noisy, stands - zeroth, 0)
     draft = draft._replace(
         tokens=jnp.where(is_noisy[..., 0], -1, draft.tokens),
         q=None if draft.q is None else jnp.where(is_noisy, 0, draft.q),
@@ -117,25 +120,31 @@ def _observe(
     is_old = node < window
     lane = jnp.minimum(node, window - 1)
     level = jnp.take_along_axis(state.level, lane, 1)
-    table, mean, scale = _statistics(model, params["model"])
-    clean = (table[guesses.tokens] - mean[None, None]) / scale[None, None]
+    clean = _rows(model, params["model"], guesses.tokens)
+    clean = (clean - state.mean[None, None]) / state.scale[None, None]
     moved = jnp.take_along_axis(state.noisy, lane[..., None], 1)
     moved = stepped(moved, clean, level, num_levels)
     length = round.prefix.length + round.num_accepted + 1
     fresh = _noise(model, keys, round.prefix._replace(length=length), window)
-    return Noisy(
+    return state._replace(
         guesses=guesses,
         level=jnp.where(is_old, jnp.maximum(level - 1, 0), num_levels),
         noisy=jnp.where(is_old[..., None], moved, fresh).astype(state.noisy.dtype),
     )
 
 
-def _statistics(model: Model, params) -> tuple[Array, Array, Array]:
-    """The embeddings [V, E], and mean and deviation [E] of each channel."""
+def _statistics(model: Model, params) -> tuple[Array, Array]:
+    """Mean and deviation float32 [E] of each channel of the embeddings."""
     assert model.embedding is not None, "checked where the drafter is made"
     table = model.embedding.table(params).astype(jnp.float32)
     deviation = table.std(0)
-    return table, table.mean(0), jnp.where(deviation > 0, deviation, 1)
+    return table.mean(0), jnp.where(deviation > 0, deviation, 1)
+
+
+def _rows(model: Model, params, ids: Array) -> Array:
+    """float32 [.., E]: the embeddings of `ids`."""
+    assert model.embedding is not None, "checked where the drafter is made"
+    return model.embedding.table(params)[ids].astype(jnp.float32)
 
 
 def _noise(model: Model, keys: Array, prefix: Prefix, window: int) -> Array:

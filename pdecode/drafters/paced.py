@@ -201,11 +201,12 @@ def draft_model(
     """
     if draws not in ("with_replacement", "coupled"):
         raise ValueError(f"{draws=} must be 'with_replacement' or 'coupled'")
-    _check(choices, choices[-1], choices[-1])
+    longest = max(choices, default=0)
+    _check(choices, longest, longest)
     causal.check_lenses(lenses)
     plan = Plan(
         model, choices, prices, without_mask(model, sampling), draws, tuple(lenses),
-        num_behind=choices[-1] + 1,
+        num_behind=longest + 1,
     )  # fmt: skip
     return Drafter(
         plan.num_nodes,

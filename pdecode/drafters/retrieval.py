@@ -117,9 +117,8 @@ def merged(
     a row drafts nothing; where that holds for all rows nothing is searched. Weights are
     whole numbers.
     """
-    found = retrieval(
-        store, num_nodes, min_match=min_match, num_matches=num_matches, length=length
-    )
+    sizes = {"min_match": min_match, "num_matches": num_matches, "length": length}
+    found, _ = (retrieval(each, num_nodes, **sizes) for each in (store, other))
     plans = [
         Plan(each.max_match, min_match, num_matches, length, num_nodes)
         for each in (store, other)

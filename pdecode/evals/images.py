@@ -6,7 +6,6 @@ al.'s (2017, arXiv:1706.08500) on that classifier's last hidden layer in place o
 Inception network's: figures compare with each other and with nothing outside.
 """
 
-import math
 import os
 from typing import Any, NamedTuple
 
@@ -16,6 +15,7 @@ import matplotlib.image
 import numpy as np
 import optax
 
+from pdecode.evals import quality
 from pdecode.models import digits
 
 _WIDTHS = (digits.SIDE**2, 128, 48)
@@ -101,19 +101,11 @@ def worth(by: Judge, images: np.ndarray, classes: np.ndarray) -> Worth:
     low, high = np.quantile(again, [0.025, 0.975]) + shift
     return Worth(
         accuracy=float(right.mean()),
-        accuracy_interval=interval(int(right.sum()), len(right)),
+        accuracy_interval=quality.wilson(int(right.sum()), len(right)),
         frechet=distance,
         frechet_interval=(float(low), float(high)),
         coverage=_coverage(by, images, classes),
     )
-
-
-def interval(count: int, total: int, z: float = 1.96) -> tuple[float, float]:
-    """Wilson's interval of a share `count` / `total`."""
-    share, spread = count / total, z * z / total
-    middle = (share + spread / 2) / (1 + spread)
-    half = math.sqrt(share * (1 - share) * spread + spread**2 / 4) / (1 + spread)
-    return middle - half, middle + half
 
 
 def frechet(first: np.ndarray, second: np.ndarray) -> float:

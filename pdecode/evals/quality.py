@@ -14,6 +14,7 @@ from pdecode.contracts import Model, Params, Query, Sampling, SlotRun, Visibilit
 from pdecode.kernels.head import api as vocab_head
 from pdecode.models.bytes import ByteTokenizer
 
+_Z = 1.959964  # of a 95 % interval
 NEAR_TIE = 1e-4  # probability between the best two tokens, below which either may win
 
 
@@ -146,3 +147,13 @@ def _score(params, batch, *, model: Model):
         of=batch.tokens[:, 1:],
     )
     return found.of_log_prob, found.margin
+
+
+def wilson(right: int, num: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of a share; (0, 1) of nothing."""
+    if num == 0:
+        return 0.0, 1.0
+    share, z2 = right / num, _Z**2 / num
+    middle = (share + z2 / 2) / (1 + z2)
+    half = _Z / (1 + z2) * math.sqrt(share * (1 - share) / num + z2 / (4 * num))
+    return max(middle - half, 0.0), min(middle + half, 1.0)

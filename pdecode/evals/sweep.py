@@ -122,7 +122,6 @@ def sweep(
         job = generation.prepare(
             prompts, method=method, model=model, **{**fixed, **here}
         )
-        generation.compiled(job)  # so that no row's time holds it
         made = generation.decoded(job, seed=seed)
         bits = _judged(job, made, judge)
         rows.append({**here, **_counted(made), "bits_per_byte": bits})
@@ -147,7 +146,8 @@ def _counted(made: Result) -> dict[str, Any]:
 
 def _judged(job: generation.Job, made: Result, name: str | None) -> float | None:
     """Bits a byte under the judge `name`; None without one of the same vocabulary."""
-    if name is None and job.model_name in embedded.NAMES:
+    is_text = job.model_name not in embedded.SETS["digits"]
+    if name is None and job.model_name in embedded.NAMES and is_text:
         name = "target"
     if name is None:
         return None

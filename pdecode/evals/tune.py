@@ -21,7 +21,7 @@ from pdecode.evals.rows import Judged, Judging, Row, judged
 
 CLASSES = ("lossless", "near", "lossy")
 NEAR = 1.02  # bits a byte over the baseline's, up to which a lossy row is near it
-FIRST = 1  # prompts of the first round
+FIRST = 1  # batches of the first round
 LEAST = 2  # candidates of a class that are never dropped
 
 
@@ -57,6 +57,7 @@ class Tuned(NamedTuple):
 
     trials: list[Trial]
     is_complete: bool  # every round was finished in time
+    reference: str  # the method that ratios are to
 
     def best(self, kind: str) -> Trial | None:
         """The fastest candidate of a class, among those on most prompts."""
@@ -66,13 +67,8 @@ class Tuned(NamedTuple):
         return max(last, key=lambda trial: trial.ratio, default=None)
 
 
-def candidates(
-    settings: compare.Settings, max_new_tokens: int
-) -> tuple[list[Candidate], list[str]]:
-    """Methods that fit the model, each with its settings and neighbours of them."""
-    entries, notes = lineup.entries(
-        settings.methods, settings.overrides, _choice(settings), max_new_tokens
-    )
+def candidates(entries: Sequence[Entry]) -> list[Candidate]:
+    """Each method of a line-up with its settings, and with neighbours of them."""
     found = []
     for entry in entries:
         if entry.name == lineup.BASELINE:
@@ -82,7 +78,7 @@ def candidates(
         for name, value in sorted(base.items()):
             for other in _neighbours(knobs.parameters(method)[name], value):
                 found.append(Candidate(entry.name, {**base, name: other}))
-    return found, notes
+    return found
 
 
 def tune(
@@ -101,7 +97,9 @@ def tune(
         raise ValueError(f"minutes={minutes} must be above 0")
     deadline = time.monotonic() + 60 * minutes
     context = compare.prepare(settings)
-    pool, _ = candidates(settings, settings.max_new_tokens)
+    for note in context.notes:
+        say(note)
+    pool, reference = candidates(context.entries), context.entries[0].name
     bench = _Bench(context, log)
     trials: list[Trial] = []
     count, most = FIRST, len(context.batches)
@@ -110,14 +108,15 @@ def tune(
         fresh: list[Trial] = []
         for number, candidate in enumerate(pool, 1):
             if time.monotonic() > deadline and bench.kept(candidate, count) is None:
-                return Tuned([*trials, *fresh], False)
-            say(f"{candidate.name} on {count} prompts ({number} of {len(pool)})")
+                return Tuned([*trials, *fresh], False, reference)
+            prompts = count * settings.batch_size
+            say(f"{candidate.name} on {prompts} prompts ({number} of {len(pool)})")
             found = bench.trial(candidate, count)
             if found is not None:
                 fresh.append(found)
         trials += fresh
         if count == most:
-            return Tuned(trials, True)
+            return Tuned(trials, True, reference)
         pool = [trial.candidate for trial in halved(fresh)]
         count *= 2
 
@@ -198,7 +197,7 @@ class _Bench:
         if count < len(context.batches):
             score = math.sqrt(row.ratio * self.predicted(base, row, entry))
         return Trial(
-            candidate, count, classed(row.guarantee, row.bits_per_byte,
+            candidate, size, classed(row.guarantee, row.bits_per_byte,
                                       base.bits_per_byte),
             row.ratio, row.ratio_half, score, row.tokens_per_call, row.tokens_per_s,
             row.bits_per_byte,
@@ -215,7 +214,8 @@ class _Bench:
         context = self.context
         entries = [context.entries[0], entry]
         if row.drafter_calls or self.costs is None:
-            self.costs = curve.measure(entries, [base, row], context.place, None)
+            folder = None if self.log is None else self.log.parent
+            self.costs = curve.measure(entries, [base, row], context.place, folder)
         there = curve.priced(context.settings.hardware, entries, context.place)
         found = curve.predict([base, row], self.costs, there)[1].predicted_here
         return row.ratio if found is None else found

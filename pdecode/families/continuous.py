@@ -36,7 +36,12 @@ class Drawn(NamedTuple):
 def speculative(
     target: Laws, drafter: Laws, keys: Array, *, num_values: int, num_draft: int
 ) -> Drawn:
-    """`num_values` values a row; keys [B] of rows. At most a target call a value."""
+    """`num_values` values a row; keys [B] of rows. At most a target call a value.
+
+    Raises ValueError for fewer than one value or draft.
+    """
+    if min(num_values, num_draft) < 1:
+        raise ValueError(f"{num_values=} and {num_draft=} must be at least 1")
     batch, room = keys.shape[0], num_values + num_draft + 1
 
     def unfinished(state):
@@ -63,7 +68,7 @@ def speculative(
 
 def _round(target, drafter, keys, values, length, turn, num_draft):
     """The values with a draft and its answer behind `length`, and how many it kept."""
-    nth = jnp.arange(values.shape[0])[:, None]
+    nth, room = jnp.arange(values.shape[0])[:, None], values.shape[1]
     laws = []
     for offset in range(num_draft):
         place = length[:, None] + offset
@@ -88,7 +93,8 @@ def _round(target, drafter, keys, values, length, turn, num_draft):
         here,
         there,
         rng.noise(keys, rng.RESIDUAL, length[:, None] + count, round=turn),
-        count < num_draft,
+        # Rows that are done need no answer that takes long to find.
+        (count < num_draft) & (length[:, None] + count < room - num_draft - 1),
     )
     return values.at[nth, length[:, None] + count].set(answer), count[:, 0]
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from pdecode.contracts import STOPPED_BY, Decoder, Model
-from pdecode.families import rows, speculative
+from pdecode.families import speculative
 
 
 class CutState(NamedTuple):
@@ -74,15 +74,7 @@ def cut_short(
 
 def _kept(model: Model, prefix, tokens, log_probs, count, leaves):
     """The guesses that a leaving row keeps: up to its end and its first EOS."""
-    place = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]
     room = jnp.minimum(count, prefix.end - prefix.length)
-    is_end = rows.is_eos(tokens, model.eos_ids) & (place < room[:, None])
-    first = jnp.where(is_end, place, tokens.shape[1]).min(1)
-    count = jnp.where(leaves, jnp.minimum(room, first + 1), 0)
-    return speculative.Emitted(
-        tokens=tokens,
-        log_probs=log_probs.astype(jnp.float32),
-        count=count,
-        saw_eos=leaves & (first < count),
-        failed=jnp.zeros_like(leaves),
-    )
+    is_number = jnp.ones(tokens.shape, bool)  # a guess may have no law to look at
+    log_probs = log_probs.astype(jnp.float32)
+    return speculative.cut(model.eos_ids, tokens, log_probs, is_number, room, leaves)

@@ -95,6 +95,12 @@ def frontier(
             f"the frontier family asks positions by a mask token, but {model.name} has "
             f"predicts={model.predicts!r}: use draft-and-verify for a causal model"
         )
+    if model.slides:
+        raise ValueError(
+            f"{model.name} has layers that see a window of positions, but the slots of "
+            "the frontier family are in the order of decisions: take a model whose "
+            "layers all see everything"
+        )
     rank = np.asarray(rank)
     if rank.ndim != 1 or len(rank) < max_new_tokens:
         raise ValueError(

@@ -177,7 +177,8 @@ def draft(plan: Plan, params, keys, state: speculative.PrefixState) -> Drafted:
 
     steps = jnp.arange(plan.window, dtype=jnp.int32)
     (_, cache), (tokens, hidden) = jax.lax.scan(turn, (last, ahead.cache), steps)
-    return Drafted(tokens.T, hidden.swapaxes(0, 1), cache)
+    hidden = hidden.swapaxes(0, 1).astype(ahead.hidden.dtype)
+    return Drafted(tokens.T, hidden, cache)
 
 
 def draw(plan: Plan, own, keys, root, position, hidden) -> Array:

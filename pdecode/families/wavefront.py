@@ -242,17 +242,19 @@ def front(plan: Plan, state: WavefrontState, active: Array):
     asked = frontier.Asked(jnp.where(inside, first + member, 0), inside)
 
     position = first + jnp.asarray(table.place)[turn]
-    # Nobody predicts from, or sees, what is last in its row.
+    # Nobody that sees only what is before it sees what is last in its row.
     is_lane = jnp.asarray(table.is_lane)[turn] & active[:, None]
-    is_lane &= position < state.end[:, None] - 1
+    is_lane &= position < state.end[:, None] - plan.is_causal
     source = jnp.clip(first + jnp.asarray(table.source)[turn], 0, length - 1)
     tokens = jnp.take_along_axis(state.tokens, source, 1)
     place = jnp.arange(length)[None] - first
     fed = jnp.asarray(table.written)[turn]
     index = jnp.clip(place + 1, 0, fed.shape[1] - 1)
-    written = (place < -1) | jnp.take_along_axis(fed, index, 1)
+    inside = jnp.arange(length)[None] < state.end[:, None] - plan.is_causal
+    written = (place < -1) | (jnp.take_along_axis(fed, index, 1) & inside)
     start = jnp.zeros_like(position)
-    stop = position + 1 if plan.is_causal else jnp.full_like(position, length)
+    ends = jnp.broadcast_to(state.end[:, None], position.shape)
+    stop = position + 1 if plan.is_causal else ends
     query = Query(
         tokens=jnp.where(is_lane, tokens, 0),
         positions=jnp.where(is_lane, position, 0),

@@ -23,12 +23,12 @@ from pdecode.contracts import (
     Model,
     Output,
     Params,
-    Prompt,
     Query,
     Visibility,
 )
 from pdecode.models import config as config_module
 from pdecode.models import layers as parts
+from pdecode.models import transformer
 
 NUM_WAVES = 128  # cosines, then sines, of the noise level
 
@@ -48,7 +48,6 @@ class Config:
     mask_id: int | None = None
     eos_ids: tuple[int, ...] = ()
     tied: bool = False
-    predicts: str = "masked"
     dtype: str = "float32"
     name: str = "dit"
 
@@ -109,7 +108,7 @@ def make_model(config: Config) -> Model:
     `query.extra` is added to the embedding where `query.has_extra`.
     """
     return Model(
-        init_cache=functools.partial(_init_cache, config),
+        init_cache=transformer.make_model(_inner(config)).init_cache,
         apply=functools.partial(_apply, config),
         encode=functools.partial(_apply, config),
         head=lambda params: Head(params["head"], params["head_bias"]),
@@ -117,7 +116,7 @@ def make_model(config: Config) -> Model:
         vocab_size=config.vocab_size,
         mask_id=config.mask_id,
         eos_ids=config.eos_ids,
-        predicts=config.predicts,
+        predicts="masked",
         attention=config.attention,
         block_len=config.block_len,
         max_positions=config.max_positions,
@@ -195,24 +194,10 @@ def _angles(config: Config, positions: Array):
     return parts.rotary(inner.rope, inner.head_dim, positions)
 
 
-def _init_cache(config: Config, prompt: Prompt, num_slots: int) -> Cache:
-    inner = _inner(config)
-    shape = (prompt.tokens.shape[0], inner.num_kv_heads, num_slots, inner.head_dim)
-    return tuple(
-        {"k": jnp.zeros(shape, config.dtype), "v": jnp.zeros(shape, config.dtype)}
-        for _ in range(config.num_layers)
-    )
-
-
 def _apply(
     config: Config, params: Params, query: Query, cache: Cache
 ) -> tuple[Output, Cache]:
-    stream = params["embed"][query.tokens].astype(config.dtype)
-    if query.extra is not None:
-        extra = query.extra.astype(config.dtype)
-        if query.has_extra is not None:
-            extra = jnp.where(query.has_extra[:, :, None], extra, 0)
-        stream = stream + extra
+    stream = transformer.embedded(_inner(config), params, query)
     level = None
     if config.cond_width is not None:
         level = parts.applied(NoiseLevel(config), params["noise_level"])

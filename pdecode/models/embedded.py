@@ -16,6 +16,7 @@ import hashlib
 import json
 import os
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -197,14 +198,16 @@ def transformer_config(record: dict) -> transformer.Config:
     return config_module.Config(**fields)
 
 
+def _network(module: Any) -> Callable:
+    return lambda record, dtype: module.make_model(
+        dataclasses.replace(transformer_config(record), dtype=dtype)
+    )
+
+
 # What a record's parameters may be -> what decodes with them, out of the record.
 KINDS = {
-    "transformer": lambda record, dtype: transformer.make_model(
-        dataclasses.replace(transformer_config(record), dtype=dtype)
-    ),
-    "two_pass": lambda record, dtype: two_pass.make_model(
-        dataclasses.replace(transformer_config(record), dtype=dtype)
-    ),
+    "transformer": _network(transformer),
+    "two_pass": _network(two_pass),
     "draft_heads": lambda record, dtype: heads_module.make_heads(
         holds(record)["num_heads"]
     ),

@@ -218,7 +218,10 @@ class Moe(nn.Module):
         config, experts = self.config, self.config.experts
         assert experts is not None, "a layer without experts has an Mlp"
         lanes = x.reshape(-1, config.width)
-        router = dense(config, experts.num_experts, False, "router")(lanes)
+        # Sigmoid scores choose by small margins: their models' routers are float32.
+        exact = dataclasses.replace(config, dtype="float32")
+        own = exact if experts.scores == "sigmoid" else config
+        router = dense(own, experts.num_experts, False, "router")(lanes)
         bias = None
         if experts.biased:
             start, shape = nn.initializers.zeros_init(), (experts.num_experts,)

@@ -24,6 +24,7 @@ from pdecode.contracts import (
     Query,
     SlotRun,
 )
+from pdecode.models.config import ATTENTIONS
 
 _ATTENTION = {"next": "causal", "masked": "bidirectional"}
 
@@ -64,8 +65,13 @@ def from_apply(
     if predicts == "masked" and mask_id is None:
         raise ValueError("predicts='masked' needs mask_id: the id of an open position")
     attention = attention or _ATTENTION[predicts]
-    if attention == "block_causal" and block_len is None:
-        raise ValueError("attention='block_causal' needs block_len")
+    if attention not in ATTENTIONS:
+        raise ValueError(f"{attention=} must be one of {ATTENTIONS}")
+    if (attention == "block_causal") != (block_len is not None):
+        raise ValueError(
+            f"{attention=} with {block_len=}: block_causal needs block_len, no other "
+            "attention takes it"
+        )
     is_alone = _takes_tokens_alone(apply)
     if init_cache is not None:
         call, start = _cached(apply), init_cache

@@ -149,7 +149,7 @@ def _apply(model: Model, parts: Parts, params, query: Query, cache: Parted):
 
 def _full_pass(model: Model, parts: Parts, params, start, is_due, size, cache: Parted):
     """Hidden states [B, size, E] from slot `start` on, and the cache of rows due."""
-    width = parts.room + size
+    width = min(parts.room + size, cache.tokens.shape[2])
     last = cache.tokens.shape[2] - 1
     slot = cache.since[:, None] + jnp.arange(width, dtype=jnp.int32)[None]
     asked = start - cache.since + size

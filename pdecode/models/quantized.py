@@ -70,7 +70,7 @@ def quantized(model: Model, group: int, *, bits: int = 8) -> Model:
         init_cache=functools.partial(_init_cache, model, group),
         apply=functools.partial(_apply, model, group, bits, model.apply),
         encode=functools.partial(_encode, model, group, bits),
-        move=functools.partial(_move, model),
+        move=_move,
         name=f"{bits}-bit {model.name}",
     )
 
@@ -168,9 +168,8 @@ def _encode(model: Model, group: int, bits: int, params, query: Query, cache: Co
     return output, cache._replace(leaves=_taken(leaves, whole, count), num_coded=count)
 
 
-def _move(model: Model, cache: Coded, source: Array, target: Array | SlotRun) -> Cache:
+def _move(cache: Coded, source: Array, target: Array | SlotRun) -> Cache:
     """Among recent tokens; `group` is more than a call's lanes, so they hold both."""
-    del model
     back = cache.num_coded
     if isinstance(target, SlotRun):
         place = target._replace(start=target.start - back)

@@ -11,7 +11,6 @@ the prompt's lanes too, and drops them.
 
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -135,8 +134,7 @@ def _run(config: Config, params, query: Query, layers, pick: Callable) -> tuple:
         stream, new, anew = _layer(config, layer, block, query, stream, old, pick)
         kept.append(new)
         rows = rows + anew.sum(1, dtype=jnp.int32)
-    hidden = parts.applied(parts.norm(config), params["norm"], stream)
-    return hidden, tuple(kept), rows
+    return transformer.final_norm(config, params, stream), tuple(kept), rows
 
 
 def _layer(config: Config, layer: int, block, query: Query, stream, old, pick):
@@ -151,7 +149,7 @@ def _layer(config: Config, layer: int, block, query: Query, stream, old, pick):
             made = parts.applied(norm, block["attention"][f"{name}_norm"], made)
         return made
 
-    normed = _normed(config, block["attention_norm"], stream)
+    normed = parts.applied(parts.norm(config), block["attention_norm"], stream)
     value = heads("value", normed, config.num_kv_heads)
     before = old["v"][:, :, :length].swapaxes(1, 2)
     lanes, anew = pick(_cosine(value, before))
@@ -182,20 +180,9 @@ def _layer(config: Config, layer: int, block, query: Query, stream, old, pick):
     out = parts.applied(closing, block["attention"]["out"], out)
     new["attention"] = caches.write(old["attention"], slots, out[:, None])
     stream = stream + new["attention"][:, 0, :length]
-    out = _mlp(config, layer, block, of(stream))
+    out = parts.mixed(transformer.own_config(config, layer), block, of(stream))
     new["mlp"] = caches.write(old["mlp"], slots, out[:, None])
     return stream + new["mlp"][:, 0, :length], new, anew
-
-
-def _mlp(config: Config, layer: int, block: Any, x: Array) -> Array:
-    is_dense = config.experts is None or layer < config.dense_layers
-    module = parts.Mlp if is_dense else parts.Moe
-    normed = _normed(config, block["mlp_norm"], x)
-    return parts.applied(module(config), block["mlp"], normed)
-
-
-def _normed(config: Config, params: Any, x: Array) -> Array:
-    return parts.applied(parts.norm(config), params, x)
 
 
 def _cosine(one: Array, other: Array) -> Array:

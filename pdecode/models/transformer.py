@@ -62,7 +62,7 @@ def init(config: Config, key: Array) -> Params:
     place = jnp.zeros((1, 1), jnp.int32)
     visible = Visibility(place, place + 1)
     for layer in range(config.num_layers):
-        params[f"layer_{layer}"] = parts.Block(_own(config, layer)).init(
+        params[f"layer_{layer}"] = parts.Block(own_config(config, layer)).init(
             keys[3 + layer], stream, _angles(config, layer, place), visible, None, None
         )["params"]
     params["norm"] = parts.norm(config).init(key, stream)["params"]
@@ -318,7 +318,7 @@ def _apply_in_groups(config: Config, group: int, params, query: Query, cache: Ca
             )
             branches.append(branch)
         for layer, branch in zip(layers, branches):
-            own, block = _own(config, layer), params[f"layer_{layer}"]
+            own, block = own_config(config, layer), params[f"layer_{layer}"]
             stream = stream + branch
             stream = stream + parts.mixed(own, block, stream)
     return Output(final_norm(config, params, stream)), tuple(caches)
@@ -327,7 +327,7 @@ def _apply_in_groups(config: Config, group: int, params, query: Query, cache: Ca
 def _layer(config, layer: int, block, query: Query, stream: Array, cache: Any):
     visible = _visible(config, layer, query)
     angles = _angles(config, layer, query.positions)
-    return parts.Block(_own(config, layer)).apply(
+    return parts.Block(own_config(config, layer)).apply(
         {"params": block}, stream, angles, visible, query.slots, cache
     )
 
@@ -341,7 +341,7 @@ def _visible(config: Config, layer: int, query: Query) -> Visibility:
     return narrowed(query.visible, query.positions, config.window, causal=causal)
 
 
-def _own(config: Config, layer: int) -> Config:
+def own_config(config: Config, layer: int) -> Config:
     """The sizes of one layer: the first ones may be dense in a mixture of experts."""
     if layer < config.dense_layers:
         return dataclasses.replace(config, experts=None, dense_layers=0)
@@ -368,6 +368,7 @@ def _table(config: Config, params: Params) -> Array:
 
 
 def embedded(config: Config, params: Params, query: Query) -> Array:
+    """What the layers begin with, [B, Q, E]."""
     stream = _scaled(config, params["embed"][query.tokens])
     if config.rope is None:
         table = params["positions"]

@@ -2,8 +2,9 @@
 
 Li et al., 2025, arXiv:2503.10568. The first half of the layers is causal self-attention
 over what is known. Its output makes keys and values once, shared by all layers of the
-second half, where masks at any positions attend to them and not to each other. So a
-query costs half the layers, and the second half caches one layer's keys and values.
+second half, where masks at any positions attend to them and not to each other. The
+second half caches one layer's keys and values. A query costs half the layers in the
+paper; here all lanes of a call run through both, and what is of no use is dropped.
 
 Parameters are those of `transformer`, layers split in two: those of the second half
 have no keys and values of their own, and "shared" makes them for all. Deviation: as the

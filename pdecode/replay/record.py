@@ -1,5 +1,6 @@
 """What a replay shows, as plain data: of one result, or of a comparison's methods."""
 
+import itertools
 import json
 import pathlib
 import statistics
@@ -44,11 +45,7 @@ class Replay(NamedTuple):
 def of_result(made: Any, grid: tuple[int, int] | None = None) -> Replay:
     """The replay of a `results.Result`, or of its fields as `--json` prints them."""
     fields = made if isinstance(made, dict) else made._asdict()
-    missing = [name for name in ("steps", "pieces", "prompts") if name not in fields]
-    if missing:
-        raise ValueError(
-            f"the result has no {missing[0]}: make it anew by pdecode generate --json"
-        )
+    _check_has(fields, ("steps", "pieces", "prompts", "probs", "predicts"))
     recorded = fields.get("recorded") or [None] * len(fields["tokens"])
     traces = []
     for index, tokens in enumerate(fields["tokens"]):
@@ -78,6 +75,9 @@ def of_result(made: Any, grid: tuple[int, int] | None = None) -> Replay:
 
 def of_lines(lines: Sequence[dict[str, Any]], grid=None) -> Replay:
     """The replay of results one a line, as `generate --json` prints several prompts."""
+    same = ("timing", "method", "model", "settings", "predicts", "vocab_size")
+    for line in lines:
+        _check_has(line, ("tokens", "steps", "pieces", "probs", "stats", *same))
     first = lines[0]
     whole: dict[str, Any] = {
         "tokens": [line["tokens"] for line in lines],
@@ -88,7 +88,6 @@ def of_lines(lines: Sequence[dict[str, Any]], grid=None) -> Replay:
         "prompts": [line.get("prompt", "") for line in lines],
         "stats": {"calls": [line["stats"]["calls"] for line in lines]},
     }
-    same = ("timing", "method", "model", "settings", "predicts", "vocab_size")
     return of_result({**whole, **{name: first[name] for name in same}}, grid)
 
 
@@ -136,6 +135,8 @@ def of_file(path: str, grid: tuple[int, int] | None = None) -> Replay:
     if isinstance(made, list) and made and all("tokens" in line for line in made):
         return of_lines(made, grid)
     if isinstance(made, dict) and "rows" in made and "prompts" in made:
+        if grid is not None:
+            raise ValueError("--grid is for one result, and this is a comparison")
         return of_comparison(made)
     if isinstance(made, dict) and "tokens" in made and "method" in made:
         return of_result(made, grid) if "prompts" in made else of_lines([made], grid)
@@ -144,9 +145,20 @@ def of_file(path: str, grid: tuple[int, int] | None = None) -> Replay:
     )
 
 
+def _check_has(fields: dict[str, Any], wanted: Sequence[str]) -> None:
+    missing = [name for name in wanted if name not in fields]
+    if missing:
+        raise ValueError(
+            f"the result has no {missing[0]}: make it anew by pdecode generate --json"
+        )
+
+
 def kinds(steps: Sequence[int], *, is_draft: bool) -> list[str]:
-    """What each token was: of drafts, the last one of a step is the target's own."""
-    if not is_draft:
+    """What each token was: of drafts, the last one of a step is the target's own.
+
+    Who drafts fills from left to right; a causal model in another order fills too.
+    """
+    if not is_draft or any(a > b for a, b in itertools.pairwise(steps)):
         return ["filled"] * len(steps)
     last = {step: index for index, step in enumerate(steps)}
     return ["own" if last[s] == i else "accepted" for i, s in enumerate(steps)]

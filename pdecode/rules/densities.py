@@ -38,7 +38,7 @@ def draw(law: Gaussian, keys: Array) -> Array:
 def accepts(p: Gaussian, q: Gaussian, value: Array, keys: Array) -> Array:
     """bool: `value`, drawn from q, with probability min(1, p / q) there."""
     gap = log_density(p, value) - log_density(q, value)
-    return jnp.log1p(-rng.uniform(keys)) < gap
+    return jnp.log1p(-rng.uniform(keys)) <= gap
 
 
 def residual(p: Gaussian, q: Gaussian, keys: Array, wanted: Array) -> Array:
@@ -54,7 +54,8 @@ def residual(p: Gaussian, q: Gaussian, keys: Array, wanted: Array) -> Array:
         new, kept = jax.vmap(jax.random.split, out_axes=1)(places)
         found = draw(p, new.reshape(keys.shape))
         ratio = jnp.exp(log_density(q, found) - log_density(p, found))
-        is_kept = rng.uniform(kept.reshape(keys.shape)) >= ratio
+        # What is no number is kept: it would be tried for ever.
+        is_kept = ~(rng.uniform(kept.reshape(keys.shape)) < ratio)
         value = jnp.where(done, value, found)
         return number + 1, value, done | is_kept | ~wanted
 

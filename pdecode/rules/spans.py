@@ -59,6 +59,11 @@ def judged(judge: Model, params: Params, row: Row, prediction: Prediction) -> Ar
     """
     tokens = jnp.where(row.open, prediction.token, row.tokens[row.positions])
     place = jnp.arange(tokens.shape[0], dtype=jnp.int32)
+    if judge.max_positions is not None and len(place) > judge.max_positions:
+        raise ValueError(
+            f"{judge.name} has {judge.max_positions} positions, but the canvas has "
+            f"{len(place)}: take a judge of longer texts, or shorter ones"
+        )
     one = jnp.zeros(1, jnp.int32)
     among = place[None, :, None] >= place[None, None]
     visible = Visibility(jnp.zeros_like(place)[None], jnp.zeros_like(place)[None])

@@ -6,6 +6,7 @@ JAX, which opens the same port, when everyone is there.
 """
 
 import json
+import select
 import socket
 import time
 from collections.abc import Callable
@@ -32,7 +33,10 @@ def receive(
     here: dict[int, socket.socket] = {}
     try:
         with _listening(coordinator, port) as door:
-            while len(here) < num_processes - 1:
+            while True:
+                _forget_gone(here)
+                if len(here) == num_processes - 1:
+                    break
                 missing = [i for i in range(1, num_processes) if i not in here]
                 who = ", ".join(map(str, missing[:8])) + ", ..." * (len(missing) > 8)
                 what = f"process {who} of {num_processes} at {coordinator}"
@@ -142,6 +146,13 @@ def _greet(door: socket.socket, here: dict[int, socket.socket], count: int) -> N
         return
     _say(knocked, {"refused": refused})
     knocked.close()
+
+
+def _forget_gone(here: dict[int, socket.socket]) -> None:
+    """Who waits says nothing: one that can be read has hung up, and may come again."""
+    gone = select.select(list(here.values()), [], [], 0)[0]
+    for name in [name for name, each in here.items() if each in gone]:
+        here.pop(name).close()
 
 
 def _say(to: socket.socket, what: dict) -> None:

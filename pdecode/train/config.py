@@ -5,9 +5,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from pdecode.data.parallelbench import rows as task_rows
+from pdecode.data import texts
 from pdecode.models import bytes as text
-from pdecode.models import digits
 from pdecode.models.config import Config
 
 OPTIMIZERS = ("adamw", "muon")
@@ -15,7 +14,7 @@ SCHEDULES = ("cosine", "stable")
 FORWARDS = ("transformer", "plain")
 DTYPES = ("float32", "bfloat16")
 UNITS = ("byte", "token")
-DATA = (None, "tasks", "digits")
+DATA = (None, *texts.KINDS)
 # What a parameter is to an optimizer; `pdecode.train.optimizers` tells them apart.
 ROLES = ("matrix", "embedding", "head", "norm", "bias", "expert", "adapter")
 _WEIGHTS = ("matrix", "embedding", "head", "expert", "adapter")
@@ -142,14 +141,13 @@ class TrainConfig:
     @property
     def own_rows(self) -> int | None:
         """Tokens of each row of the text, where it has rows that may not be cut."""
-        lengths = {"tasks": task_rows.ROW_LEN, "digits": digits.RECORD}
-        return lengths.get(self.data or "")
+        return None if self.data is None else texts.KINDS[self.data].row_len
 
     @property
     def given_ids(self) -> tuple[int, ...]:
         """Tokens that the text gives and nobody predicts: BOS, or an image's class."""
-        if self.data == "digits":
-            return tuple(range(digits.FIRST_CLASS, digits.MASK_ID))
+        if self.data is not None and texts.KINDS[self.data].given_ids:
+            return texts.KINDS[self.data].given_ids
         return (text.BOS_ID,) if self.scored_unit == "byte" else ()
 
     def _check_choices(self):
@@ -216,25 +214,25 @@ class TrainConfig:
             raise ValueError(
                 f"row_len={self.row_len} exceeds model.max_positions={limit}"
             )
-        if self.own_rows is not None:
-            self._check_own_rows()
+        if self.data is not None:
+            self._check_own_rows(texts.KINDS[self.data])
         if self.batch_size % self.accumulate:
             raise ValueError(
                 f"accumulate={self.accumulate} must divide batch_size={self.batch_size}"
             )
 
-    def _check_own_rows(self):
+    def _check_own_rows(self, kind: texts.Kind):
         for field, wanted in (
             ("row_len", self.own_rows),
             ("short_len", None),
-            ("data_dir", None if self.data == "tasks" else self.data_dir),
+            ("data_dir", None if kind.is_made else self.data_dir),
         ):
             if getattr(self, field) != wanted:
                 raise ValueError(
                     f"{field}={getattr(self, field)!r}: data={self.data!r} has rows of "
                     f"its own and needs {field}={wanted}"
                 )
-        if self.data == "tasks" and self.scored_unit != "byte":
+        if kind.is_bytes and self.scored_unit != "byte":
             raise ValueError(
                 f"data={self.data!r} is bytes: it needs unit='byte' and a vocabulary "
                 f"of at least {text.VOCAB_SIZE}"

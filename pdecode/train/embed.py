@@ -8,7 +8,7 @@ training.
 
 import sys
 
-from pdecode.data import packing
+from pdecode.data import texts
 from pdecode.models import embedded
 from pdecode.train import export, settings
 
@@ -17,8 +17,10 @@ def main(folder: str, name: str) -> None:
     """Writes NAME.safetensors and NAME.json beside the other embedded models."""
     path = embedded.config_of(name)
     config = settings.load(path)
+    if config.data is None:
+        raise ValueError(f"{path} trains on text: `train.export.embed` stores its run")
     splits = ("train", "validation", "heldout")
-    streams = [packing.load_split(each, None, config.data) for each in splits]
+    streams = [texts.KINDS[config.data].stream(each, None) for each in splits]
     command = f"pdecode train --config {path}"
     record = export.embed(config, folder, name, streams, command=command)
     print({split: record[split] for split in ("validation", "heldout")})

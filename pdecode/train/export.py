@@ -90,6 +90,13 @@ def figures(config: TrainConfig, params, frozen, text: Text, **sizes: Any) -> di
     return objective.figures(config, params, frozen, text, **sizes)
 
 
+def as_stored(params: Any) -> Any:
+    """Parameters as an embedded model has them: bfloat16, in float32."""
+    return jax.tree.map(
+        lambda x: x.astype(ml_dtypes.bfloat16).astype(np.float32), params
+    )
+
+
 def embed(
     config: TrainConfig,
     workdir: str | os.PathLike,
@@ -107,9 +114,7 @@ def embed(
     with, and the held-out one of digits; `command` is what reproduces it.
     """
     params, record = embedded.read_pair(pathlib.Path(workdir), "weights")
-    rounded = jax.tree.map(
-        lambda x: x.astype(ml_dtypes.bfloat16).astype(np.float32), params
-    )
+    rounded = as_stored(params)
     found = sources.read(config, None)
     frozen = {role: found[f"frozen.{role}"].params for role in config.frozen}
     training, validation, *rest = streams

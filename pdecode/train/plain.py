@@ -43,9 +43,10 @@ def check(config: Config) -> None:
                 f"the plain pass needs model.{field}={value!r}, not "
                 f"{getattr(config, field)!r}; use forward='transformer'"
             )
-    if config.rope is None:
+    if config.rope is None or config.rope.dims is not None:
         raise ValueError(
-            "the plain pass needs rotary positions; use forward='transformer'"
+            "the plain pass needs rotary positions of whole heads; use "
+            "forward='transformer'"
         )
 
 

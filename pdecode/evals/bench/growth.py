@@ -9,7 +9,6 @@ import statistics
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from pdecode import assembly, knobs, methods, prompts, rng
@@ -93,7 +92,7 @@ def _prepared(name: str, settings: dict[str, Any], max_new_tokens: int) -> Calla
         decoded = programs_module.timed(programs, params, prompt, key)
         return decoded.decode_s / int(decoded.stats.num_steps)
 
-    jax.block_until_ready(run())
+    run()
     return run
 
 

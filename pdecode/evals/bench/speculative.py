@@ -148,7 +148,9 @@ def lines(
                 )
             common = {"max_new_tokens": max_new_tokens, "temperature": temperature}
             plain = _prepared(BASELINE, common, batches[0])
-            own = _prepared(name, {**costs, **dict(cases)[name][size], **common},
+            known = knobs.parameters(variants.resolve(name)[0])
+            priced = {knob: each for knob, each in costs.items() if knob in known}
+            own = _prepared(name, {**priced, **dict(cases)[name][size], **common},
                             batches[0])  # fmt: skip
             stats, ratio = _raced(own, plain, batches, repeats, seed)
             yield _line(*place, stats, ratio)
@@ -189,8 +191,6 @@ def _prepared(name: str, settings: dict[str, Any], prompt) -> Callable:
         for role in knobs.roles(method)
     ]
     params = dict(zip(knobs.roles(method), (each[1] for each in loaded), strict=True))
-    taken = knobs.parameters(method)
-    settings = {knob: each for knob, each in settings.items() if knob in taken}
     programs = programs_module.compiled(
         method,
         tuple(each[0] for each in loaded),

@@ -13,13 +13,12 @@ import shlex
 import sys
 from typing import Any
 
-import jax
 import ml_dtypes
-import numpy as np
 
 from pdecode import methods
 from pdecode.contracts import Model, Params
-from pdecode.evals.parallelbench import suite, summary
+from pdecode.evals import quality
+from pdecode.evals.parallelbench import suite
 from pdecode.models import embedded, transformer
 from pdecode.train import export
 
@@ -40,7 +39,7 @@ def _accuracies(order: str, source: suite.Source) -> dict[str, Any]:
     )
     made = {}
     for cell in suite.measure(entry, 1, source, seed=0):
-        low, high = summary.wilson(cell.right, cell.num)
+        low, high = quality.wilson(cell.right, cell.num)
         made[cell.task] = {
             "right": cell.right,
             "of": cell.num,
@@ -60,9 +59,7 @@ def embed(
     params, record = embedded.read_pair(workdir, "weights")
     if record["config"].get("data") != "tasks":
         raise ValueError(f"{workdir} holds no run on data='tasks'")
-    rounded = jax.tree.map(
-        lambda x: x.astype(ml_dtypes.bfloat16).astype(np.float32), params
-    )
+    rounded = export.as_stored(params)
     model = transformer.make_model(embedded.transformer_config(record))
     record["command"] = _without_place(record["command"])
     record["accuracy"] = {

@@ -4,10 +4,10 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+from pdecode.evals import quality
 from pdecode.evals.parallelbench.suite import SEVERAL, Cell
 
 KINDS = ("one answer", "several answers")
-_Z = 1.959964  # of a 95 % interval
 
 
 class Point(NamedTuple):
@@ -38,7 +38,7 @@ def points(cells: Iterable[Cell]) -> list[Point]:
     found = []
     for key, some in grouped.items():
         num, right = sum(c.num for c in some), sum(c.right for c in some)
-        low, high = wilson(right, num)
+        low, high = quality.wilson(right, num)
         tokens = sum(c.tokens for c in some)
         found.append(
             Point(
@@ -51,16 +51,6 @@ def points(cells: Iterable[Cell]) -> list[Point]:
             )
         )
     return found
-
-
-def wilson(right: int, num: int) -> tuple[float, float]:
-    """95 % interval of a share; (0, 1) of nothing."""
-    if num == 0:
-        return 0.0, 1.0
-    share, z2 = right / num, _Z**2 / num
-    middle = (share + z2 / 2) / (1 + z2)
-    half = _Z / (1 + z2) * math.sqrt(share * (1 - share) / num + z2 / (4 * num))
-    return max(middle - half, 0.0), min(middle + half, 1.0)
 
 
 def aup(curve: Iterable[tuple[float, float]], alpha: float = 3.0) -> float:

@@ -4,9 +4,8 @@ SJD: Teng et al., 2024, arXiv:2410.01699, transport "independent". MC-SJD / SCD:
 arXiv:2510.24211, transports "maximal", "gumbel" and "gumbel_equal", which accepts by
 equality under the shared noise and keeps no q. Deviations: guesses that enter the
 window uniformly, or drawn from the law behind the last guess ("sample"), declare that
-law as q rather than a point mass, which is as exact and accepts more; q is set to the
-target's law for every carried guess (keeping an old q there, as one released version
-does, biases the output).
+law as q rather than a point mass, which is as exact and accepts more; q is the target's
+law for every carried guess (an old q, as one released version keeps, is biased).
 """
 
 from typing import Annotated, Literal
@@ -33,9 +32,9 @@ def sjd(
 ) -> Decoder:
     """Jacobi iteration for sampling: guesses are kept by rejection sampling.
 
-    "horizontal" and "vertical" begin a guess as the token to its left or above it in an
-    image of `row_length` tokens a row. "uniform" draws from the ids `start_ids`, first
-    and one past the last: those of an image, where the vocabulary has others.
+    "horizontal" and "vertical" copy the token to the left or above, in an image of
+    `row_length` tokens a row. "uniform", and "sample" before it has a law, draw from
+    the ids `start_ids`, first and one past the last.
 
     Guarantee: lossless in distribution, greedy-identical at temperature 0;
     "gumbel_equal" is token for token plain sampling with the same seed.
@@ -61,6 +60,8 @@ def sjd(
         began = guesses.copied(row_length, is_above=start == "vertical")
     if start_ids is not None and len(start_ids) != 2:
         raise ValueError(f"{start_ids=} must be two: the first and one past the last")
+    if start_ids is not None and start not in ("uniform", "sample"):
+        raise ValueError(f"{start=} draws no ids: leave out {start_ids=}")
     drafter = iterates.iterate(
         model,
         window,

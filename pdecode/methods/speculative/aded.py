@@ -12,12 +12,12 @@ from pdecode.contracts import Decoder, Sampling
 from pdecode.data.trigrams import Trigrams
 from pdecode.drafters import adaptive
 from pdecode.families import speculative
-from pdecode.knobs import Count, Knob, NextModel, Temperature, TopK, TopP
+from pdecode.knobs import Count, Knob, Needs, NextModel, Temperature, TopK, TopP
 
 
 def aded(
     model: NextModel,
-    table: Trigrams,
+    table: Annotated[Trigrams, Needs("table")],
     *,
     max_new_tokens: Count,
     num_nodes: Count = 64,

@@ -29,7 +29,7 @@ def cascade(
 
     Guarantee: lossless; token for token plain decoding with the same seed.
     Cost: 1 + num_draft query tokens a call; at most num_draft calls of the drafter, of
-    1 + num_copied query tokens.
+    2 + num_copied query tokens.
     """
     sampling = Sampling(temperature, top_k, top_p)
     return speculative.draft_verify(

@@ -11,7 +11,7 @@ from pdecode.contracts import Decoder, Sampling
 from pdecode.data.datastore import Store
 from pdecode.drafters import ngram, preferring, retrieval
 from pdecode.families import speculative
-from pdecode.knobs import Count, Knob, NextModel, Size, Temperature, TopK, TopP
+from pdecode.knobs import Count, Knob, Needs, NextModel, Size, Temperature, TopK, TopP
 
 Weight = Annotated[int, Knob(0, 1000)]
 
@@ -19,7 +19,7 @@ Weight = Annotated[int, Knob(0, 1000)]
 def fastcoder(
     model: NextModel,
     corpus: Store,
-    other: Store,
+    other: Annotated[Store, Needs("store")],
     *,
     max_new_tokens: Count,
     num_draft: Count = 64,

@@ -33,6 +33,10 @@ def nar(
     tables, left, above = wavefront.diagonals(max_new_tokens, row_length)
 
     def read(params, hidden, turn):
+        if model.head(params["model"]).soft_cap is not None:
+            raise ValueError(
+                f"nar takes the mean of hidden states, but {model.name} caps its logits"
+            )
         turn = jnp.minimum(turn, len(left) - 1)
         batch, lanes, width = hidden.shape
         below = heads.apply(params["heads"], hidden.reshape(-1, width))[:, 0]
