@@ -8,7 +8,7 @@ Hardware: a CPU core, minutes.
 """
 
 from pdecode.models.config import Config
-from pdecode.models.digits import MASK_ID, RECORD, VOCAB_SIZE
+from pdecode.models.digits import FIRST_CLASS, MASK_ID, RECORD, VOCAB_SIZE
 from pdecode.train import TrainConfig
 
 
@@ -16,7 +16,11 @@ def get_config() -> TrainConfig:
     return TrainConfig(
         name="digits_masked",
         objective="masked_diffusion",
-        options={"weighting": "mdlm"},
+        options={
+            "weighting": "mdlm",
+            "prompt_end": tuple(range(FIRST_CLASS, MASK_ID)),
+            "prompt_drop": 0.1,
+        },
         data="digits",
         model=Config(
             vocab_size=VOCAB_SIZE,

@@ -148,8 +148,8 @@ def lines(
                 )
             common = {"max_new_tokens": max_new_tokens, "temperature": temperature}
             plain = _prepared(BASELINE, common, batches[0])
-            known = knobs.parameters(variants.resolve(name)[0])
-            priced = {knob: each for knob, each in costs.items() if knob in known}
+            takes = knobs.parameters(variants.resolve(name)[0])
+            priced = {knob: each for knob, each in costs.items() if knob in takes}
             own = _prepared(name, {**priced, **dict(cases)[name][size], **common},
                             batches[0])  # fmt: skip
             stats, ratio = _raced(own, plain, batches, repeats, seed)

@@ -35,16 +35,30 @@ _NUM_SAMPLES = 4  # of the bound, for every row
 class Options:
     weighting: str = "llada"  # "llada": 1 / p; "mdlm": -alpha' / (1 - alpha)
     eos_fill: float = 0.5  # rows whose text after a document's end becomes EOS
-    # A token; a row up to the first one is a prompt, never masked and not scored (as in
-    # LLaDA's fine-tuning). None, or a row without it: there is no prompt.
-    prompt_end: int | None = None
+    # Tokens; a row up to the first of them is a prompt, never masked and not scored (as
+    # in LLaDA's fine-tuning). None, or a row without one: there is no prompt.
+    prompt_end: int | tuple[int, ...] | None = None
+    # Rows whose prompt is all masks, for classifier-free guidance (arXiv:2207.12598).
+    prompt_drop: float = 0.0
 
     def __post_init__(self):
         if self.weighting not in WEIGHTINGS:
             raise ValueError(
                 f"unknown weighting {self.weighting!r}; known: {WEIGHTINGS}"
             )
-        check_ranges(self, {"eos_fill": (0, 1), "prompt_end": (0, 2**31 - 1)})
+        check_ranges(self, {"eos_fill": (0, 1), "prompt_drop": (0, 1)})
+        if isinstance(self.prompt_end, list):  # as a record holds it
+            object.__setattr__(self, "prompt_end", tuple(self.prompt_end))
+        ends = self.prompt_end if isinstance(self.prompt_end, tuple) else ()
+        ends = (self.prompt_end,) if isinstance(self.prompt_end, int) else ends
+        if not all(isinstance(end, int) and 0 <= end < 2**31 for end in ends):
+            raise ValueError(
+                f"prompt_end={self.prompt_end} must be token ids, 0 or above"
+            )
+        if not ends and self.prompt_drop:
+            raise ValueError(
+                f"prompt_drop={self.prompt_drop} drops nothing without prompt_end"
+            )
 
 
 NEEDS = Needs(
@@ -85,11 +99,11 @@ def mask_rates(num_rows: int, key: Array, weighting: str) -> tuple[Array, Array]
     return (1 - _EPS) * time, 1 / time
 
 
-def is_answer(tokens: Array, prompt_end: int | None) -> Array:
+def is_answer(tokens: Array, prompt_end: int | tuple[int, ...] | None) -> Array:
     """bool [B, L]: what may be masked, all behind the first `prompt_end` of a row."""
     if prompt_end is None:
         return jnp.ones(tokens.shape, bool)
-    is_end = tokens == prompt_end
+    is_end = jnp.isin(tokens, jnp.asarray(prompt_end))
     ended = jnp.cumsum(is_end, axis=1)
     return (ended > is_end) | ~is_end.any(axis=1, keepdims=True)
 
@@ -116,10 +130,14 @@ def noise(config):
         key_rate, key_mask = jax.random.split(key)
         rate, weight = mask_rates(tokens.shape[0], key_rate, options.weighting)
         masked = jax.random.uniform(key_mask, tokens.shape) < rate[:, None]
-        free = is_answer(tokens, options.prompt_end)
-        free, num_blocks = one_block(free, jax.random.fold_in(key, 1), block_len)
+        answer = is_answer(tokens, options.prompt_end)
+        free, num_blocks = one_block(answer, jax.random.fold_in(key, 1), block_len)
         masked, weight = masked & free, weight * num_blocks
-        return {**batch, "masked": masked, "weight": weight}
+        if options.prompt_drop:
+            draw = jax.random.uniform(jax.random.fold_in(key, 2), tokens.shape[:1])
+            dropped = (draw < options.prompt_drop)[:, None] & ~answer
+            tokens = jnp.where(dropped, config.model.mask_id, tokens)
+        return {**batch, "tokens": tokens, "masked": masked, "weight": weight}
 
     return apply
 
@@ -150,7 +168,8 @@ def _bound_nats(model, given_ids, prompt_end, params, rows, scored, share, key):
     free = is_answer(rows, prompt_end)
     free, blocks = one_block(free, jax.random.fold_in(key, 1), model.block_len)
     length = free.sum(axis=1, keepdims=True)
-    num = jnp.clip(jnp.ceil(share[:, None] * length), 1, length)
+    # A row may have no place at all.
+    num = jnp.clip(jnp.ceil(share[:, None] * length), 1, jnp.maximum(length, 1))
     order = jnp.where(free, jax.random.uniform(key, rows.shape), 2.0)
     masked = jnp.argsort(jnp.argsort(order)) < num
     nats = losses.masked_loss(model, params, rows, masked)
