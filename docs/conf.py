@@ -2,6 +2,7 @@
 
 import pathlib
 import shutil
+import sys
 
 project = "pdecode"
 extensions = ["myst_nb", "sphinx.ext.autodoc"]
@@ -21,3 +22,12 @@ _to = _here / "_notebooks"
 _to.mkdir(exist_ok=True)
 for _path in sorted((_here.parent / "notebooks").glob("*.ipynb")):
     shutil.copy(_path, _to / _path.name)
+
+# A page for every method and every family, from their docstrings.
+sys.path.insert(0, str(_here.parent))
+from pdecode.methods import page  # noqa: E402
+
+for _name, _text in page.site().items():
+    _path = _here / "_pages" / _name
+    _path.parent.mkdir(parents=True, exist_ok=True)
+    _path.write_text(_text)

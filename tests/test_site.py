@@ -11,6 +11,7 @@ import pytest
 
 from pdecode import methods
 from pdecode.cli import main as cli
+from pdecode.methods import page
 
 ROOT = pathlib.Path(__file__).parent.parent
 PAGES = sorted((ROOT / "docs").glob("*.md"))
@@ -42,6 +43,23 @@ def test_commands_that_are_told_exist():
         assert set(told) <= known, path
 
 
+def test_every_method_and_family_has_a_page():
+    pages = page.site()
+    for name in methods.__all__:
+        assert f"methods/{name}.md" in pages
+    text = pages["methods/fast_dllm.md"]
+    assert "arXiv:2505.22618" in text and "(../families/masked.md)" in text
+    family = pages["families/masked.md"]
+    steps = re.findall(r"^\d+\. (\w+): ", family, re.M)
+    assert ["look", "evaluate", "predict", "commit_some"] == [
+        each for each in steps if each in ("look", "evaluate", "predict", "commit_some")
+    ]
+    assert "(../methods/fast_dllm.md)" in family
+    for path, text in pages.items():
+        for target in re.findall(r"\]\(\.\./([^)]+)\)", text):
+            assert target in pages, (path, target)
+
+
 @pytest.mark.thorough
 def test_the_site_builds_without_a_warning(tmp_path):
     if importlib.util.find_spec("sphinx") is None:
@@ -54,3 +72,4 @@ def test_the_site_builds_without_a_warning(tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     assert (tmp_path / "_notebooks" / "01_first_decode.html").exists()
+    assert (tmp_path / "_pages" / "methods" / "fast_dllm.html").exists()

@@ -27,8 +27,9 @@ def run(
     repeats: int | None,
     out: str | None,
     is_quick: bool = False,
-) -> None:
-    """Runs a suite; ValueError for sizes, shapes or dtypes it lacks.
+) -> dict[str, Any]:
+    """Runs a suite and returns its numbers; ValueError for sizes, shapes or dtypes it
+    lacks.
 
     `out` is a JSON file, written whole at the end; its folder must be there. That of
     "speculative" is written after every line, with a picture beside it at the end, and
@@ -45,14 +46,15 @@ def run(
         batches = BATCHES[:1] if is_quick else BATCHES
         if batch_size is not None:
             batches = (batch_size,)
-        _speculative(batches, repeats, out, is_quick)
-        return
+        return _speculative(batches, repeats, out, is_quick)
     if suite == "loop":
         measured = _loop(batch_size or 1, repeats)
     else:
         measured = _hotpath(shapes, dtype, batch_size or 1, repeats)
+    made = {"suite": suite, **_about(), **measured}
     if out:
-        _write(out, {"suite": suite, **_about(), **measured})
+        _write(out, made)
+    return made
 
 
 def _about() -> dict[str, Any]:
@@ -66,7 +68,7 @@ def _write(out: str, made: dict[str, Any]) -> None:
 
 def _speculative(
     batch_sizes: tuple[int, ...], repeats: int, out: str | None, is_quick: bool
-) -> None:
+) -> dict[str, Any]:
     settings: dict[str, Any] = {
         "batch_sizes": list(batch_sizes),
         "num_prompts": math.lcm(*batch_sizes, 4 if is_quick else 8),
@@ -97,12 +99,13 @@ def _speculative(
     if not is_quick:
         grown = list(growth.growths(repeats=3 * repeats, is_told=_told))
         print(growth.table(grown))
+    made["lines"] = [each._asdict() for each in lines]
+    made["growth"] = [each._asdict() for each in grown]
     if out:
-        made["lines"] = [each._asdict() for each in lines]
-        made["growth"] = [each._asdict() for each in grown]
         _write(out, {**made, "is_ended": True})
         picture = plot.drafting(lines, pathlib.Path(out).with_suffix(".png"))
         print(f"written: {out}, {picture}")
+    return made
 
 
 def _unended(out: str | None, made: dict[str, Any]) -> list[speculative.Line]:

@@ -4,11 +4,11 @@ from typing import Any
 
 # By suite: what it takes besides --out; anything else is refused.
 TAKES = {
-    "loop": ("batch_size", "repeats"),
-    "hotpath": ("batch_size", "repeats", "shapes", "dtype"),
-    "speculative": ("batch_size", "repeats", "quick"),
+    "loop": ("batch_size", "repeats", "against", "history"),
+    "hotpath": ("batch_size", "repeats", "shapes", "dtype", "against", "history"),
+    "speculative": ("batch_size", "repeats", "quick", "against", "history"),
     "parallelbench": ("model", "instances", "quick"),
-    "visual": (),
+    "visual": ("against", "history"),
 }
 
 
@@ -43,6 +43,12 @@ def options(made: Any) -> None:
         help="JSON file for the results; speculative and parallelbench go on where it "
         "ended",
     )
+    made.add_argument(
+        "--against",
+        metavar="FILE",
+        help="compare with an earlier --out or --history",
+    )
+    made.add_argument("--history", metavar="FILE", help="JSONL that gets a line more")
 
 
 def run(args: Any) -> int:
@@ -53,11 +59,27 @@ def run(args: Any) -> int:
 
         parallelbench.run(args.model, args.out, num=args.instances, is_quick=args.quick)
         return 0
+    from pdecode.evals.bench import history
+
+    # Read before anything is measured.
+    before = None
+    if args.against is not None:
+        before = history.read(args.against, args.suite)
+    if args.history is not None:
+        history.check(args.history)
+    made = _measured(args)
+    if before is not None:
+        print(history.table(made, before))
+    if args.history is not None:
+        history.append(args.history, made)
+    return 0
+
+
+def _measured(args: Any) -> dict[str, Any]:
     if args.suite == "visual":
         from pdecode.cli import visual
 
-        visual.run(args.out)
-        return 0
+        return visual.run(args.out)
     from pdecode.cli import arguments, bench
 
     shapes = arguments.names(
@@ -65,8 +87,7 @@ def run(args: Any) -> int:
     )
     dtype = args.dtype or "float32"
     sizes = (args.batch_size, args.repeats)
-    bench.run(args.suite, shapes, dtype, *sizes, args.out, args.quick)
-    return 0
+    return bench.run(args.suite, shapes, dtype, *sizes, args.out, args.quick)
 
 
 def _check(args: Any) -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from typing import Any
 
 import numpy as np
 
@@ -12,8 +13,8 @@ NUM_SAMPLES = 1000
 ON_A_SHEET = 50
 
 
-def run(out: str | None, num_samples: int = NUM_SAMPLES) -> None:
-    """Draws with every entry and prints the table.
+def run(out: str | None, num_samples: int = NUM_SAMPLES) -> dict[str, Any]:
+    """Draws with every entry, prints the table and returns the numbers.
 
     `out` is a JSON file, whose folder must be there; the plot and sheets of samples
     are written beside it. ValueError without scikit-learn.
@@ -42,8 +43,6 @@ def run(out: str | None, num_samples: int = NUM_SAMPLES) -> None:
         pictures, labels = data.images("heldout")
         some = [np.flatnonzero(labels == label)[:5] for label in np.unique(labels)]
         images.sheet(f"{stem}-real.png", pictures[np.stack(some, 1).reshape(-1)])
-    if out is None:
-        return
     made = {
         "suite": "visual",
         "versions": outcome.versions(),
@@ -53,8 +52,10 @@ def run(out: str | None, num_samples: int = NUM_SAMPLES) -> None:
         "training_images": best._asdict(),
         "lines": [each._asdict() for each in lines],
     }
-    with files.replacing(out) as file:
-        file.write(json.dumps(made, indent=1).encode() + b"\n")
+    if out is not None:
+        with files.replacing(out) as file:
+            file.write(json.dumps(made, indent=1).encode() + b"\n")
+    return made
 
 
 def check(path: str) -> None:

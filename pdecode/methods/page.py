@@ -1,4 +1,4 @@
-"""Writes docs/methods.md from the code.
+"""Writes docs/methods.md from the code, and the site's pages of methods and families.
 
     python -m pdecode.methods.page docs/methods.md
 
@@ -9,6 +9,7 @@ import inspect
 import pathlib
 import re
 import sys
+import textwrap
 
 from pdecode import files, methods
 from pdecode.methods import describe, parts
@@ -34,6 +35,53 @@ def page(tests: pathlib.Path) -> str:
         for name in folder.__all__:
             lines += ["", f"### {name}", "", *_about(name, tests, sources)]
     return "\n".join(lines) + "\n"
+
+
+def site() -> dict[str, str]:
+    """The site's pages by path: "methods/NAME.md" and "families/NAME.md"."""
+    by_family: dict[str, list[str]] = {}
+    made = {}
+    for name in methods.__all__:
+        method, _ = named.resolve(name)
+        made[f"methods/{name}.md"] = _page_of(name, method)
+        home = parts.family(method)
+        if home is not None:
+            by_family.setdefault(home.__name__.rpartition(".")[2], []).append(name)
+    for family, names in by_family.items():
+        made[f"families/{family}.md"] = _page_of_family(family, names)
+    return made
+
+
+def _page_of(name: str, method) -> str:
+    told = describe.text(name, method, {})
+    head, _, recipe = told.partition("\nrecipe:\n")
+    recipe, _, variants = recipe.partition("\n\nvariants: ")
+    home = parts.family(method)
+    lines = [f"# {name}", "", describe.summary(method), "", "```text", head, "```"]
+    if home is not None:
+        short = home.__name__.rpartition(".")[2]
+        lines += ["", f"It runs in the family [{short}](../families/{short}.md)."]
+    if variants:
+        told = ", ".join(f"`{each}`" for each in variants.split(", "))
+        lines += ["", f"Variants: {told}."]
+    code = textwrap.dedent(recipe)
+    return "\n".join([*lines, "", "```python", code, "```"]) + "\n"
+
+
+def _page_of_family(family: str, names: list[str]) -> str:
+    first = named.resolve(names[0])[0]
+    home = parts.family(first)
+    about = inspect.getdoc(home) or ""
+    steps = parts.phases(getattr(home, "step", None))
+    lines = [f"# {family}", "", about]
+    if steps:
+        lines += ["", "A step:", ""]
+        lines += [f"{number}. {line}" for number, line in enumerate(steps, 1)]
+    when = parts.when(first)
+    if when is not None:
+        lines += ["", f"- helps {when[0]}", f"- does not help {when[1]}"]
+    links = ", ".join(f"[{name}](../methods/{name}.md)" for name in names)
+    return "\n".join([*lines, "", f"Methods: {links}."]) + "\n"
 
 
 def _about(name: str, tests: pathlib.Path, sources: dict) -> list[str]:

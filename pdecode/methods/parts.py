@@ -84,7 +84,11 @@ def step_of(method: Callable) -> Callable | None:
 
 def step_lines(method: Callable) -> list[str]:
     """The phases of a step in order, each in the words of its own function."""
-    step = step_of(method)
+    return phases(step_of(method))
+
+
+def phases(step: Callable | None) -> list[str]:
+    """The functions of the families that `step` calls, in order, as "name: about"."""
     if step is None:
         return []
     module, found = inspect.getmodule(step), []
