@@ -13,6 +13,7 @@ from jax import Array
 from pdecode import cache as caches
 from pdecode.contracts import Params, SlotRun, Visibility
 from pdecode.kernels.attention import api as attention_kernel
+from pdecode.models import fusing
 from pdecode.models.config import Config, Experts, Rope
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
@@ -149,9 +150,15 @@ class Attention(nn.Module):
             out = dense(config, num_heads * config.head_dim, config.qkv_bias, name)(x)
             return out.reshape(batch, num_queries, num_heads, config.head_dim)
 
-        query = heads("query", config.num_heads)
-        key = heads("key", config.num_kv_heads)
-        value = heads("value", config.num_kv_heads)
+        num_heads, num_kv_heads = config.num_heads, config.num_kv_heads
+        if self.has_variable("params", fusing.QKV):
+            whole = heads(fusing.QKV, num_heads + 2 * num_kv_heads)
+            query, key, value = jnp.split(
+                whole, [num_heads, num_heads + num_kv_heads], axis=2
+            )
+        else:
+            query = heads("query", num_heads)
+            key, value = heads("key", num_kv_heads), heads("value", num_kv_heads)
         if config.qk_norm:
             query = Norm("rms", config.norm_eps, config.norm_offset, name="query_norm")(
                 query
@@ -194,13 +201,19 @@ class Mlp(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         config = self.config
-        act = ACTIVATIONS[config.activation]
-        up = dense(config, config.mlp_width, config.mlp_bias, "up")(x)
-        if config.gated:
-            gate = dense(config, config.mlp_width, config.mlp_bias, "gate")(x)
+        act, width = ACTIVATIONS[config.activation], config.mlp_width
+
+        def opened(name: str, features: int) -> Array:
+            return dense(config, features, config.mlp_bias, name)(x)
+
+        if self.has_variable("params", fusing.GATE_UP):
+            gate, up = jnp.split(opened(fusing.GATE_UP, 2 * width), 2, axis=-1)
             up = act(gate) * up
+        elif config.gated:
+            up = opened("up", width)
+            up = act(opened("gate", width)) * up
         else:
-            up = act(up)
+            up = act(opened("up", width))
         return dense(config, config.width, config.mlp_bias, "down")(up)
 
 
