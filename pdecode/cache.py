@@ -150,4 +150,6 @@ def one_of(which: Array, calls: Sequence[Callable], cache: Cache):
             carry = at_most_once(call, carry, which == nth)
         return carry
 
-    return jax.lax.platform_dependent(cache, cpu=by_loops, default=by_switch)
+    return jax.lax.platform_dependent(
+        cache, cpu=by_loops, cuda=by_loops, default=by_switch
+    )

@@ -38,14 +38,31 @@ def rotate(x: Array, angles: tuple[Array, Array]) -> Array:
 
     What lies behind the dimensions that the angles are of stays as it is.
     """
-    cos, sin = angles
-    width = 2 * cos.shape[-1]
-    first, second = jnp.split(x[..., :width].astype(jnp.float32), 2, axis=-1)
-    turned = [first * cos - second * sin, second * cos + first * sin]
-    turned = jnp.concatenate(turned, axis=-1).astype(x.dtype)
+    width = 2 * angles[0].shape[-1]
+    if x.dtype == jnp.float32:
+        turned = _turned_halves(x[..., :width], *angles)
+    else:  # what GPUs decode in
+        turned = jax.lax.platform_dependent(
+            x[..., :width], *angles, cuda=_turned_pairs, default=_turned_halves
+        )
     if width == x.shape[-1]:
         return turned
     return jnp.concatenate([turned, x[..., width:]], axis=-1)
+
+
+def _turned_halves(x: Array, cos: Array, sin: Array) -> Array:
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    turned = [first * cos - second * sin, second * cos + first * sin]
+    return jnp.concatenate(turned, axis=-1).astype(x.dtype)
+
+
+def _turned_pairs(x: Array, cos: Array, sin: Array) -> Array:
+    """The same numbers: XLA for CUDA makes kernels of each half that is joined."""
+    pairs = x.astype(jnp.float32).reshape(*x.shape[:-1], 2, -1)
+    sign = jnp.expand_dims(jnp.array([[-1.0], [1.0]]), tuple(range(x.ndim - 1)))
+    cos, sin = cos[..., None, :], sign * sin[..., None, :]
+    turned = pairs * cos + jnp.flip(pairs, -2) * sin
+    return turned.reshape(x.shape).astype(x.dtype)
 
 
 def rms(x: Array, eps: float) -> Array:
