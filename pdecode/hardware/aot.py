@@ -356,7 +356,7 @@ def _for_cuda(job: Job, calls: list[Call], device: Any) -> dict[str, Any]:
             for call in calls
             if call.is_step
         ]
-    found = {"custom_calls": hlo.custom_calls(program.as_text() or "")}
+    found: dict[str, Any] = {"custom_calls": hlo.custom_calls(program.as_text() or "")}
     if device is not None:
         began = time.perf_counter()
         memory: Any = program.compile().memory_analysis()
