@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import jax
-from jax.sharding import AbstractDevice, AbstractMesh
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
 from pdecode.hardware import roofline
 
@@ -128,7 +128,9 @@ def gpu_known() -> contextlib.AbstractContextManager:
     if jax.__version_info__ < (0, 11):
         return contextlib.nullcontext()
     device = AbstractDevice(GPU_NAME, GPU_CORES, "cuda")
-    mesh = AbstractMesh((1,), ("gpu",), abstract_device=device)
+    mesh = AbstractMesh(
+        (1,), ("gpu",), axis_types=(AxisType.Auto,), abstract_device=device
+    )
     return jax.sharding.use_abstract_mesh(mesh)
 
 
