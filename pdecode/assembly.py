@@ -15,7 +15,7 @@ from pdecode import knobs, names, sharding
 from pdecode.contracts import DraftHeads, Model, Params
 from pdecode.data import datastore
 from pdecode.methods import variants
-from pdecode.models import transformer
+from pdecode.models import fusing, transformer
 from pdecode.recipes import Recipe
 
 # By what a model predicts: what it is in words, and the method it gets by default.
@@ -42,6 +42,7 @@ def assemble(
     drafter: str | None,
     dtype: str | None = None,
     mesh: Mesh | None = None,
+    fused: bool | None = None,
 ) -> Assembled:
     """Loads what `recipe` decodes with; ValueError for what does not fit it."""
     from pdecode.models import embedded
@@ -52,7 +53,7 @@ def assemble(
     model_name = model or default_model(recipe, values)
     if model_name in embedded.SETS:
         model_name = first_taken(recipe, values, embedded.SETS[model_name])
-    target, params, tokenizer = load(model_name, dtype, mesh)
+    target, params, tokenizer = load(model_name, dtype, mesh, fused)
     if not isinstance(target, Model):
         raise ValueError(f"{model_name} is a set of heads: give it as the drafter")
     needed = knobs.needs(recipe.method).get("model", target.predicts)
@@ -71,7 +72,7 @@ def assemble(
                 "its record and params in Python and call pdecode.run"
             )
         name, second, tree, words = _second(
-            role, recipe, model_name, drafter, dtype, mesh
+            role, recipe, model_name, drafter, dtype, mesh, fused
         )
         if isinstance(second, Model) and second.predicts != wanted:
             raise ValueError(
@@ -124,15 +125,21 @@ def first_taken(recipe: Recipe, values: dict[str, Any], some: Sequence[str]) -> 
 
 
 def load(
-    name: str, dtype: str | None = None, mesh: Mesh | None = None
+    name: str,
+    dtype: str | None = None,
+    mesh: Mesh | None = None,
+    fused: bool | None = None,
 ) -> tuple[Any, Params, Any]:
     """(model, params, tokenizer) of an embedded model, by name, or of a folder.
 
     For "heads" the first is a record of heads. `dtype` None keeps the dtype it has.
-    With `mesh` the parameters are split over it. What was loaded is
+    With `mesh` the parameters are split over it. `fused` joins the projections of a
+    layer (`models.fusing`), None: where that is faster, on one GPU. What was loaded is
     kept until a file of its folder changes. Raises ValueError.
     """
-    return _load(name, dtype, mesh, _stamp(name))
+    if fused is None:
+        fused = fusing.by_default(mesh)
+    return _load(name, dtype, mesh, fused, _stamp(name))
 
 
 def _stamp(folder: str) -> tuple:
@@ -145,7 +152,7 @@ def _stamp(folder: str) -> tuple:
 
 
 @functools.lru_cache(maxsize=8)
-def _load(name: str, dtype: str | None, mesh: Mesh | None, stamp: tuple):
+def _load(name: str, dtype: str | None, mesh: Mesh | None, fused: bool, stamp: tuple):
     del stamp
     from pdecode import checkpoints
     from pdecode.checkpoints import tokenizer as tokenizers
@@ -156,6 +163,8 @@ def _load(name: str, dtype: str | None, mesh: Mesh | None, stamp: tuple):
         model, params, tokenizer = embedded.load(name, dtype=dtype)
         if isinstance(model, Model) and model.vocab_size != tokenizer.vocab_size:
             tokenizer = tokenizers.load(pathlib.Path(name))  # no bytes: ids only
+        if fused:
+            params = fusing.fused(params)
         if mesh is not None:
             is_whole = isinstance(model, Model)
             split = sharding.shard_params if is_whole else sharding.replicate
@@ -166,14 +175,16 @@ def _load(name: str, dtype: str | None, mesh: Mesh | None, stamp: tuple):
             f"unknown model {name!r}: no such folder; embedded models, "
             f"{names.listed(name, embedded.NAMES)}"
         )
-    model, params, tokenizer = checkpoints.load(name, dtype=dtype, mesh=mesh)
+    model, params, tokenizer = checkpoints.load(
+        name, dtype=dtype, mesh=mesh, fused=fused
+    )
     if mesh is not None:
         sharding.warn_of_whole(params, mesh)
     return model, params, tokenizer
 
 
 def _second(
-    role: str, recipe: Recipe, model: str, drafter: str | None, dtype, mesh
+    role: str, recipe: Recipe, model: str, drafter: str | None, dtype, mesh, fused
 ) -> tuple[str, Any, Params, Any]:
     """What stands beside the target: name, itself, params and tokenizer, if any."""
     if role == "corpus":
@@ -194,7 +205,7 @@ def _second(
                 "a folder as the drafter"
             )
         drafter = role
-    second, tree, words = load(drafter, dtype, mesh)
+    second, tree, words = load(drafter, dtype, mesh, fused)
     is_heads = not isinstance(second, Model)
     if is_heads != (role == "heads"):
         kind = "a set of heads" if is_heads else "a model"

@@ -15,6 +15,19 @@ from pdecode.sharding import context, placement
 
 # A slot beyond every cache.
 UNSTORED = jnp.iinfo(jnp.int32).max
+GPU_SLOTS = 64  # what slots are a multiple of on a GPU
+
+
+def num_slots(needed: int) -> int:
+    """How many slots to allocate where `needed` are used: on a GPU a few more.
+
+    Keys and values are factors of matrix products there, which are slower on rows that
+    are not aligned, and of which the compiler makes copies that are. What a decode says
+    does not depend on slots that nobody sees.
+    """
+    if jax.default_backend() != "gpu":
+        return needed
+    return -(-needed // GPU_SLOTS) * GPU_SLOTS
 
 
 def write(leaf: Array, slots: Array | SlotRun | None, values: Array) -> Array:
@@ -124,8 +137,8 @@ def when(pred: Array, call: Callable, otherwise: Callable, cache: Cache):
 def one_of(which: Array, calls: Sequence[Callable], cache: Cache):
     """`calls[which](cache)`, for a scalar `which` (int32 []): (out, cache).
 
-    On CPU `lax.switch` copies every cache leaf on all branches, and while loops of zero
-    or one turn do not; compiled for TPU or GPU it is the other way round.
+    On CPU and CUDA `lax.switch` copies every cache leaf on all branches, and while
+    loops of zero or one turn do not; compiled for TPU it is the other way round.
     """
 
     def by_switch(cache):
@@ -150,4 +163,6 @@ def one_of(which: Array, calls: Sequence[Callable], cache: Cache):
             carry = at_most_once(call, carry, which == nth)
         return carry
 
-    return jax.lax.platform_dependent(cache, cpu=by_loops, default=by_switch)
+    return jax.lax.platform_dependent(
+        cache, cpu=by_loops, cuda=by_loops, default=by_switch
+    )

@@ -61,6 +61,7 @@ def generate(
     keep_eos_tail: bool = False,
     dtype: str | None = None,
     mesh: Mesh | None = None,
+    fused: bool | None = None,
     **settings: Any,
 ) -> Result:
     """Continues `prompt`: a text, texts, one row of ids or rows of ids.
@@ -74,8 +75,9 @@ def generate(
     that it decodes the same in any company; `row_ids` names it otherwise.
     `keep_eos_tail` decodes and returns what lies behind EOS too. With `mesh`
     (`sharding.make_mesh`) weights, caches and rows are split over it; its devices may
-    be those of several processes that make the same call. A row whose model says what
-    is no number ends there, with stopped_by "not_finite". Raises ValueError or
+    be those of several processes that make the same call. `fused` computes the
+    projections of a layer as one product (None: on one GPU). A row whose model says
+    what is no number ends there, with stopped_by "not_finite". Raises ValueError or
     TypeError.
     """
     job = prepare(
@@ -89,6 +91,7 @@ def generate(
         keep_eos_tail=keep_eos_tail,
         dtype=dtype,
         mesh=mesh,
+        fused=fused,
         **settings,
     )
     return decoded(job, seed=seed, keep_eos_tail=keep_eos_tail)
@@ -161,19 +164,20 @@ def prepare(
     keep_eos_tail: bool = False,
     dtype: str | None = None,
     mesh: Mesh | None = None,
+    fused: bool | None = None,
     **settings: Any,
 ) -> Job:
     """Loads and encodes what `generate` needs; arguments and errors as there."""
     max_new_tokens = _count(max_new_tokens)
     if method is None:
-        given = None if model is None else load(model, dtype, mesh)[0]
+        given = None if model is None else load(model, dtype, mesh, fused)[0]
         kind = given.predicts if isinstance(given, Model) else "next"
         method = assembly.KINDS[kind][1]
     recipe = recipes.find(method)
     values = {**recipe.settings, **settings, "max_new_tokens": max_new_tokens}
     if temperature is not None:
         values["temperature"] = temperature
-    chosen = assembly.assemble(recipe, values, model, drafter, dtype, mesh)
+    chosen = assembly.assemble(recipe, values, model, drafter, dtype, mesh, fused)
     target = chosen.models[0]
     rows = prompts.encode(prompt, chosen.tokenizer)
     width = max(map(len, rows))

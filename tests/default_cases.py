@@ -22,6 +22,7 @@ BY_DEFAULT = {
         "test_a_finished_block_must_be_stored_once_more": 1,
         "test_a_pipeline_that_waits_is_a_row_of_blocks": 1,
         "test_a_response_all_of_which_is_least_alike_is_made_anew": 0,
+        "test_slots_beyond_those_that_are_used_change_nothing": 1,
         "test_one_part_a_block_is_fast_dllm": 0,
         "test_parts_over_the_exact_cache_equal_the_canvas": 1,
         "test_without_local_steps_it_is_a_decode_of_whole_canvases": 0,
@@ -68,6 +69,11 @@ BY_DEFAULT = {
     },
     "test_files.py": {
         "test_a_failed_write_leaves_the_old_file_and_nothing_else": 1,
+    },
+    "test_fusing.py": {
+        "test_fused_projections_say_and_store_what_separate_ones_do": 3,
+        "test_layers_that_run_in_groups_read_both": 0,
+        "test_the_command_line_says_which": 0,
     },
     "test_gaps.py": {
         "test_a_drafter_that_is_no_number_stops_the_row": 1,

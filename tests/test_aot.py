@@ -3,8 +3,10 @@
 import json
 
 import jax
+import jax.numpy as jnp
 import pytest
 
+from pdecode import hardware
 from pdecode.cli import main as cli
 from pdecode.hardware import aot, chips, hlo
 from pdecode.models import shapes, transformer
@@ -108,6 +110,10 @@ def test_cuda_is_lowered_and_reported(capsys):
     (call,) = found["calls"]
     assert call["flops_by_formula"] == 2 * weights * 8 * 64
     assert "peak_bytes" not in found
+    if chips.gpu() is None:  # no compiler for CUDA
+        assert call["kernels"] is None
+    else:  # two layers and a head
+        assert 20 < call["kernels"] <= 2 * 16 + 12
 
 
 def test_heads_and_drafters_come_as_the_method_asks():
@@ -179,3 +185,57 @@ def test_a_tpu_program_keeps_to_its_share(model, no_host_flags):
     others = [x for x in found["collectives"] if x["in_loop"] and x["bytes"] != stream]
     # The sampler exchanges statistics: a few numbers a lane and device.
     assert others and all(x["bytes"] <= 64 * lanes for x in others)
+
+
+# A program as XLA prints it for a GPU, cut down to what is counted.
+PRINTED = """HloModule jit_f
+
+%fused (param: f32[4]) -> f32[4] {
+  %param = f32[4]{0} parameter(0)
+  ROOT %neg = f32[4]{0} negate(%param)
+}
+
+%body (state: (s32[], f32[4])) -> (s32[], f32[4]) {
+  %state = (s32[], f32[4]{0}) parameter(0)
+  %value = f32[4]{0} get-tuple-element(%state), index=1
+  %turned = f32[4]{0} fusion(%value), kind=kLoop, calls=%fused
+  %product = f32[4]{0} custom-call(%turned), custom_call_target="__cublas$gemm"
+  ROOT %next = (s32[], f32[4]{0}) tuple(%value, %product)
+}
+
+%asked (state: (s32[], f32[4])) -> pred[] {
+  %state = (s32[], f32[4]{0}) parameter(0)
+  ROOT %less = pred[] fusion(%state), kind=kLoop, calls=%fused
+}
+
+%graph (x: f32[4]) -> f32[4] {
+  %x = f32[4]{0} parameter(0)
+  ROOT %copied = f32[4]{0} copy(%x)
+}
+
+%short (x: f32[4]) -> f32[4] {
+  ROOT %x = f32[4]{0} parameter(0)
+}
+
+ENTRY %main (x: f32[4], which: pred[]) -> f32[4] {
+  %x = f32[4]{0} parameter(0)
+  %which = pred[] parameter(1)
+  %flat = f32[2,2]{1,0} bitcast(%x)
+  %start = f32[4]{0} all-reduce-start(%x), to_apply=%fused
+  %done = f32[4]{0} all-reduce-done(%start)
+  %called = f32[4]{0} call(%done), to_apply=%graph
+  %chosen = f32[4]{0} conditional(%which, %x, %x), true_computation=%graph, false_computation=%short
+  %some = (s32[], f32[4]{0}) while(%x), condition=%asked, body=%body
+  ROOT %often = (s32[], f32[4]{0}) while(%x), condition=%asked, body=%body, backend_config={"known_trip_count":{"n":"5"}}
+}
+"""  # noqa: E501
+
+
+def test_kernels_are_counted_as_they_are_launched():
+    # A collective, a graph's copy, the longer branch, a loop's test and body, and the
+    # body of a loop of five turns, which is not tested.
+    assert hardware.num_kernels(PRINTED) == 1 + 1 + 1 + (1 + 2) + 5 * 2
+    unknown = PRINTED.replace("known_trip_count", "other")
+    assert hardware.num_kernels(unknown) == 1 + 1 + 1 + 2 * (1 + 2)
+    program = jax.jit(lambda x: jnp.sort(jnp.sin(x)) @ x).lower(jnp.ones(99)).compile()
+    assert 2 <= hardware.num_kernels(program) <= 5

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from test_revising import SCALE, tiny
 
+from pdecode import cache as caches
 from pdecode import decode, methods, prompts, run
 from pdecode.contracts import Query, Row, Sampling, Visibility
 from pdecode.families import masked
@@ -446,3 +447,33 @@ def test_features_are_kept_of_plain_layers_and_whole_canvases_only():
     )
     with pytest.raises(ValueError, match="leave out windows and caches"):
         decoded(decoder, BIDIRECTIONAL[1])
+
+
+@pytest.mark.parametrize(
+    "method, predicts, settings",
+    [
+        (methods.prompt_lookup, "next", {"num_draft": 3}),
+        (methods.fast_dllm, "masked", {"threshold": 0.3, "block_length": 4}),
+    ],
+)
+def test_slots_beyond_those_that_are_used_change_nothing(
+    method, predicts, settings, monkeypatch
+):
+    # On a GPU slots are a multiple of 64.
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert [caches.num_slots(n) for n in (1, 64, 65)] == [64, 64, 128]
+    monkeypatch.undo()
+    assert caches.num_slots(65) == 65
+    attention = "causal" if predicts == "next" else "bidirectional"
+    config = dataclasses.replace(
+        SMALL, attention=attention, predicts=predicts, name=f"slots {predicts}"
+    )
+    params, drawn = transformer.init(config, jax.random.key(0)), []
+    for size in (1, 8):
+        monkeypatch.setattr(caches, "num_slots", lambda n, s=size: -(-n // s) * s)
+        model = transformer.make_model(dataclasses.replace(config, name=f"of {size}"))
+        made = prompts.from_rows([[1, 2, 1], [3]], max_new_tokens=8, model=model)
+        sizes = {"max_new_tokens": 8, **settings}
+        drawn.append(run(method, model, params, made, jax.random.key(1), **sizes))
+    jax.tree.map(np.testing.assert_array_equal, drawn[0][0].tokens, drawn[1][0].tokens)
+    jax.tree.map(np.testing.assert_array_equal, drawn[0][1], drawn[1][1])

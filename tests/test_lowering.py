@@ -7,6 +7,7 @@ extra); nothing says how fast they are.
 import contextlib
 import functools
 import re
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -22,9 +23,11 @@ from jax.sharding import (
     SingleDeviceSharding,
 )
 
+from pdecode import cache as caches
 from pdecode.contracts import Head, Sampling, Visibility
 from pdecode.kernels.attention import api as kernel
 from pdecode.kernels.head import api as vocab_head
+from pdecode.models import layers, transformer
 
 MOSAIC = "tpu_custom_call"
 KERNEL = functools.partial(kernel.attention, scale=0.1)
@@ -52,6 +55,15 @@ def shapes(batch, queries, heads, kv, slots, dim, dtype, written, among):
     return struct((batch, queries, heads, dim), dtype), cache, cache, visible, new, new
 
 
+def on_a_gpu():
+    """Where a program for CUDA can be lowered: jax 0.11 wants to know the GPU."""
+    if jax.__version_info__ < (0, 11):
+        return contextlib.nullcontext()
+    gpu = AbstractDevice("NVIDIA H100 80GB HBM3", 132, "cuda")
+    mesh = AbstractMesh((1,), ("x",), abstract_device=gpu)
+    return jax.sharding.use_abstract_mesh(mesh)
+
+
 def traced(name, **options):
     *sizes, soft_cap = CALLS[name]
     function = functools.partial(KERNEL, soft_cap=soft_cap, **options)
@@ -60,10 +72,89 @@ def traced(name, **options):
 
 @pytest.mark.parametrize("name", CALLS)
 def test_the_kernel_follows_the_platform_of_the_program(name):
-    trace = traced(name)
+    is_half = jnp.bfloat16 in CALLS[name]
     for platform in ("tpu", "cuda", "cpu"):
-        text = trace.lower(lowering_platforms=(platform,)).as_text()
+        with on_a_gpu() if platform == "cuda" else contextlib.nullcontext():
+            trace = traced(name)
+            text = trace.lower(lowering_platforms=(platform,)).as_text()
         assert (MOSAIC in text) == (platform == "tpu"), platform
+        assert ("triton" in text) == (platform == "cuda" and is_half), platform
+
+
+@pytest.mark.parametrize(
+    "slots, dtype, platform, has_kernel",
+    [
+        (512, jnp.bfloat16, "cuda", True),
+        (511, jnp.bfloat16, "cuda", False),
+        (512, jnp.float32, "cuda", False),
+        (512, jnp.bfloat16, "cpu", False),
+    ],
+)
+def test_cuda_reads_long_caches_of_bfloat16_by_its_kernel(
+    slots, dtype, platform, has_kernel
+):
+    call = shapes(2, 4, 4, 2, slots, 64, dtype, True, True)
+    with on_a_gpu():
+        trace = jax.jit(KERNEL).trace(*call)
+        text = trace.lower(lowering_platforms=(platform,)).as_text()
+        assert ("triton" in text) == has_kernel
+        plain = jax.jit(functools.partial(KERNEL, implementation="xla")).trace(*call)
+        assert "triton" not in plain.lower(lowering_platforms=(platform,)).as_text()
+
+
+def test_a_jax_without_triton_gives_cuda_the_plain_path(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pdecode.kernels.attention.gpu", None)
+    monkeypatch.delattr("pdecode.kernels.attention.gpu", raising=False)
+    call = shapes(2, 3, 4, 2, 512, 64, jnp.bfloat16, True, True)
+    text = jax.jit(KERNEL).trace(*call).lower(lowering_platforms=("cuda",)).as_text()
+    assert "triton" not in text
+
+
+def loops(function, *arguments):
+    """Whether a program for CUDA, TPU and CPU has a loop."""
+    trace = jax.jit(function).trace(*arguments)
+    return [
+        "stablehlo.while" in trace.lower(lowering_platforms=(platform,)).as_text()
+        for platform in ("cuda", "tpu", "cpu")
+    ]
+
+
+def test_a_call_made_at_times_is_a_branch_for_tpu_and_a_loop_elsewhere():
+    def write(cache):
+        return cache.sum(), cache.at[0].set(1.0)
+
+    def keep(cache):
+        return cache.sum(), cache
+
+    assert loops(
+        lambda wanted, cache: caches.when(wanted, write, keep, cache),
+        jax.ShapeDtypeStruct((), bool),
+        jax.ShapeDtypeStruct((4,), jnp.float32),
+    ) == [True, False, True]
+
+
+def test_cuda_reads_the_vocabulary_at_one_go():
+    head = jax.ShapeDtypeStruct((1 << 17, 16), jnp.bfloat16)
+    hidden = jax.ShapeDtypeStruct((1, 32, 16), jnp.bfloat16)
+
+    def decide(weight, hidden):
+        wants = ("token", "log_prob", "margin")
+        return vocab_head.statistics(Head(weight), hidden, wants, Sampling())
+
+    assert loops(decide, head, hidden) == [False, True, True]
+    # 2048 rows leave a tile 32768 ids.
+    many = jax.ShapeDtypeStruct((8, 256, 16), jnp.bfloat16)
+    assert loops(decide, head, many) == [True, True, True]
+
+
+def test_16_bit_heads_are_turned_by_the_same_numbers_everywhere():
+    rope = transformer.Rope()
+    heads = jax.random.normal(jax.random.key(0), (2, 5, 3, 16), jnp.bfloat16)
+    place = jnp.arange(10, dtype=jnp.int32).reshape(2, 5) * 37
+    angles = layers.rotary(rope, 16, place)
+    want = jax.jit(layers._turned_halves)(heads, *angles)
+    got = jax.jit(layers._turned_pairs)(heads, *angles)
+    assert jnp.array_equal(got, want) and not jnp.array_equal(got, heads)
 
 
 def test_a_choice_by_name_is_kept():
@@ -77,12 +168,7 @@ def test_a_choice_by_name_is_kept():
 
 @pytest.mark.parametrize("name", CALLS)
 def test_the_gpu_kernel_lowers_for_cuda(name):
-    device = contextlib.nullcontext()
-    if jax.__version_info__ >= (0, 11):  # which wants to know the GPU
-        gpu = AbstractDevice("NVIDIA H100 80GB HBM3", 132, "cuda")
-        mesh = AbstractMesh((1,), ("x",), abstract_device=gpu)
-        device = jax.sharding.use_abstract_mesh(mesh)
-    with device:
+    with on_a_gpu():
         trace = traced(name, implementation="pallas_gpu")
         text = trace.lower(lowering_platforms=("cuda",)).as_text()
     assert "triton" in text and MOSAIC not in text

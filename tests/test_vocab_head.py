@@ -218,6 +218,32 @@ def test_peak_memory_is_a_few_percent_of_the_logits():
     assert tile <= temporary < 0.05 * logits, temporary / logits
 
 
+def test_tiles_of_any_size_say_the_same():
+    # What a GPU gets is the other platforms' loop with larger tiles.
+    weight, hidden, keys, of = case(7, vocab=1000)
+    facts = tiles.Wanted(
+        frozenset({"token", "log_prob", "entropy", "margin", "of_log_prob"}), 4,
+        (3,), (), True, None, None,
+    )  # fmt: skip
+    rows = tiles.Rows(
+        hidden.reshape(-1, hidden.shape[-1]), keys.reshape(-1), of.reshape(-1),
+        jnp.float32(0.7),
+    )  # fmt: skip
+    head = Head(jnp.asarray(weight), None, jnp.float32(1.0), None)
+    walk = jax.jit(
+        lambda rows, head, size: tiles._walk(facts, rows, head, 0, size=size),
+        static_argnums=2,
+    )
+    want = walk(rows, head, 64)
+    for size in (416, 1000):
+        got = walk(rows, head, size)
+        assert jnp.array_equal(got.drawn.token, want.drawn.token)
+        assert jnp.array_equal(got.leaders.ids, want.leaders.ids)
+        jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, 1e-5), got, want)
+    assert tiles._gpu_tile_len(6, 1000) == 1000
+    assert tiles._gpu_tile_len(3072, 126464) == 21824  # whole tiles of noise
+
+
 def collectives(hlo: str) -> list[tuple[str, int]]:
     """Name and number of elements of every collective of a compiled program."""
     names = "all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute"

@@ -23,7 +23,7 @@ from pdecode.checkpoints import stored as stored_tensors
 from pdecode.checkpoints import tokenizer as tokenizers
 from pdecode.checkpoints.names import Source
 from pdecode.contracts import Params
-from pdecode.models import embedded
+from pdecode.models import embedded, fusing
 from pdecode.models.config import checked_dtype
 from pdecode.sharding import placement
 
@@ -56,22 +56,28 @@ def load(
     *,
     dtype: str | None = None,
     mesh: Mesh | None = None,
+    fused: bool = False,
 ) -> tuple[Any, Params, Any]:
     """(model, params, tokenizer) of a checkpoint folder, or of an embedded model.
 
     The first is a `Model`, or for the embedded "heads" a `DraftHeads`.
     `dtype` of parameters, activations and cache; None: the checkpoint's own. With a
     mesh each device receives its part of every parameter (`placement`), else the
-    default device receives all. The tokenizer of a folder without one refuses text and
-    works on ids.
+    default device receives all. `fused` joins the projections of every layer
+    (`models.fusing`), with one layer twice in memory. The tokenizer of a folder without
+    one refuses text and works on ids.
 
     Raises:
       ValueError: not a folder, an unknown architecture, configuration values that are
         not supported, no safetensors, a partial or truncated download, tensors that are
-        missing, unexpected or of the wrong shape; each by name.
+        missing, unexpected or of the wrong shape; each by name. Or `fused` over a
+        tensor axis.
     """
+    if fused:
+        placement.check_fused(mesh)
     if not pathlib.Path(path_or_name).is_dir() and path_or_name in embedded.NAMES:
-        return embedded.load(str(path_or_name), dtype=dtype)
+        model, params, tokenizer = embedded.load(str(path_or_name), dtype=dtype)
+        return model, fusing.fused(params) if fused else params, tokenizer
     folder = _folder(path_or_name)
     if (folder / ORBAX).is_dir():
         family, config = read_converted(folder)
@@ -80,6 +86,10 @@ def load(
         checkpoint = open_folder(folder, dtype=dtype)
         family, config = checkpoint.family, checkpoint.config
         params = read_params(checkpoint, mesh=mesh)
+    if fused:
+        params = fusing.fused_in_turn(params)
+        if mesh is not None:
+            params = jax.device_put(params, placement.specs(params, mesh))
     return family.module.make_model(config), params, tokenizers.load(folder)
 
 

@@ -129,6 +129,7 @@ def decode(args) -> dict[str, Any]:
         "keep_eos_tail": args.keep_eos_tail,
         "dtype": args.dtype,
         "mesh": None if axes is None else processes.make_mesh(**axes),
+        "fused": args.fused,
         **values,
     }
 
@@ -224,7 +225,8 @@ def chat(args, asked: Asked, options: dict[str, Any]) -> Asked:
     texts = [each for each in asked.rows if isinstance(each, str)]
     tokenizer = None
     if args.model is not None and args.prompt_ids is None:
-        tokenizer = generation.load(args.model, options["dtype"], options["mesh"])[2]
+        places = (options[name] for name in ("dtype", "mesh", "fused"))
+        tokenizer = generation.load(args.model, *places)[2]
     if tokenizer is None or not getattr(tokenizer, "templates", {}):
         if not args.chat:
             return asked

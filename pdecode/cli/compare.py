@@ -99,6 +99,7 @@ def _settings(args):
         judge=args.judge,
         dtype=args.dtype,
         mesh=None if axes is None else processes.make_mesh(**axes),
+        fused=args.fused,
         prompts=prompts,
         batch_size=args.batch_size,
         num_prompts=num_prompts if prompts is None else len(prompts),

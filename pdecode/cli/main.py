@@ -88,6 +88,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--judge", help="a causal model that judges the text")
     made.add_argument("--dtype", help="of checkpoint folders (default: their own)")
     made.add_argument("--mesh", help="split over devices: axes, as data=2,tensor=4")
+    _add_fused(made)
     made.add_argument(
         "--prompts", metavar="FILE", help="a prompt a line, or .jsonl with prompt"
     )
@@ -316,7 +317,16 @@ def _add_decode(made) -> None:
     made.add_argument("--dtype", help="of weights and activations (default: their own)")
     made.add_argument("--keep-eos-tail", action="store_true", help="decode past EOS")
     made.add_argument("--mesh", help="split over devices: axes, as data=2,tensor=4")
+    _add_fused(made)
     _add_set(made, "KNOB=VALUE")
+
+
+def _add_fused(made) -> None:
+    made.add_argument(
+        "--fused",
+        action=argparse.BooleanOptionalAction,
+        help="projections of a layer as one product (default: on one GPU)",
+    )
 
 
 def _add_processes(made, how: str) -> None:

@@ -146,6 +146,8 @@ def command(context: Context, row: Row) -> str:
     for name in ("model", "dtype"):
         if getattr(settings, name):
             words += [f"--{name}", getattr(settings, name)]
+    if settings.fused is not None:
+        words.append("--fused" if settings.fused else "--no-fused")
     entry = next((each for each in context.entries if each.name == row.name), None)
     if settings.drafter and entry and settings.drafter in entry.model_names[1:]:
         words += ["--drafter", settings.drafter]

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from pdecode import cache as caches
 from pdecode import prompts, rng, trees
 from pdecode.contracts import (
     Cache,
@@ -133,7 +134,8 @@ def init(plan: Plan, params, keys, prompt, prefix: Prefix, output) -> CausalStat
     """The prompt but its last token in the drafter's cache."""
     del keys, output
     room = plan.num_pending + plan.topology.max_depth
-    cache = plan.model.init_cache(prompt, prefix.tokens.shape[1] + room)
+    num_slots = caches.num_slots(prefix.tokens.shape[1] + room)
+    cache = plan.model.init_cache(prompt, num_slots)
     _, cache = prompts.prefill(plan.model, params["drafter"], prompt, cache, drop=1)
     return CausalState(cache, prompt.lengths - 1)
 

@@ -41,6 +41,7 @@ class Settings(NamedTuple):
     judge: str | None = None  # a causal model; None: the target, if it is one
     dtype: str | None = None
     mesh: Mesh | None = None
+    fused: bool | None = None  # projections as one product; None: on one GPU
     prompts: tuple[str, ...] | None = None  # None: held-out code with an answer
     batch_size: int = 1
     num_prompts: int = 8
@@ -131,7 +132,7 @@ def prepare(settings: Settings) -> Context:
         roofline.machine(settings.hardware, 1, 1)
     completions = _completions(settings)
     choice = lineup.Choice(
-        settings.model, settings.drafter, settings.dtype, settings.mesh
+        settings.model, settings.drafter, settings.dtype, settings.mesh, settings.fused
     )
     entries, notes = lineup.entries(
         settings.methods, settings.overrides, choice, settings.max_new_tokens
@@ -273,7 +274,9 @@ def _with_judge(context: Context) -> Context:
     max_new_tokens = settings.max_new_tokens
     if settings.judge is not None:
         name = settings.judge
-        model, params, _ = assembly.load(name, settings.dtype, settings.mesh)
+        model, params, _ = assembly.load(
+            name, settings.dtype, settings.mesh, settings.fused
+        )
         if getattr(model, "predicts", None) != "next":
             raise ValueError(f"judge={name!r} is no causal model: it can judge no text")
         if model.vocab_size != first.models[0].vocab_size:

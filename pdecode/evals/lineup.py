@@ -54,6 +54,7 @@ class Choice(NamedTuple):
     drafter: str | None = None  # a model or heads: for the methods that take such
     dtype: str | None = None
     mesh: Mesh | None = None
+    fused: bool | None = None  # see `assembly.load`
 
 
 class Entry(NamedTuple):
@@ -93,7 +94,7 @@ def entries(
             )
     given = None
     if choice.model is not None:
-        given = assembly.load(choice.model, choice.dtype, choice.mesh)[0]
+        given = assembly.load(choice.model, *choice[2:])[0]
     if given is None or getattr(given, "predicts", "next") == "next":
         chosen = {BASELINE: recipes.find(BASELINE), **chosen}
     made, notes = [], []
@@ -119,7 +120,7 @@ def entry(recipe: Recipe, settings, choice: Choice, max_new_tokens: int) -> Entr
     values = {**settings, "max_new_tokens": max_new_tokens}
     mesh = choice.mesh
     found = assembly.assemble(
-        recipe, values, choice.model, _second(recipe, choice), choice.dtype, mesh
+        recipe, values, choice.model, _second(recipe, choice), *choice[2:]
     )
     # Building the recipe checks what the signature cannot say.
     traced, sizes = knobs.split(method, values)
@@ -153,6 +154,6 @@ def _second(recipe: Recipe, choice: Choice) -> str | None:
     roles = knobs.roles(recipe.method)
     if choice.drafter is None or len(roles) == 1:
         return None
-    given = assembly.load(choice.drafter, choice.dtype, choice.mesh)[0]
+    given = assembly.load(choice.drafter, *choice[2:])[0]
     is_heads = not isinstance(given, Model)
     return choice.drafter if is_heads == ("heads" in roles) else None

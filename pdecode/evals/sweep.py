@@ -105,6 +105,7 @@ def sweep(
     recipe = recipes.find(method)
     known = knobs.parameters(recipe.method)
     own = ("drafter", "max_new_tokens", "temperature", "dtype", "mesh", "row_ids")
+    own += ("fused",)
     for name in settings:
         if name not in known and name not in own:
             raise ValueError(

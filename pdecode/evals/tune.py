@@ -238,7 +238,7 @@ def _neighbours(parameter: knobs.Parameter, value: Any) -> list[Any]:
 
 def _choice(settings: compare.Settings) -> lineup.Choice:
     return lineup.Choice(
-        settings.model, settings.drafter, settings.dtype, settings.mesh
+        settings.model, settings.drafter, settings.dtype, settings.mesh, settings.fused
     )
 
 

@@ -152,7 +152,7 @@ def init(plan: Plan, params, keys, prompt: Prompt):
     room = plan.num_canvases * plan.size - plan.max_new_tokens
     laid = rows.layout(prompt, plan.max_new_tokens, model, room)
     batch, length = laid.tokens.shape
-    cache = model.init_cache(prompt, length + 1)
+    cache = model.init_cache(prompt, caches.num_slots(length + 1))
     output, cache = prompts.prefill(model, params["model"], prompt, cache)
     assert output is not None  # a prompt has a token at least
     zero = jnp.zeros(batch, jnp.int32)

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from pdecode import cache as caches
 from pdecode import rng
 from pdecode.contracts import (
     STOPPED_BY,
@@ -187,7 +188,7 @@ def init(plan: Plan, params, keys, prompt: Prompt):
         fresh=jnp.zeros_like(masked),
         settling=zero,
         # One slot more: a canvas-sized call must not alias the whole cache.
-        cache=plan.model.init_cache(prompt, length + 1),
+        cache=plan.model.init_cache(prompt, caches.num_slots(length + 1)),
         memory=_memory(plan, batch, length),
         holes=None if prompt.masked is None else (),
     )

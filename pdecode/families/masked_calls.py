@@ -245,8 +245,9 @@ def seen_until(model, positions: Array, end: Array) -> Array:
 def _with_probes(model, state, lanes: Looked, tokens: Array, visible: Visibility):
     """The call's own keys are seen through `among`, older ones where not rewritten."""
     batch, length = state.tokens.shape
-    where = jnp.where(lanes.stored, lanes.positions, length + 1)
-    fresh = jnp.zeros((batch, length + 1), bool)
+    num_slots = caches.num_slots(length + 1)
+    where = jnp.where(lanes.stored, lanes.positions, num_slots)
+    fresh = jnp.zeros((batch, num_slots), bool)
     fresh = fresh.at[jnp.arange(batch)[:, None], where].set(True, mode="drop")
     among = lanes.among
     if among is None:

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from pdecode import cache as caches
 from pdecode import prompts, rng, trees
 from pdecode.contracts import (
     BlockRule,
@@ -133,7 +134,7 @@ def init(plan: Plan, params, keys, prompt: Prompt):
     model, drafter = plan.model, plan.drafter
     laid = rows.layout(prompt, plan.max_new_tokens, model)
     batch, length = laid.tokens.shape
-    cache = model.init_cache(prompt, length + 1 + plan.num_stored)
+    cache = model.init_cache(prompt, caches.num_slots(length + 1 + plan.num_stored))
     output, cache = prompts.prefill(model, params["model"], prompt, cache, drop=1)
     prefix = Prefix(laid.tokens, prompt.lengths, laid.end, prompt.lengths)
     none = jnp.zeros(batch, bool)
@@ -146,14 +147,13 @@ def init(plan: Plan, params, keys, prompt: Prompt):
         drafter=drafter.init(params, keys, prompt, prefix, output),
     )
     drafted = jnp.full_like(prompt.lengths, drafter.num_prefill_calls)
-    width = prompt.tokens.shape[1] - 1
     return state, rows.prefill_info(
         model,
         prompt,
         drop=1,
         num_draft_calls=drafted,
         num_draft_tokens=drafted * (prompt.lengths - 1),
-        num_draft_tokens_computed=drafted * width,
+        num_draft_tokens_computed=drafted * (prompt.tokens.shape[1] - 1),
     )
 
 

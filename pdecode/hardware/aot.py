@@ -2,8 +2,10 @@
 
 With the `tpu-aot` extra (libtpu) XLA compiles for a TPU topology on a machine that has
 none. Parameters, cache and prompt are shapes with shardings; nothing is materialised.
-For CUDA there is no compiler here: the program is lowered, and only what lowering
-knows is reported.
+For CUDA the program is lowered, and only what lowering knows is reported, unless jax's
+CUDA plugin is installed (the packages jax-cuda12-pjrt, jax-cuda12-plugin and
+nvidia-cuda-nvcc-cu12, in the version of jax): it then compiles for an H100, without the
+measurements by which a GPU chooses its products.
 """
 
 import contextlib
@@ -17,6 +19,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import ShapeDtypeStruct
+from jax.sharding import SingleDeviceSharding
 
 from pdecode import decode, recipes, rng, sharding
 from pdecode import knobs as knob_rules
@@ -25,7 +28,7 @@ from pdecode.contracts import Model, Prompt, Sampling
 from pdecode.hardware import chips, costs, hlo
 from pdecode.hardware.costs import Call
 from pdecode.kernels.head import api as vocab_head
-from pdecode.models import draft_heads, shapes, transformer
+from pdecode.models import draft_heads, fusing, shapes, transformer
 from pdecode.sharding import placement
 
 
@@ -121,7 +124,7 @@ def report(
             "share_bytes": (total + cached) // len(devices),
         }
         if generation is None:
-            return found | _lowered(job, calls)
+            return found | _for_cuda(job, calls, devices[0])
         return found | _compiled(job, calls, chips.CHIPS[generation], axes)
 
 
@@ -332,22 +335,43 @@ def _compiled(job: Job, calls: list[Call], chip: chips.Chip, axes) -> dict[str, 
     }
 
 
-def _lowered(job: Job, calls: list[Call]) -> dict[str, Any]:
-    program = _program(job).lower(lowering_platforms=("cuda",))
-    for call in calls:
-        if call.is_step:  # lowering is the check
-            _lower_call(job, call).lower(lowering_platforms=("cuda",))
-    weights = costs.num_weights(job.trees[0], job.configs[0])
-    return {
-        "custom_calls": hlo.custom_calls(program.as_text() or ""),
-        "calls": [
-            {
-                "model": job.configs[call.role].name,
-                "rows": call.query.tokens.shape[0],
-                "lanes": call.query.tokens.shape[1],
-                "flops_by_formula": 2.0 * weights * math.prod(call.query.tokens.shape),
-            }
+def _for_cuda(job: Job, calls: list[Call], device: Any) -> dict[str, Any]:
+    """What lowering knows and, with a `device` to compile for, what compiling does.
+
+    Parameters are fused, as a model on one GPU has them.
+    """
+    fused = tuple(jax.eval_shape(fusing.fused, tree) for tree in job.trees)
+    parts = job._replace(trees=fused)
+    if device is not None:
+        place = SingleDeviceSharding(device)
+        parts = jax.tree.map(
+            lambda s: ShapeDtypeStruct(s.shape, s.dtype, sharding=place),
+            (fused, job.prompt, job.knobs),
+        )
+        parts = job._replace(trees=parts[0], prompt=parts[1], knobs=parts[2])
+    with chips.gpu_known():
+        program = _program(parts).lower(lowering_platforms=("cuda",))
+        steps = [  # lowering is the check
+            (call, _lower_call(parts, call).lower(lowering_platforms=("cuda",)))
             for call in calls
-            if call.is_step and call.role == 0
-        ],
-    }
+            if call.is_step
+        ]
+    found: dict[str, Any] = {"custom_calls": hlo.custom_calls(program.as_text() or "")}
+    if device is not None:
+        began = time.perf_counter()
+        memory: Any = program.compile().memory_analysis()
+        found["compile_s"] = round(time.perf_counter() - began, 1)
+        found["temporary_bytes"] = memory.temp_size_in_bytes
+    weights = costs.num_weights(job.trees[0], job.configs[0])
+    found["calls"] = [
+        {
+            "model": job.configs[call.role].name,
+            "rows": call.query.tokens.shape[0],
+            "lanes": call.query.tokens.shape[1],
+            "flops_by_formula": 2.0 * weights * math.prod(call.query.tokens.shape),
+            "kernels": None if device is None else hlo.num_kernels(step.compile()),
+        }
+        for call, step in steps
+        if call.role == 0
+    ]
+    return found

@@ -90,7 +90,13 @@ def text(found: dict[str, Any]) -> str:
         f"{found['share_bytes'] / gib:.3f} GiB",
     ]
     if "peak_bytes" not in found:
-        lines.append(f"lowered only; custom calls: {found['custom_calls'] or 'none'}")
+        lines.append(f"custom calls: {found['custom_calls'] or 'none'}")
+        lines.append(
+            f"compiled in {found['compile_s']} s, temporary "
+            f"{found['temporary_bytes'] / gib:.3f} GiB"
+            if "compile_s" in found
+            else "lowered only"
+        )
     else:
         lines += [
             f"compiled in {found['compile_s']} s; the loop carries "
@@ -110,6 +116,11 @@ def text(found: dict[str, Any]) -> str:
                 f"{call['bytes']:.3g} bytes a device; roofline "
                 f"{1e3 * call['roofline_s']:.3f} ms, exchange "
                 f"{1e3 * call['exchange_s']:.3f} ms"
+            )
+        elif call["kernels"] is not None:
+            lines.append(
+                f"call of {call['model']}, {call['rows']} x {call['lanes']} lanes: "
+                f"{call['kernels']} kernels"
             )
     for each in found.get("collectives", ()):
         where = "loop" if each["in_loop"] else "before the loop"

@@ -3,6 +3,7 @@
 import collections
 import math
 import re
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 COLLECTIVES = (
@@ -18,7 +19,9 @@ _BITS = {"pred": 8, "token": 0, "bf16": 16}
 _HEADER = re.compile(r"^(?:ENTRY )?%(\S+) \(.*\{$")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%\S+ = (.*?) ([a-z][\w-]*)\(")
 _SHAPE = re.compile(r"\b([a-z]\w*)\[([\d,]*)\]")
-_CALLED = re.compile(r"(?:calls|to_apply|body|condition)=%([\w.-]+)")
+_CALLED = re.compile(
+    r"(?:calls|to_apply|body|condition|true_computation|false_computation)=%([\w.-]+)"
+)
 _BRANCHES = re.compile(r"(?:branch_computations|called_computations)=\{([^}]*)\}")
 # Lines without any of these are passed over: programs of large models have a million.
 _READ = (
@@ -29,6 +32,15 @@ _READ = (
     "dynamic-update-slice(",
     "AsyncCollectiveDone",
 )
+
+
+_TURNS = re.compile(r'"known_trip_count":\{"n":"?(\d+)')
+_BODY = re.compile(r"body=%([\w.-]+)")
+# Instructions that launch nothing.
+_SILENT = {
+    "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all",
+    "add-dependency", "opt-barrier", "partition-id", "replica-id",
+}  # fmt: skip
 
 
 class Collective(NamedTuple):
@@ -106,6 +118,40 @@ def read(text: str) -> Program:
     ]
     listed.sort(key=lambda each: (not each.in_loop, -each.bytes, each.kind))
     return Program(listed, carried, mosaic, dict(writes))
+
+
+def num_kernels(compiled: Any) -> int:
+    """Kernels and copies that one run of a compiled program launches on a GPU.
+
+    Read from its text: every instruction that is no bookkeeping counts once, those of a
+    loop as often as the compiler says that it turns (once if it does not say), and of
+    branches the longest counts. It is a bound from below: a library may launch two for
+    one product. Elsewhere than on a GPU it counts instructions that run by themselves.
+    """
+    text = compiled if isinstance(compiled, str) else compiled.as_text()
+    bodies = _computations(text)
+    entry = next(line for line in text.splitlines() if line.startswith("ENTRY"))
+
+    def count(name: str) -> int:
+        return sum(_launches(line, count) for line in bodies.get(name, ()))
+
+    return count(entry.split()[1].lstrip("%"))
+
+
+def _launches(line: str, count: Callable[[str], int]) -> int:
+    """Kernels that the instruction in `line` launches."""
+    found = _INSTRUCTION.match(line)
+    if not found or found[2] in _SILENT or found[2].endswith(("-done", "-update")):
+        return 0
+    if found[2] == "while":
+        turns = _TURNS.search(line)
+        body, rest = _BODY.findall(line), _called(line)
+        # Of a loop that is known to turn so often nobody asks if it goes on.
+        return int(turns[1]) * sum(map(count, body)) if turns else sum(map(count, rest))
+    if found[2] == "conditional":
+        return max(map(count, _called(line)))
+    # A graph of kernels is a call in a program for GPUs.
+    return sum(map(count, _called(line))) if found[2] == "call" else 1
 
 
 def custom_calls(text: str) -> dict[str, int]:

@@ -13,6 +13,7 @@ from jax import Array
 from pdecode import cache as caches
 from pdecode.contracts import Params, SlotRun, Visibility
 from pdecode.kernels.attention import api as attention_kernel
+from pdecode.models import fusing
 from pdecode.models.config import Config, Experts, Rope
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
@@ -37,14 +38,31 @@ def rotate(x: Array, angles: tuple[Array, Array]) -> Array:
 
     What lies behind the dimensions that the angles are of stays as it is.
     """
-    cos, sin = angles
-    width = 2 * cos.shape[-1]
-    first, second = jnp.split(x[..., :width].astype(jnp.float32), 2, axis=-1)
-    turned = [first * cos - second * sin, second * cos + first * sin]
-    turned = jnp.concatenate(turned, axis=-1).astype(x.dtype)
+    width = 2 * angles[0].shape[-1]
+    if x.dtype == jnp.float32:
+        turned = _turned_halves(x[..., :width], *angles)
+    else:  # what GPUs decode in
+        turned = jax.lax.platform_dependent(
+            x[..., :width], *angles, cuda=_turned_pairs, default=_turned_halves
+        )
     if width == x.shape[-1]:
         return turned
     return jnp.concatenate([turned, x[..., width:]], axis=-1)
+
+
+def _turned_halves(x: Array, cos: Array, sin: Array) -> Array:
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    turned = [first * cos - second * sin, second * cos + first * sin]
+    return jnp.concatenate(turned, axis=-1).astype(x.dtype)
+
+
+def _turned_pairs(x: Array, cos: Array, sin: Array) -> Array:
+    """The same numbers: XLA for CUDA makes kernels of each half that is joined."""
+    pairs = x.astype(jnp.float32).reshape(*x.shape[:-1], 2, -1)
+    sign = jnp.expand_dims(jnp.array([[-1.0], [1.0]]), tuple(range(x.ndim - 1)))
+    cos, sin = cos[..., None, :], sign * sin[..., None, :]
+    turned = pairs * cos + jnp.flip(pairs, -2) * sin
+    return turned.reshape(x.shape).astype(x.dtype)
 
 
 def rms(x: Array, eps: float) -> Array:
@@ -149,9 +167,15 @@ class Attention(nn.Module):
             out = dense(config, num_heads * config.head_dim, config.qkv_bias, name)(x)
             return out.reshape(batch, num_queries, num_heads, config.head_dim)
 
-        query = heads("query", config.num_heads)
-        key = heads("key", config.num_kv_heads)
-        value = heads("value", config.num_kv_heads)
+        num_heads, num_kv_heads = config.num_heads, config.num_kv_heads
+        if self.has_variable("params", fusing.QKV):
+            whole = heads(fusing.QKV, num_heads + 2 * num_kv_heads)
+            query, key, value = jnp.split(
+                whole, [num_heads, num_heads + num_kv_heads], axis=2
+            )
+        else:
+            query = heads("query", num_heads)
+            key, value = heads("key", num_kv_heads), heads("value", num_kv_heads)
         if config.qk_norm:
             query = Norm("rms", config.norm_eps, config.norm_offset, name="query_norm")(
                 query
@@ -194,13 +218,19 @@ class Mlp(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         config = self.config
-        act = ACTIVATIONS[config.activation]
-        up = dense(config, config.mlp_width, config.mlp_bias, "up")(x)
-        if config.gated:
-            gate = dense(config, config.mlp_width, config.mlp_bias, "gate")(x)
+        act, width = ACTIVATIONS[config.activation], config.mlp_width
+
+        def opened(name: str, features: int) -> Array:
+            return dense(config, features, config.mlp_bias, name)(x)
+
+        if self.has_variable("params", fusing.GATE_UP):
+            gate, up = jnp.split(opened(fusing.GATE_UP, 2 * width), 2, axis=-1)
             up = act(gate) * up
+        elif config.gated:
+            up = opened("up", width)
+            up = act(opened("gate", width)) * up
         else:
-            up = act(up)
+            up = act(opened("up", width))
         return dense(config, config.width, config.mlp_bias, "down")(up)
 
 

@@ -19,8 +19,8 @@ from jax import Array
 from pdecode import cache as caches
 from pdecode.contracts import Cache, Model, Output, Prompt, Query, SlotRun
 from pdecode.kernels.attention import api as attention_kernel
+from pdecode.models import fusing, transformer
 from pdecode.models import layers as parts
-from pdecode.models import transformer
 from pdecode.models.config import Config
 
 
@@ -127,6 +127,7 @@ def _run(config: Config, params, query: Query, layers, pick: Callable) -> tuple:
 
     `pick(alike [B, Q])` gives lanes [B, K] and which of them (bool) are made anew.
     """
+    fusing.refuse(params, f"reused {config.name}")
     stream, kept = transformer.embedded(config, params, query), []
     rows = jnp.zeros(query.tokens.shape[0], jnp.int32)
     for layer, old in enumerate(layers):

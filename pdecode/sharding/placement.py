@@ -28,6 +28,7 @@ MESH_AXES: dict[str, tuple[str, ...]] = {
 }
 
 _OPENING = {"query", "key", "value"}
+_FUSED = {"qkv", "gate_up"}  # of `models.fusing`: parts that a split would cut across
 _BY_LEAF = {
     "embed": ("vocab", "embed"),
     "head": ("vocab", "embed"),
@@ -43,6 +44,8 @@ def logical_axes(path: tuple[str, ...], rank: int) -> tuple[str | None, ...]:
     if rank == 3:  # experts [N, in, out]
         closing = path[-1] == "down"
         return ("expert", "mlp", "embed") if closing else ("expert", "embed", "mlp")
+    if len(path) > 1 and path[-2] in _FUSED:
+        return ("embed", None)[-rank:]
     if len(path) < 2 or path[-2] not in _OPENING | {"gate", "up", "out", "down"}:
         return (None,) * rank
     branch = "heads" if path[-2] in _OPENING | {"out"} else "mlp"
@@ -70,14 +73,29 @@ def spec(
 
 
 def specs(shapes: Any, mesh: Mesh | AbstractMesh) -> Any:
-    """A NamedSharding for every parameter in a tree of shapes (or arrays)."""
+    """A NamedSharding for every parameter in a tree of shapes (or arrays).
+
+    Raises ValueError for fused projections over a tensor axis.
+    """
 
     def place(path, leaf):
         names = tuple(str(key.key) for key in path)
+        if not _FUSED.isdisjoint(names):
+            check_fused(mesh)
         logical = logical_axes(names, len(leaf.shape))
         return NamedSharding(mesh, spec(logical, leaf.shape, mesh))
 
     return jax.tree_util.tree_map_with_path(place, shapes)
+
+
+def check_fused(mesh: Mesh | AbstractMesh | None) -> None:
+    """ValueError where fused projections cannot lie on `mesh`."""
+    size = 1 if mesh is None else mesh.shape.get("tensor", 1)
+    if size > 1:
+        raise ValueError(
+            f"fused projections do not split over tensor={size}: load the model with "
+            "fused=False (--no-fused), or make the tensor axis 1"
+        )
 
 
 class Whole(NamedTuple):

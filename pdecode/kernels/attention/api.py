@@ -1,12 +1,15 @@
 """Attention of a few queries over a slot cache: the one function models call.
 
-`reference.py` holds the oracle, `xla.py` the plain path of every platform, `tpu.py` and
-`gpu.py` a kernel each. What is chosen follows the platform a program is lowered for,
-not the one that traces it: compiled ahead of time for TPU on a machine without one, it
-gets the kernel. CUDA gets the plain path, two batched matmuls that copy no cache: cuDNN
-wants the cache transposed, its mask spelled out and no soft cap.
+`reference.py` holds the oracle, `plain.py` the plain path of every platform ("xla"),
+`tpu.py` and `gpu.py` a kernel each. What is chosen follows the platform a program is
+lowered for, not the one that traces it: compiled ahead of time for TPU on a machine
+without one, it gets the kernel. On CUDA the kernel takes bfloat16 alone: it reads a
+cache of 8 x 4096 slots in 64, 85 and 174 us for 1, 8 and 32 queries where the plain
+path takes 81, 116 and 336 (H200), and float32 was not measured. cuDNN wants the cache
+transposed, its mask spelled out and no soft cap.
 """
 
+import contextlib
 import functools
 from collections.abc import Callable
 
@@ -46,10 +49,10 @@ def attention(
     (`narrowed`). Query head h reads key head h // (H / Hkv). Scores are
     cap(scale * q . k), with cap(x) = soft_cap * tanh(x / soft_cap).
 
-    `implementation` is one of IMPLEMENTATIONS, or None: the kernel where the program is
-    lowered for TPU and the kernel serves the call, else "xla". On several devices the
-    kernel needs the mesh in context (`jax.set_mesh`): it is mapped over rows and key
-    heads as `pdecode.sharding.placement` splits them.
+    `implementation` is one of IMPLEMENTATIONS, or None: the kernel of the platform the
+    program is lowered for, TPU or CUDA, if it serves the call, else "xla". On several
+    devices the kernel needs the mesh in context (`jax.set_mesh`): it is mapped over
+    rows and key heads as `pdecode.sharding.placement` splits them.
 
     Raises:
       ValueError: an unknown implementation, heads that do not group, or `among`
@@ -79,24 +82,41 @@ def attention(
     ):
         return plain(*arrays)
 
+    def kernel_of(module):
+        kernel = functools.partial(module.attention, scale=scale, soft_cap=soft_cap)
+        return functools.partial(_on_each_device, kernel)
+
     # Pallas is slow to import: not before it is used.
     if implementation == "pallas_gpu":
         from pdecode.kernels.attention import gpu
 
-        kernel = functools.partial(gpu.attention, scale=scale, soft_cap=soft_cap)
-        return _on_each_device(kernel, *arrays)
+        return kernel_of(gpu)(*arrays)
     from pdecode.kernels.attention import tpu
 
-    kernel = functools.partial(tpu.attention, scale=scale, soft_cap=soft_cap)
-    kernel = functools.partial(_on_each_device, kernel)
     if implementation == "pallas_tpu":
-        return kernel(*arrays)
-    try:
-        tpu.check(query, key_cache, visible)
+        return kernel_of(tpu)(*arrays)
+    kernels = {}
+    with contextlib.suppress(NotImplementedError):
         _split_of(key_cache)
-    except NotImplementedError:
+        kernels = _gpu_kernel(query, key_cache, kernel_of)
+        tpu.check(query, key_cache, visible)
+        kernels["tpu"] = kernel_of(tpu)
+    if not kernels:
         return plain(*arrays)
-    return jax.lax.platform_dependent(*arrays, tpu=kernel, default=plain)
+    return jax.lax.platform_dependent(*arrays, **kernels, default=plain)
+
+
+def _gpu_kernel(query: Array, key_cache: Array, kernel_of: Callable) -> dict:
+    """The kernel for CUDA by its platform, if it serves the call and jax has Triton."""
+    if query.dtype != jnp.bfloat16:
+        return {}
+    try:
+        from pdecode.kernels.attention import gpu
+
+        gpu.check(query, key_cache)
+    except (ImportError, NotImplementedError):
+        return {}
+    return {"cuda": kernel_of(gpu)}
 
 
 def _on_each_device(

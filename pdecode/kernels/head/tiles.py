@@ -24,6 +24,10 @@ from pdecode.sharding import context
 # large enough to keep a matmul busy, small enough to be a few percent of the logits.
 _TILE_LOGITS = 1 << 21
 TILE_LENS = (256, 4096)
+# On a GPU a tile's weights are copied before they are multiplied, a small product fills
+# no half of it, and the host decides in every turn if noise is drawn: there as many
+# logits a tile as a quarter of a gigabyte holds, which for a call's rows is all ids.
+_GPU_TILE_LOGITS = 1 << 26
 
 
 class Law(NamedTuple):
@@ -199,8 +203,21 @@ def _over_shards(wanted: Wanted, rows: Rows, head: Head, batch: int) -> Partial:
 
 def _over_tiles(wanted: Wanted, rows: Rows, head: Head, first: Array | int) -> Partial:
     """The ids first .. first + len(head.weight), one tile after another."""
+    num_rows, num_ids = rows.hidden.shape[0], head.weight.shape[0]
+    size = _tile_len(num_rows, num_ids)
+    gpu_size = _gpu_tile_len(num_rows, num_ids)
+    walk = functools.partial(_walk, wanted)
+    if size == gpu_size or context.in_context() is not None:
+        return walk(rows, head, first, size=size)
+    return jax.lax.platform_dependent(
+        rows, head, first,
+        cuda=functools.partial(walk, size=gpu_size),
+        default=functools.partial(walk, size=size),
+    )  # fmt: skip
+
+
+def _walk(wanted: Wanted, rows: Rows, head: Head, first: Array | int, *, size: int):
     num_ids = head.weight.shape[0]
-    size = _tile_len(rows.hidden.shape[0], num_ids)
 
     def tile(start: Array | int, size: int) -> Partial:
         cut = functools.partial(jax.lax.dynamic_slice_in_dim, slice_size=size)
@@ -246,6 +263,12 @@ def _tile_len(num_rows: int, num_ids: int) -> int:
     while size < high and 2 * size * num_rows <= _TILE_LOGITS:
         size *= 2
     return min(size, num_ids)
+
+
+def _gpu_tile_len(num_rows: int, num_ids: int) -> int:
+    """Ids of a tile on a GPU: whole tiles of noise, or all ids if they fit."""
+    size = max(_GPU_TILE_LOGITS // num_rows, rng.VOCAB_TILE)
+    return num_ids if size >= num_ids else size - size % rng.VOCAB_TILE
 
 
 def _tile(wanted: Wanted, rows: Rows, head: Head, first: Array | int) -> Partial:
