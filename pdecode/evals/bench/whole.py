@@ -1,0 +1,377 @@
+"""Whole decodes of published shapes with random weights, beside their floors.
+
+A case is a method on a shape at a batch size, and each is decoded under several ways of
+holding the weights (`WEIGHTS`), so that before and after stand in one run. Cases are
+ordered by what they are worth: whoever stops a run has the first ones.
+
+The floor of a decode is what its calls must move and multiply, at this machine's
+measured peaks: every weight but an untied embedding, and the prompt's keys and values,
+once a call; two operations a weight and lane, of the head only for lanes that propose
+a token. Attention and what was generated are left out: a floor is never too high.
+"""
+
+import dataclasses
+import functools
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pdecode import hardware, methods, prompts
+from pdecode import programs as programs_module
+from pdecode.contracts import Model, Params, Prompt
+from pdecode.hardware import peaks as machine
+from pdecode.hardware.peaks import Peaks
+from pdecode.models import shapes, transformer
+from pdecode.models.config import Config
+
+NUM_COMPILED = 4  # programs compiled at a time; what runs is timed alone
+
+
+class Case(NamedTuple):
+    """One decode to measure; some settings follow from the number of new tokens."""
+
+    name: str
+    shape: str
+    method: Callable
+    batch_size: int
+    settings: Callable[[int], dict[str, Any]]
+
+
+class Sizes(NamedTuple):
+    """What is decoded: as published measurements have it."""
+
+    prompt_len: int = 128
+    max_new_tokens: int = 256
+    is_small: bool = False  # two narrow layers in place of the shape's own
+
+
+# A block of 32 where there are 256 new tokens, and four tokens a step.
+def _dual(num_new: int) -> dict[str, Any]:
+    size = max(num_new // 8, 1)
+    return {"cache": "dual", "threshold": 0.9, "block_length": size}
+
+
+def _canvas(num_new: int) -> dict[str, Any]:
+    return {"steps": max(num_new // 4, 1), "block_length": max(num_new // 8, 1)}
+
+
+CASES = (
+    Case("autoregressive", "qwen3-8b", methods.autoregressive, 1, lambda _: {}),
+    Case("window", "llada-8b", methods.fast_dllm, 1, _dual),
+    Case("window_of_8", "llada-8b", methods.fast_dllm, 8, _dual),
+    Case("lookup", "qwen3-8b", methods.prompt_lookup, 1, lambda _: {"num_draft": 7}),
+    Case("canvas", "llada-8b", methods.llada, 1, _canvas),
+)  # fmt: skip
+
+
+def _separate(config: Config, params: Params) -> tuple[Model, Params]:
+    return transformer.make_model(config), params
+
+
+# The ways of holding the weights, by name: (config, params) -> the model that decodes,
+# and its parameters. The first of a run is what the tokens of the others are held to.
+WEIGHTS: dict[str, Callable[[Config, Params], tuple[Model, Params]]] = {
+    "separate": _separate,
+}
+
+
+class Decode(NamedTuple):
+    """One case under one way of holding the weights; times are medians of repeats."""
+
+    case: str
+    weights: str
+    shape: str
+    batch_size: int
+    prompt_len: int
+    max_new_tokens: int
+    compile_s: float  # of both programs, while others were compiled
+    prefill_s: float
+    decode_s: float
+    every_s: tuple[float, ...]  # prefill and decode of each repeat
+    num_calls: int  # of the batch, prefill apart
+    lanes: float  # a call and row
+    ms: float  # a call, prefill apart
+    tokens_per_s: float  # of all rows, prefill included
+    floor_ms: float  # a call
+    bound: str  # memory | matmul: what the floor is made of
+    share: float  # floor over ms
+    weight_bytes: int  # that a call reads
+    temp_mb: float | None  # temporary memory of the loop's program
+    num_kernels: int | None  # of the loop's program, which has each call once
+    num_equal: int  # tokens that are those of the first way in `WEIGHTS`
+    first_tokens: tuple[int, ...]
+
+
+class Failed(NamedTuple):
+    """A case that could not be measured, and why."""
+
+    case: str
+    weights: str
+    why: str
+
+
+def decodes(
+    chosen: Sequence[Case],
+    weights: Sequence[str],
+    dtype: str,
+    sizes: Sizes,
+    repeats: int,
+    found: Peaks,
+    is_told: Callable[[str], None] = lambda text: None,
+) -> Iterator[Decode | Failed]:
+    """Measures each case under each way of holding the weights, one after another.
+
+    The first case is compiled and timed before the rest is, so that a run that is
+    stopped has it. Weights are drawn on the device, and one shape's are there at a
+    time: twice its bytes, where it is held in two ways. What fails is told and passed
+    over: on a machine that is lent, the others are worth having.
+    """
+    check(chosen, weights, sizes)
+    held: tuple[str | None, Params] = (None, {})
+    for group in (chosen[:1], chosen[1:]):
+        with ThreadPoolExecutor(NUM_COMPILED, "pdecode-compiler") as pool:
+            pending = {
+                (case, name): pool.submit(_compiled, case, name, dtype, sizes)
+                for case in group
+                for name in weights
+            }
+            if group:
+                is_told(f"{len(pending)} decodes: compiling")
+        for case in group:
+            config = config_of(case.shape, dtype, sizes)
+            if held[0] != case.shape:
+                held = (None, {})  # gone before the next are drawn
+                held = (case.shape, random(config))
+            wanted: np.ndarray | None = None
+            for name in weights:
+                is_told(f"{case.name}, weights {name}")
+                future = pending[case, name]
+                line, tokens = _measured(
+                    case, name, config, held[1], future, sizes, repeats, found, wanted
+                )
+                wanted = tokens if wanted is None else wanted
+                yield line
+    programs_module.forget()
+
+
+def check(chosen: Sequence[Case], weights: Sequence[str], sizes: Sizes) -> None:
+    """ValueError for what cannot be measured, before anything is."""
+    for name in weights:
+        if name not in WEIGHTS:
+            raise ValueError(f"weights {name!r} must be one of {', '.join(WEIGHTS)}")
+    if not chosen or not weights:
+        raise ValueError("there is nothing to decode: name a case and weights")
+    if sizes.prompt_len < 1 or sizes.max_new_tokens < 8:
+        raise ValueError(
+            f"prompt_len={sizes.prompt_len} must be at least 1 and max_new_tokens="
+            f"{sizes.max_new_tokens} at least 8"
+        )
+
+
+def named(names: Sequence[str]) -> tuple[Case, ...]:
+    """The cases of these names, in the order of `CASES`; ValueError for others."""
+    known = {case.name: case for case in CASES}
+    for name in names:
+        if name not in known:
+            raise ValueError(f"unknown decode {name!r}; known: {', '.join(known)}")
+    return tuple(case for case in CASES if case.name in names)
+
+
+def config_of(shape: str, dtype: str, sizes: Sizes) -> Config:
+    """The shape, or what stands for it where sizes are small."""
+    whole = shapes.config(shape, dtype)
+    if not sizes.is_small:
+        return whole
+    kv_heads = 4 if whole.num_kv_heads == whole.num_heads else 2
+    return dataclasses.replace(
+        whole, vocab_size=512, width=64, num_layers=2, num_heads=4,
+        num_kv_heads=kv_heads, head_dim=16, mlp_width=128, sliding=(), eos_ids=(),
+        mask_id=None if whole.mask_id is None else 511,
+    )  # fmt: skip
+
+
+def random(config: Config) -> Params:
+    """Parameters of a shape, one leaf at a time in the dtype of the run."""
+    whole = _shapes_of(config)
+    leaves, tree = jax.tree.flatten(whole)
+    draw = jax.jit(
+        lambda key, shape: 0.02 * jax.random.normal(key, shape, config.dtype),
+        static_argnums=1,
+    )
+    keys = jax.random.split(jax.random.key(0), len(leaves))
+    filled = [draw(key, leaf.shape) for key, leaf in zip(keys, leaves)]
+    return jax.tree.unflatten(tree, filled)
+
+
+@functools.cache
+def _shapes_of(config: Config) -> Params:
+    made = jax.eval_shape(lambda: transformer.init(config, jax.random.key(0)))
+    return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, config.dtype), made)
+
+
+def _prompt(case: Case, config: Config, sizes: Sizes) -> Prompt:
+    rows = np.random.default_rng(0).integers(
+        1, config.vocab_size // 2, (case.batch_size, sizes.prompt_len)
+    )
+    return prompts.from_rows(rows.tolist(), max_new_tokens=sizes.max_new_tokens)
+
+
+def _compiled(case: Case, name: str, dtype: str, sizes: Sizes):
+    """The programs of one decode: shapes are enough, no weights are drawn for it."""
+    config = config_of(case.shape, dtype, sizes)
+    models: list[Model] = []
+
+    def held(params):
+        model, params = WEIGHTS[name](config, params)
+        models.append(model)
+        return params
+
+    tree = jax.eval_shape(held, _shapes_of(config))
+    # No row ends early: all decodes of a case are of one length.
+    model = models[0]._replace(eos_ids=())
+    num_new = sizes.max_new_tokens
+    return programs_module.compiled(
+        case.method, model, tree, _prompt(case, config, sizes), is_dated=False,
+        max_new_tokens=num_new, **case.settings(num_new),
+    )  # fmt: skip
+
+
+def _measured(
+    case: Case,
+    name: str,
+    config: Config,
+    params: Params,
+    future: Future,
+    sizes: Sizes,
+    repeats: int,
+    found: Peaks,
+    wanted: np.ndarray | None,
+) -> tuple[Decode | Failed, np.ndarray | None]:
+    """One line, and the tokens; `wanted` are those of the first way of holding."""
+    try:
+        params = WEIGHTS[name](config, params)[1]
+        jax.block_until_ready(params)
+        programs = future.result()
+        prompt, key = _prompt(case, config, sizes), jax.random.key(0)
+        _warm(programs, params, prompt, key)
+        every = [
+            programs_module.timed(programs, params, prompt, key) for _ in range(repeats)
+        ]
+    # A compiler's error and a full memory have no class of their own.
+    except Exception as error:
+        return Failed(case.name, name, " ".join(str(error).split())[:500]), None
+    tokens = np.asarray(every[-1].generation.tokens)
+    tokens = tokens[:, sizes.prompt_len : sizes.prompt_len + sizes.max_new_tokens]
+    line = _line(case, name, config, params, programs, every, sizes, found)
+    num_equal = int((tokens == (tokens if wanted is None else wanted)).sum())
+    return line._replace(num_equal=num_equal), tokens
+
+
+def _line(case, name, config, params, programs, every, sizes, found) -> Decode:
+    stats = every[-1].stats
+    first = np.asarray(every[-1].generation.tokens)[0, sizes.prompt_len :][:8]
+    prefill_s = statistics.median(each.prefill_s for each in every)
+    decode_s = statistics.median(each.decode_s for each in every)
+    every_s = tuple(each.prefill_s + each.decode_s for each in every)
+    num_calls = int(stats.num_dispatches)
+    lanes = int(stats.num_query_tokens_computed.sum())
+    proposing = min(lanes, int(stats.num_proposed.sum() + stats.num_calls.sum()))
+    num_bytes, work = _needed(case, config, params, sizes, num_calls, lanes, proposing)
+    floor = machine.floor(num_bytes, work, found)
+    memory = programs.loop.memory_analysis()
+    num_new = case.batch_size * sizes.max_new_tokens
+    return Decode(
+        case=case.name,
+        weights=name,
+        shape=case.shape,
+        batch_size=case.batch_size,
+        prompt_len=sizes.prompt_len,
+        max_new_tokens=sizes.max_new_tokens,
+        compile_s=programs.compile_s,
+        prefill_s=prefill_s,
+        decode_s=decode_s,
+        every_s=every_s,
+        num_calls=num_calls,
+        lanes=lanes / num_calls / case.batch_size,
+        ms=1e3 * decode_s / num_calls,
+        tokens_per_s=num_new / statistics.median(every_s),
+        floor_ms=1e3 * floor.seconds / num_calls,
+        bound=floor.bound,
+        share=floor.seconds / decode_s,
+        weight_bytes=_weight_bytes(config, params),
+        temp_mb=None if memory is None else memory.temp_size_in_bytes / 1e6,
+        num_kernels=_num_kernels(programs.loop),
+        num_equal=num_new,
+        first_tokens=tuple(first.tolist()),
+    )
+
+
+def _warm(programs, params: Params, prompt: Prompt, key) -> None:
+    """Both programs, the loop for two turns: enough to load and to allocate."""
+    carry = programs.start(params, prompt, key, programs.knobs)
+    jax.block_until_ready(programs.loop(params, carry, programs.knobs, jnp.int32(2)))
+
+
+def _needed(case: Case, config: Config, params, sizes: Sizes, num_calls, lanes, heads):
+    """Bytes and operations that a decode cannot do without."""
+    cached = 2 * config.num_layers * config.num_kv_heads * config.head_dim
+    cached *= case.batch_size * sizes.prompt_len * jnp.dtype(config.dtype).itemsize
+    num_bytes = num_calls * (_weight_bytes(config, params) + cached)
+    table = config.vocab_size * config.width
+    every = sum(leaf.size for leaf in jax.tree.leaves(_shapes_of(config)))
+    inside = every - table * (1 if config.tied else 2)
+    return num_bytes, 2.0 * (inside * lanes + table * heads)
+
+
+def _weight_bytes(config: Config, params: Params) -> int:
+    """Bytes of the weights that every call reads: an embedding only if it is tied."""
+    total = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+    return total if config.tied else total - params["embed"].nbytes
+
+
+def _num_kernels(program: Any) -> int | None:
+    count = getattr(hardware, "num_kernels", None)
+    return None if count is None else count(program)
+
+
+HEAD = (
+    "decode          weights   batch  calls lanes  ms/call  floor  bound   share  "
+    "tokens/s  prefill s  compile s  temp MB  kernels  tokens equal"
+)
+
+
+def text(line: Decode | Failed) -> str:
+    """One line of the table under `HEAD`."""
+    if isinstance(line, Failed):
+        return f"{line.case:15} {line.weights:9} FAILED: {line.why}"
+    temp = "-" if line.temp_mb is None else f"{line.temp_mb:.1f}"
+    kernels = "-" if line.num_kernels is None else str(line.num_kernels)
+    return (
+        f"{line.case:15} {line.weights:9} {line.batch_size:5} {line.num_calls:6} "
+        f"{line.lanes:5.1f} {line.ms:8.3f} {line.floor_ms:6.3f}  {line.bound:7} "
+        f"{line.share:5.0%}  {line.tokens_per_s:8.1f}  {line.prefill_s:9.4f}  "
+        f"{line.compile_s:9.1f}  {temp:>7}  {kernels:>7}  {line.num_equal} of "
+        f"{line.batch_size * line.max_new_tokens}"
+    )
+
+
+def judge(lines: Sequence[Decode | Failed], found: Peaks) -> None:
+    """ValueError if a decode failed, or beat its floor: then a number is wrong.
+
+    To be called when all is printed and stored.
+    """
+    failed = [line for line in lines if isinstance(line, Failed)]
+    for line in lines:
+        if isinstance(line, Decode):
+            peak = found.bandwidth if line.bound == "memory" else found.flops
+            unit = "GB/s" if line.bound == "memory" else "GFLOP/s"
+            what = f"{line.case}, weights {line.weights}"
+            machine.share(line.share * peak, peak, what, unit)
+    if failed:
+        names = ", ".join(f"{line.case} ({line.weights})" for line in failed)
+        raise ValueError(f"failed, see above: {names}")
