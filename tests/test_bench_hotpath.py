@@ -4,12 +4,12 @@ import json
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from test_checkpoints import command
 
 from pdecode.evals.bench import hotpath, whole
 from pdecode.hardware import peaks as machine
-from pdecode.models import transformer
 
 FOUND = machine.Peaks(bandwidth=1e12, flops=1e14, rewritten=9e11, read=1e12)
 
@@ -44,7 +44,9 @@ def test_a_floor_is_what_a_decode_cannot_do_without():
     sizes = whole.Sizes(16, 32, is_small=True)
     case = whole.CASES[0]
     config = whole.config_of(case.shape, "float32", sizes)
-    params = transformer.init(config, jax.random.key(0))
+    params = jax.tree.map(
+        lambda s: np.zeros(s.shape, s.dtype), whole._shapes_of(config)
+    )
     num_bytes, work = whole._needed(case, config, params, sizes, 32, 96, 40)
     layer = (64 * 4 * 16 + 2 * 64 * 2 * 16 + 4 * 16 * 64) + 3 * 64 * 128
     norms = 2 * (64 + 64 + 16 + 16) + 64  # two layers: stream, query and key; the last
@@ -66,15 +68,17 @@ def test_a_whole_decode_is_printed_and_stored_whatever_becomes_of_the_next(
     out = tmp_path / "card.json"
     code, printed, err = command(
         "bench", "--suite", "hotpath", "--quick", "--decodes", "autoregressive",
-        "--weights", "separate,broken", "--repeats", "1", "--out", str(out),
+        "--weights", "separate,broken,fused", "--repeats", "1", "--out", str(out),
     )  # fmt: skip
     assert code == 2 and "failed, see above: autoregressive (broken)" in err
     assert f"{jax.devices()[0].device_kind}, jax {jax.__version__}" in printed
     assert "FAILED: no such kernel" in printed
     made = json.loads(out.read_text())
-    line, failed = made["decodes"]
+    line, failed, fused = made["decodes"]
     assert failed["why"] == "no such kernel" and made["is_ended"]
     assert line["num_calls"] == 32 and line["num_equal"] == 32
+    # Equal up to the order of sums: in float32 the same tokens.
+    assert fused["num_equal"] == 32 and fused["weight_bytes"] == line["weight_bytes"]
     assert line["share"] == pytest.approx(line["floor_ms"] / line["ms"])
     assert line["tokens_per_s"] == pytest.approx(32 / line["every_s"][0])
     # Negative control: a decode faster than its floor is refused.
@@ -96,7 +100,7 @@ def test_a_share_over_all_is_an_error_of_the_benchmark():
     "wanted, options",
     [
         ("unknown decode 'x'; known: autoregressive, window", ("--decodes", "x")),
-        ("weights 'x' must be one of separate", ("--quick", "--weights", "x")),
+        ("weights 'x' must be one of separate, fused", ("--quick", "--weights", "x")),
         ("max_new_tokens=4 at least 8", ("--quick", "--max-new-tokens", "4")),
         ("prompt_len=0 must be", ("--quick", "--prompt-len", "0")),
         ("--decodes is for --suite hotpath", ("--suite", "loop", "--decodes", "all")),

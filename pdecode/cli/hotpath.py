@@ -36,11 +36,14 @@ def run(args: Any) -> None:
     cases = whole.CASES if is_bare and not shapes else ()
     if args.decodes is not None:
         cases = whole.named(arguments.names(args.decodes, "--decodes"))
-    weights = arguments.names(args.weights or "separate", "--weights")
-    usual = (16, 32) if args.quick else (128, 256)
-    asked = (args.prompt_len, args.max_new_tokens)
+    weights = ["separate", "fused"]
+    if args.weights is not None:
+        weights = arguments.names(args.weights, "--weights")
+    prompt_len, num_new = (16, 32) if args.quick else (128, 256)
     sizes = whole.Sizes(
-        *(own if own is not None else by for own, by in zip(asked, usual)), args.quick
+        prompt_len if args.prompt_len is None else args.prompt_len,
+        num_new if args.max_new_tokens is None else args.max_new_tokens,
+        args.quick,
     )
     if cases:
         whole.check(cases, weights, sizes)

@@ -43,7 +43,7 @@ def options(made: Any) -> None:
         "accelerators: all)",
     )
     made.add_argument(
-        "--weights", help="hotpath: how --decodes hold them (default: separate)"
+        "--weights", help="hotpath: how --decodes hold them (default: separate,fused)"
     )
     made.add_argument(
         "--prompt-len", type=int, help="hotpath: of --decodes (default: 128, 16 quick)"

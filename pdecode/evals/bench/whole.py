@@ -12,6 +12,7 @@ a token. Attention and what was generated are left out: a floor is never too hig
 
 import dataclasses
 import functools
+import os
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -26,10 +27,11 @@ from pdecode import programs as programs_module
 from pdecode.contracts import Model, Params, Prompt
 from pdecode.hardware import peaks as machine
 from pdecode.hardware.peaks import Peaks
-from pdecode.models import shapes, transformer
+from pdecode.models import fusing, shapes, transformer
 from pdecode.models.config import Config
 
-NUM_COMPILED = 4  # programs compiled at a time; what runs is timed alone
+# Programs compiled at a time.
+NUM_COMPILED = max(min((os.cpu_count() or 1) // 2, 8), 1)
 
 
 class Case(NamedTuple):
@@ -73,10 +75,15 @@ def _separate(config: Config, params: Params) -> tuple[Model, Params]:
     return transformer.make_model(config), params
 
 
+def _fused(config: Config, params: Params) -> tuple[Model, Params]:
+    return transformer.make_model(config), fusing.fused(params)
+
+
 # The ways of holding the weights, by name: (config, params) -> the model that decodes,
 # and its parameters. The first of a run is what the tokens of the others are held to.
 WEIGHTS: dict[str, Callable[[Config, Params], tuple[Model, Params]]] = {
     "separate": _separate,
+    "fused": _fused,
 }
 
 
@@ -134,19 +141,20 @@ def decodes(
     check(chosen, weights, sizes)
     held: tuple[str | None, Params] = (None, {})
     for group in (chosen[:1], chosen[1:]):
-        with ThreadPoolExecutor(NUM_COMPILED, "pdecode-compiler") as pool:
-            pending = {
-                (case, name): pool.submit(_compiled, case, name, dtype, sizes)
-                for case in group
-                for name in weights
-            }
-            if group:
-                is_told(f"{len(pending)} decodes: compiling")
+        pool = ThreadPoolExecutor(NUM_COMPILED, "pdecode-compiler")
+        pending = {
+            (case, name): pool.submit(_compiled, case, name, dtype, sizes)
+            for case in group
+            for name in weights
+        }
+        if group:
+            is_told(f"{len(pending)} decodes: compiling")
         for case in group:
             config = config_of(case.shape, dtype, sizes)
             if held[0] != case.shape:
                 held = (None, {})  # gone before the next are drawn
-                held = (case.shape, random(config))
+                held = (case.shape, jax.block_until_ready(random(config)))
+            pool.shutdown()  # when all is compiled: what runs is timed alone
             wanted: np.ndarray | None = None
             for name in weights:
                 is_told(f"{case.name}, weights {name}")
