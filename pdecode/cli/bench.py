@@ -7,7 +7,7 @@ import pathlib
 import sys
 from typing import Any
 
-from pdecode import files
+from pdecode import files, precision
 from pdecode.cli import outcome, plot
 from pdecode.evals.bench import growth, loop, speculative
 
@@ -53,7 +53,11 @@ def check(batch_size: int | None, repeats: int | None, out: str | None) -> None:
 
 def about() -> dict[str, Any]:
     """The versions and the machine that a result is of."""
-    return {"versions": outcome.versions(), "device": outcome.device()}
+    return {
+        "versions": outcome.versions(),
+        "device": outcome.device(),
+        "precision": precision.facts(),
+    }
 
 
 def write(out: str, made: dict[str, Any]) -> None:
