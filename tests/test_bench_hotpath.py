@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from test_checkpoints import command
 
-from pdecode.evals.bench import hotpath, whole
+from pdecode.evals.bench import cases, hotpath, whole
 from pdecode.hardware import peaks as machine
 
 FOUND = machine.Peaks(bandwidth=1e12, flops=1e14, rewritten=9e11, read=1e12)
@@ -41,13 +41,11 @@ def test_peaks_are_the_better_of_two_and_bound_every_rate():
 
 
 def test_a_floor_is_what_a_decode_cannot_do_without():
-    sizes = whole.Sizes(16, 32, is_small=True)
-    case = whole.CASES[0]
-    config = whole.config_of(case.shape, "float32", sizes)
-    params = jax.tree.map(
-        lambda s: np.zeros(s.shape, s.dtype), whole._shapes_of(config)
-    )
-    num_bytes, work = whole._needed(case, config, params, sizes, 32, 96, 40)
+    sizes = cases.Sizes(16, 32, is_small=True)
+    case = cases.CASES[0]
+    config = cases.config_of(case.shape, "float32", sizes)
+    params = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), cases.shapes_of(config))
+    num_bytes, work = whole._needed(case, "separate", config, params, sizes, 32, 96, 40)
     layer = (64 * 4 * 16 + 2 * 64 * 2 * 16 + 4 * 16 * 64) + 3 * 64 * 128
     norms = 2 * (64 + 64 + 16 + 16) + 64  # two layers: stream, query and key; the last
     matrices, head = 2 * layer + norms, 512 * 64
@@ -64,21 +62,24 @@ def test_a_whole_decode_is_printed_and_stored_whatever_becomes_of_the_next(
     def broken(config, params):
         raise RuntimeError("no such kernel")
 
-    monkeypatch.setitem(whole.WEIGHTS, "broken", broken)
+    monkeypatch.setitem(cases.WEIGHTS, "broken", broken)
     out = tmp_path / "card.json"
     code, printed, err = command(
         "bench", "--suite", "hotpath", "--quick", "--decodes", "autoregressive",
-        "--weights", "separate,broken,fused", "--repeats", "1", "--out", str(out),
+        "--weights", "separate,broken,fused,int8kv", "--repeats", "1",
+        "--out", str(out),
     )  # fmt: skip
     assert code == 2 and "failed, see above: autoregressive (broken)" in err
     assert f"{jax.devices()[0].device_kind}, jax {jax.__version__}" in printed
     assert "FAILED: no such kernel" in printed
     made = json.loads(out.read_text())
-    line, failed, fused = made["decodes"]
+    line, failed, fused, coded = made["decodes"]
     assert failed["why"] == "no such kernel" and made["is_ended"]
     assert line["num_calls"] == 32 and line["num_equal"] == 32
     # Equal up to the order of sums: in float32 the same tokens.
     assert fused["num_equal"] == 32 and fused["weight_bytes"] == line["weight_bytes"]
+    # The head stays as it is; of float32 a quarter of the layers is left.
+    assert coded["weight_bytes"] < 0.6 * line["weight_bytes"]
     assert line["share"] == pytest.approx(line["floor_ms"] / line["ms"])
     assert line["tokens_per_s"] == pytest.approx(32 / line["every_s"][0])
     # Negative control: a decode faster than its floor is refused.
@@ -100,7 +101,10 @@ def test_a_share_over_all_is_an_error_of_the_benchmark():
     "wanted, options",
     [
         ("unknown decode 'x'; known: autoregressive, window", ("--decodes", "x")),
-        ("weights 'x' must be one of separate, fused", ("--quick", "--weights", "x")),
+        (
+            "weights 'x' must be one of separate, fused",
+            ("--quick", "--weights", "x"),
+        ),
         ("max_new_tokens=4 at least 8", ("--quick", "--max-new-tokens", "4")),
         ("prompt_len=0 must be", ("--quick", "--prompt-len", "0")),
         ("--decodes is for --suite hotpath", ("--suite", "loop", "--decodes", "all")),

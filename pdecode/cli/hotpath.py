@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from pdecode.cli import arguments, bench
-from pdecode.evals.bench import hotpath, whole
+from pdecode.evals.bench import cases, hotpath, whole
 from pdecode.hardware import peaks as machine
 from pdecode.models import shapes as known_shapes
 
@@ -31,22 +31,22 @@ def run(args: Any) -> None:
     shapes = ["3m", "30m"] if is_bare and is_cpu and not args.quick else []
     if args.shapes is not None:
         shapes = arguments.names(args.shapes, "--shapes")
-    for shape in shapes:
+    for shape in (*shapes, "qwen3-8b"):  # the last for its dtype
         known_shapes.config(shape, dtype)
-    cases = whole.CASES if is_bare and not shapes else ()
+    chosen = cases.CASES if is_bare and not shapes else ()
     if args.decodes is not None:
-        cases = whole.named(arguments.names(args.decodes, "--decodes"))
+        chosen = cases.named(arguments.names(args.decodes, "--decodes"))
     weights = ["separate", "fused"]
     if args.weights is not None:
         weights = arguments.names(args.weights, "--weights")
     prompt_len, num_new = (16, 32) if args.quick else (128, 256)
-    sizes = whole.Sizes(
+    sizes = cases.Sizes(
         prompt_len if args.prompt_len is None else args.prompt_len,
         num_new if args.max_new_tokens is None else args.max_new_tokens,
         args.quick,
     )
-    if cases:
-        whole.check(cases, weights, sizes)
+    if chosen:
+        whole.check(chosen, weights, sizes)
     repeats = args.repeats or (QUICK_REPEATS if args.quick else REPEATS)
 
     found = machine.peaks(dtype, **(QUICK_PEAKS if args.quick else {}))
@@ -58,11 +58,11 @@ def run(args: Any) -> None:
     _keep(made, args.out)
     print(_about(found, dtype), flush=True)
     ended = []
-    if cases:
+    if chosen:
         print(whole.HEAD, flush=True)
     for line in (
-        whole.decodes(cases, weights, dtype, sizes, repeats, found, bench.told)
-        if cases
+        whole.decodes(chosen, weights, dtype, sizes, repeats, found, bench.told)
+        if chosen
         else ()
     ):
         print(whole.text(line), flush=True)

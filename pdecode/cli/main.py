@@ -19,6 +19,7 @@ from pdecode.cli.interrupt import INTERRUPTED
 from pdecode.version import __version__
 
 BAD_INPUT = 2
+_INT8 = " (default: their own); +int8 behind it: weights, +int8kv: keys, values"
 BAD = (ValueError, TypeError, OSError, NotImplementedError, OverflowError, MemoryError)
 
 
@@ -86,7 +87,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--model", help="folder or embedded name in place of the target")
     made.add_argument("--drafter", help="the same, for methods that take one")
     made.add_argument("--judge", help="a causal model that judges the text")
-    made.add_argument("--dtype", help="of checkpoint folders (default: their own)")
+    made.add_argument("--dtype", help=f"of checkpoint folders{_INT8}")
     made.add_argument("--mesh", help="split over devices: axes, as data=2,tensor=4")
     _add_fused(made)
     _add_precision(made)
@@ -326,7 +327,7 @@ def _add_decode(made) -> None:
     made.add_argument("--method", help="see pdecode methods")
     made.add_argument("--max-new-tokens", type=int, default=64)
     made.add_argument("--temperature", type=float)
-    made.add_argument("--dtype", help="of weights and activations (default: their own)")
+    made.add_argument("--dtype", help=f"of weights and activations{_INT8}")
     made.add_argument("--keep-eos-tail", action="store_true", help="decode past EOS")
     made.add_argument("--mesh", help="split over devices: axes, as data=2,tensor=4")
     _add_fused(made)

@@ -21,6 +21,7 @@ from jax import Array
 from pdecode import cache as caches
 from pdecode.contracts import Cache, Model, Params, Prompt
 from pdecode.models import fusing, transformer
+from pdecode.models.config import Held
 
 _KERNELS = {"query", "key", "value", "out", "gate", "up", "down"}
 _KERNELS |= {fusing.QKV, fusing.GATE_UP}
@@ -39,6 +40,18 @@ def weights(params: Params) -> Params:
 def weights_in_turn(params: Params) -> Params:
     """`weights`, which empties `params`: one layer at a time is in memory twice."""
     return _checked({name: _layer(params.pop(name)) for name in list(params)})
+
+
+def applied(numbers: Held, model: Any, params: Params) -> tuple[Any, Params]:
+    """A model that was loaded, as `numbers` wants it; what is no `Model` stays.
+
+    Empties `params` where weights become int8.
+    """
+    if not isinstance(model, Model):
+        return model, params
+    if numbers.int8:
+        params = weights_in_turn(params)
+    return int8_cache(model) if numbers.int8kv else model, params
 
 
 def is_int8(params: Params) -> bool:

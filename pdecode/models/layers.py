@@ -129,12 +129,16 @@ class Dense(nn.Module):
         kernel = self.param("kernel", start, (x.shape[-1], self.features), jnp.float32)
         x = x.astype(self.dtype)
         out = _dot(x, kernel.astype(x.dtype))
+
+        def of_columns(value: Array) -> Array:
+            return value.astype(x.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
+
         if self.has_variable("params", "scale"):
-            out = out * self.get_variable("params", "scale").astype(x.dtype)
+            out = out * of_columns(self.get_variable("params", "scale"))
         if self.use_bias:
             start = nn.initializers.zeros_init()
             bias = self.param("bias", start, (self.features,), jnp.float32)
-            out = out + bias.astype(x.dtype)
+            out = out + of_columns(bias)
         return out
 
 

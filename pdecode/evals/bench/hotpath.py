@@ -27,7 +27,7 @@ from pdecode import methods, prompts
 from pdecode import programs as programs_module
 from pdecode.checkpoints import loading
 from pdecode.contracts import Head, Sampling, Visibility
-from pdecode.evals.bench import whole
+from pdecode.evals.bench import cases
 from pdecode.hardware import peaks as machine
 from pdecode.hardware import roofline
 from pdecode.hardware.peaks import Peaks
@@ -73,7 +73,7 @@ def parts(
 def calls(shape: str, dtype: str, batch: int, context: int, found: Peaks) -> list[Line]:
     """One call of 1 and 8 queries behind `context` tokens, and of a full canvas."""
     made = shapes.config(shape, dtype)
-    params = whole.random(made)
+    params = cases.random(made)
     model = transformer.make_model(made)
     num_params = sum(leaf.size for leaf in jax.tree.leaves(params))
     weight_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(params))

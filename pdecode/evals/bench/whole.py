@@ -1,7 +1,7 @@
 """Whole decodes of published shapes with random weights, beside their floors.
 
 A case is a method on a shape at a batch size, and each is decoded under several ways of
-holding the weights (`WEIGHTS`), so that before and after stand in one run. Cases are
+holding the weights (`cases.WEIGHTS`): before and after stand in one run. Cases are
 ordered by what they are worth: whoever stops a run has the first ones.
 
 The floor of a decode is what its calls must move and multiply, at this machine's
@@ -10,81 +10,34 @@ once a call; two operations a weight and lane, of the head only for lanes that p
 a token. Attention and what was generated are left out: a floor is never too high.
 """
 
-import dataclasses
-import functools
 import os
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pdecode import hardware, methods, prompts
+from pdecode import hardware
 from pdecode import programs as programs_module
 from pdecode.contracts import Model, Params, Prompt
+from pdecode.evals.bench.cases import (
+    WEIGHTS,
+    Case,
+    Sizes,
+    config_of,
+    prompt_of,
+    random,
+    shapes_of,
+)
 from pdecode.hardware import peaks as machine
 from pdecode.hardware.peaks import Peaks
-from pdecode.models import fusing, shapes, transformer
 from pdecode.models.config import Config
 
 # Programs compiled at a time.
 NUM_COMPILED = max(min((os.cpu_count() or 1) // 2, 8), 1)
-
-
-class Case(NamedTuple):
-    """One decode to measure; some settings follow from the number of new tokens."""
-
-    name: str
-    shape: str
-    method: Callable
-    batch_size: int
-    settings: Callable[[int], dict[str, Any]]
-
-
-class Sizes(NamedTuple):
-    """What is decoded: as published measurements have it."""
-
-    prompt_len: int = 128
-    max_new_tokens: int = 256
-    is_small: bool = False  # two narrow layers in place of the shape's own
-
-
-# A block of 32 where there are 256 new tokens, and four tokens a step.
-def _dual(num_new: int) -> dict[str, Any]:
-    size = max(num_new // 8, 1)
-    return {"cache": "dual", "threshold": 0.9, "block_length": size}
-
-
-def _canvas(num_new: int) -> dict[str, Any]:
-    return {"steps": max(num_new // 4, 1), "block_length": max(num_new // 8, 1)}
-
-
-CASES = (
-    Case("autoregressive", "qwen3-8b", methods.autoregressive, 1, lambda _: {}),
-    Case("window", "llada-8b", methods.fast_dllm, 1, _dual),
-    Case("window_of_8", "llada-8b", methods.fast_dllm, 8, _dual),
-    Case("lookup", "qwen3-8b", methods.prompt_lookup, 1, lambda _: {"num_draft": 7}),
-    Case("canvas", "llada-8b", methods.llada, 1, _canvas),
-)  # fmt: skip
-
-
-def _separate(config: Config, params: Params) -> tuple[Model, Params]:
-    return transformer.make_model(config), params
-
-
-def _fused(config: Config, params: Params) -> tuple[Model, Params]:
-    return transformer.make_model(config), fusing.fused(params)
-
-
-# The ways of holding the weights, by name: (config, params) -> the model that decodes,
-# and its parameters. The first of a run is what the tokens of the others are held to.
-WEIGHTS: dict[str, Callable[[Config, Params], tuple[Model, Params]]] = {
-    "separate": _separate,
-    "fused": _fused,
-}
 
 
 class Decode(NamedTuple):
@@ -109,7 +62,7 @@ class Decode(NamedTuple):
     share: float  # floor over ms
     weight_bytes: int  # that a call reads
     temp_mb: float | None  # temporary memory of the loop's program
-    num_kernels: int | None  # of the loop's program, which has each call once
+    num_kernels: int  # of the loop's program, which has each kind of call once
     num_equal: int  # tokens that are those of the first way in `WEIGHTS`
     first_tokens: tuple[int, ...]
 
@@ -181,54 +134,6 @@ def check(chosen: Sequence[Case], weights: Sequence[str], sizes: Sizes) -> None:
         )
 
 
-def named(names: Sequence[str]) -> tuple[Case, ...]:
-    """The cases of these names, in the order of `CASES`; ValueError for others."""
-    known = {case.name: case for case in CASES}
-    for name in names:
-        if name not in known:
-            raise ValueError(f"unknown decode {name!r}; known: {', '.join(known)}")
-    return tuple(case for case in CASES if case.name in names)
-
-
-def config_of(shape: str, dtype: str, sizes: Sizes) -> Config:
-    """The shape, or what stands for it where sizes are small."""
-    whole = shapes.config(shape, dtype)
-    if not sizes.is_small:
-        return whole
-    kv_heads = 4 if whole.num_kv_heads == whole.num_heads else 2
-    return dataclasses.replace(
-        whole, vocab_size=512, width=64, num_layers=2, num_heads=4,
-        num_kv_heads=kv_heads, head_dim=16, mlp_width=128, sliding=(), eos_ids=(),
-        mask_id=None if whole.mask_id is None else 511,
-    )  # fmt: skip
-
-
-def random(config: Config) -> Params:
-    """Parameters of a shape, one leaf at a time in the dtype of the run."""
-    whole = _shapes_of(config)
-    leaves, tree = jax.tree.flatten(whole)
-    draw = jax.jit(
-        lambda key, shape: 0.02 * jax.random.normal(key, shape, config.dtype),
-        static_argnums=1,
-    )
-    keys = jax.random.split(jax.random.key(0), len(leaves))
-    filled = [draw(key, leaf.shape) for key, leaf in zip(keys, leaves)]
-    return jax.tree.unflatten(tree, filled)
-
-
-@functools.cache
-def _shapes_of(config: Config) -> Params:
-    made = jax.eval_shape(lambda: transformer.init(config, jax.random.key(0)))
-    return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, config.dtype), made)
-
-
-def _prompt(case: Case, config: Config, sizes: Sizes) -> Prompt:
-    rows = np.random.default_rng(0).integers(
-        1, config.vocab_size // 2, (case.batch_size, sizes.prompt_len)
-    )
-    return prompts.from_rows(rows.tolist(), max_new_tokens=sizes.max_new_tokens)
-
-
 def _compiled(case: Case, name: str, dtype: str, sizes: Sizes):
     """The programs of one decode: shapes are enough, no weights are drawn for it."""
     config = config_of(case.shape, dtype, sizes)
@@ -239,12 +144,12 @@ def _compiled(case: Case, name: str, dtype: str, sizes: Sizes):
         models.append(model)
         return params
 
-    tree = jax.eval_shape(held, _shapes_of(config))
+    tree = jax.eval_shape(held, shapes_of(config))
     # No row ends early: all decodes of a case are of one length.
     model = models[0]._replace(eos_ids=())
     num_new = sizes.max_new_tokens
     return programs_module.compiled(
-        case.method, model, tree, _prompt(case, config, sizes), is_dated=False,
+        case.method, model, tree, prompt_of(case, config, sizes), is_dated=False,
         max_new_tokens=num_new, **case.settings(num_new),
     )  # fmt: skip
 
@@ -265,7 +170,7 @@ def _measured(
         params = WEIGHTS[name](config, params)[1]
         jax.block_until_ready(params)
         programs = future.result()
-        prompt, key = _prompt(case, config, sizes), jax.random.key(0)
+        prompt, key = prompt_of(case, config, sizes), jax.random.key(0)
         _warm(programs, params, prompt, key)
         every = [
             programs_module.timed(programs, params, prompt, key) for _ in range(repeats)
@@ -289,7 +194,9 @@ def _line(case, name, config, params, programs, every, sizes, found) -> Decode:
     num_calls = int(stats.num_dispatches)
     lanes = int(stats.num_query_tokens_computed.sum())
     proposing = min(lanes, int(stats.num_proposed.sum() + stats.num_calls.sum()))
-    num_bytes, work = _needed(case, config, params, sizes, num_calls, lanes, proposing)
+    num_bytes, work = _needed(
+        case, name, config, params, sizes, num_calls, lanes, proposing
+    )
     floor = machine.floor(num_bytes, work, found)
     memory = programs.loop.memory_analysis()
     num_new = case.batch_size * sizes.max_new_tokens
@@ -313,7 +220,7 @@ def _line(case, name, config, params, programs, every, sizes, found) -> Decode:
         share=floor.seconds / decode_s,
         weight_bytes=_weight_bytes(config, params),
         temp_mb=None if memory is None else memory.temp_size_in_bytes / 1e6,
-        num_kernels=_num_kernels(programs.loop),
+        num_kernels=hardware.num_kernels(programs.loop),
         num_equal=num_new,
         first_tokens=tuple(first.tolist()),
     )
@@ -325,26 +232,31 @@ def _warm(programs, params: Params, prompt: Prompt, key) -> None:
     jax.block_until_ready(programs.loop(params, carry, programs.knobs, jnp.int32(2)))
 
 
-def _needed(case: Case, config: Config, params, sizes: Sizes, num_calls, lanes, heads):
+def _needed(case: Case, name, config, params, sizes: Sizes, num_calls, lanes, heads):
     """Bytes and operations that a decode cannot do without."""
-    cached = 2 * config.num_layers * config.num_kv_heads * config.head_dim
-    cached *= case.batch_size * sizes.prompt_len * jnp.dtype(config.dtype).itemsize
+    cached = _cache_bytes(case, name, config, sizes)
     num_bytes = num_calls * (_weight_bytes(config, params) + cached)
     table = config.vocab_size * config.width
-    every = sum(leaf.size for leaf in jax.tree.leaves(_shapes_of(config)))
+    every = sum(leaf.size for leaf in jax.tree.leaves(shapes_of(config)))
     inside = every - table * (1 if config.tied else 2)
     return num_bytes, 2.0 * (inside * lanes + table * heads)
+
+
+def _cache_bytes(case: Case, name: str, config: Config, sizes: Sizes) -> int:
+    """Bytes of the prompt's keys and values."""
+
+    def cache(params):
+        model = WEIGHTS[name](config, params)[0]
+        return model.init_cache(prompt_of(case, config, sizes), sizes.prompt_len)
+
+    made = jax.eval_shape(cache, shapes_of(config))
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(made))
 
 
 def _weight_bytes(config: Config, params: Params) -> int:
     """Bytes of the weights that every call reads: an embedding only if it is tied."""
     total = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
     return total if config.tied else total - params["embed"].nbytes
-
-
-def _num_kernels(program: Any) -> int | None:
-    count = getattr(hardware, "num_kernels", None)
-    return None if count is None else count(program)
 
 
 HEAD = (
@@ -358,12 +270,11 @@ def text(line: Decode | Failed) -> str:
     if isinstance(line, Failed):
         return f"{line.case:15} {line.weights:9} FAILED: {line.why}"
     temp = "-" if line.temp_mb is None else f"{line.temp_mb:.1f}"
-    kernels = "-" if line.num_kernels is None else str(line.num_kernels)
     return (
         f"{line.case:15} {line.weights:9} {line.batch_size:5} {line.num_calls:6} "
         f"{line.lanes:5.1f} {line.ms:8.3f} {line.floor_ms:6.3f}  {line.bound:7} "
         f"{line.share:5.0%}  {line.tokens_per_s:8.1f}  {line.prefill_s:9.4f}  "
-        f"{line.compile_s:9.1f}  {temp:>7}  {kernels:>7}  {line.num_equal} of "
+        f"{line.compile_s:9.1f}  {temp:>7}  {line.num_kernels:7}  {line.num_equal} of "
         f"{line.batch_size * line.max_new_tokens}"
     )
 
