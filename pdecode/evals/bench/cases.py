@@ -105,13 +105,14 @@ def random(config: Config) -> Params:
     """Parameters of a shape, one leaf at a time in the dtype of the run."""
     whole = shapes_of(config)
     leaves, tree = jax.tree.flatten(whole)
-    draw = jax.jit(
-        lambda key, shape: 0.02 * jax.random.normal(key, shape, config.dtype),
-        static_argnums=1,
-    )
     keys = jax.random.split(jax.random.key(0), len(leaves))
-    filled = [draw(key, leaf.shape) for key, leaf in zip(keys, leaves)]
+    filled = [_drawn(key, leaf.shape, config.dtype) for key, leaf in zip(keys, leaves)]
     return jax.tree.unflatten(tree, filled)
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _drawn(key, shape, dtype):
+    return 0.02 * jax.random.normal(key, shape, dtype)
 
 
 @functools.cache
