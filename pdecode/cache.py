@@ -4,6 +4,7 @@ A cache is a pytree whose leaves are [B, Hkv, S, D]; only its model knows more.
 """
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +29,52 @@ def num_slots(needed: int) -> int:
     if jax.default_backend() != "gpu":
         return needed
     return -(-needed // GPU_SLOTS) * GPU_SLOTS
+
+
+class Int8(NamedTuple):
+    """Keys or values of a layer in eight bits, each vector of a head by itself.
+
+    What a vector becomes depends on nothing else, so it is the same whichever call
+    stores it, and every query, that of its own lane included, reads it so.
+    """
+
+    codes: Array  # int8 [B, H, S, D]  -127 .. 127
+    scale: Array  # [B, H, S, 1]  in the model's own dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.codes.shape
+
+
+def int8(values: Array) -> Int8:
+    """Vectors [..., D] as codes of 1 / 127 of their largest entry, rounded.
+
+    A number is off by half a code at most, beside the rounding of its own dtype.
+    """
+    largest = jnp.abs(values).max(-1, keepdims=True).astype(jnp.float32)
+    # Rounded before it divides: codes belong to the scale that is kept.
+    scale = (largest / 127).astype(values.dtype)
+    safe = jnp.where(scale > 0, scale, 1).astype(jnp.float32)
+    codes = jnp.round(values.astype(jnp.float32) / safe)
+    return Int8(jnp.clip(codes, -127, 127).astype(jnp.int8), scale)
+
+
+def floats(leaf: Array | Int8) -> Array:
+    """The numbers [B, H, S, D] that a leaf stands for."""
+    if isinstance(leaf, Int8):
+        return leaf.codes.astype(leaf.scale.dtype) * leaf.scale
+    return leaf
+
+
+def store(
+    leaf: Array | Int8, slots: Array | SlotRun | None, values: Array
+) -> tuple[Array | Int8, Array]:
+    """`write` in the leaf's own numbers, and `values` as they are read from there."""
+    if isinstance(leaf, Int8):
+        new = int8(values.astype(leaf.scale.dtype))
+        written = [write(old, slots, each) for old, each in zip(leaf, new)]
+        return Int8(*written), floats(new)
+    return write(leaf, slots, values.astype(leaf.dtype)), values
 
 
 def write(leaf: Array, slots: Array | SlotRun | None, values: Array) -> Array:
@@ -60,7 +107,7 @@ def each_slot(run: SlotRun, num_lanes: int) -> Array:
 
 
 def is_stored(
-    slots: Array | SlotRun | None, shape: tuple[int, ...], leaf: Array
+    slots: Array | SlotRun | None, shape: tuple[int, ...], leaf: Array | Int8
 ) -> Array:
     """bool [B, Q] = `shape`: the lanes that `write` would store in `leaf`."""
     if slots is None:

@@ -19,7 +19,7 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 
-from pdecode import decode, sharding
+from pdecode import decode, precision, sharding
 from pdecode import knobs as knob_rules
 from pdecode.contracts import Generation, Model, Params, Prompt
 from pdecode.decode import Stats
@@ -90,7 +90,7 @@ def compiled(
     }
     leaves, tree = jax.tree.flatten((params, prompt, traced))
     shapes = tuple((jnp.shape(x), jnp.result_type(x)) for x in leaves)
-    name = (*static.values(), mesh, tree, shapes)
+    name = (*static.values(), mesh, tree, shapes, precision.level())
     if name in _kept:
         return _kept[name]._replace(knobs=traced, compile_s=0.0, num_cached=0)
 

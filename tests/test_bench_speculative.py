@@ -67,7 +67,7 @@ def test_a_run_that_was_cut_short_goes_on(tmp_path, monkeypatch, capsys):
             yield each
 
     monkeypatch.setattr(speculative, "lines", lines)
-    run = ("speculative", [], "float32", 1)
+    run = ("speculative", 1)
     with pytest.raises(KeyboardInterrupt):
         bench.run(*run, 7, str(out), True)
     kept = json.loads(out.read_text())

@@ -1,6 +1,7 @@
 """The comparison: counting, judging, predicting, and what it prints."""
 
 import csv
+import functools
 import io
 import json
 import math
@@ -79,16 +80,17 @@ def test_identity_tells_near_ties_from_mismatches():
         [[1, 2, 3], [4, 5]],
         [np.array([0.5, 5e-5, 0.5]), np.array([0.9, 1])],
     )
-    assert str(quality.identity(base, base, margins)) == "yes"
-    near = quality.identity([[1, 9, 9], [4, 5]], base, margins)
+    identity = functools.partial(quality.identity, near_tie=1e-4)
+    assert str(identity(base, base, margins)) == "yes"
+    near = identity([[1, 9, 9], [4, 5]], base, margins)
     assert str(near) == "yes except 1 near-tie" and near.near_ties[0]["place"] == 1
-    wrong = quality.identity([[1, 9, 9], [7, 5]], base, margins)
+    wrong = identity([[1, 9, 9], [7, 5]], base, margins)
     assert str(wrong) == "NO (1 of 2 rows)" and wrong.mismatches[0]["row"] == 1
     # A row that stops early differs where the baseline goes on.
-    short = quality.identity([[1, 2], [4, 5]], base, margins)
+    short = identity([[1, 2], [4, 5]], base, margins)
     assert short.mismatches[0]["place"] == 2
     # A row that goes on differs behind the baseline's end, which nothing excuses.
-    long = quality.identity([[1, 2, 3], [4, 5, 6]], base, margins)
+    long = identity([[1, 2, 3], [4, 5, 6]], base, margins)
     assert long.mismatches == [{"row": 1, "place": 2, "margin": math.inf}]
 
 

@@ -39,7 +39,7 @@ def write_tensors(path, monkeypatch):
 
 def write_measurements(path, monkeypatch):
     monkeypatch.setattr(bench, "_loop", lambda *_: {"cases": [Lost()]})
-    bench.run("loop", [], "float32", 1, 1, str(path))
+    bench.run("loop", 1, 1, str(path))
 
 
 @pytest.mark.parametrize(
@@ -64,5 +64,5 @@ def test_a_write_that_ends_takes_the_place(tmp_path, monkeypatch):
         assert path.read_bytes() == b"old"
     assert path.read_bytes() == b"new" and len(list(tmp_path.iterdir())) == 1
     monkeypatch.setattr(bench, "_loop", lambda *_: {"cases": [1]})
-    bench.run("loop", [], "float32", 1, 1, str(path))
+    bench.run("loop", 1, 1, str(path))
     assert b'"cases"' in path.read_bytes()

@@ -76,7 +76,15 @@ def test_errors_come_before_work(option, message, tmp_path, monkeypatch, capsys)
     assert message in capsys.readouterr().err
 
 
+def test_a_suite_of_two_lists():
+    decode = {"case": "window", "weights": "fused", "shape": "llada-8b"}
+    before = {"suite": "hotpath", "decodes": [{**decode, "ms": 6.0, "share": 0.5}]}
+    made = {"suite": "hotpath", "decodes": [{**decode, "ms": 5.0, "share": 0.6}]}
+    table = history.table(made, before)
+    assert "window fused llada-8b None" in table and "6 > 5" in table
+
+
 def test_every_suite_that_is_compared_has_its_figures():
     taking = {name for name, takes in suites.TAKES.items() if "against" in takes}
     assert taking == set(history.KINDS)
-    assert set(history.KINDS["loop"].figures) <= set(loop.Overhead._fields)
+    assert set(history.KINDS["loop"][0].figures) <= set(loop.Overhead._fields)

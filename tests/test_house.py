@@ -19,7 +19,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # Floors, the lowest first. A module may import its own floor and those below it.
 FLOORS = (
     ("version", "files", "names", "shown", "contracts"),
-    ("rng", "trees", "prompts", "knobs", "sampling"),
+    ("rng", "trees", "prompts", "knobs", "sampling", "precision"),
     ("sharding",),
     ("cache",),
     ("kernels",),

@@ -70,7 +70,7 @@ def test_options_of_one_suite_are_refused_by_the_other():
         assert (code, out) == (2, "") and "is for --suite hotpath" in err
     code, out, err = command("bench", "--suite", "loop", "--quick")
     assert (code, out) == (2, "")
-    assert "--quick is for --suite speculative or parallelbench" in err
+    assert "--quick is for --suite hotpath or speculative or parallelbench" in err
 
 
 def test_a_dtype_is_that_of_an_embedded_model_too():

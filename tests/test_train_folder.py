@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import itertools
 import json
 import math
 import os
@@ -10,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +22,16 @@ from tiny import CASES, RUN, case, quiet, stored_model
 
 from pdecode.data import packing
 from pdecode.models import embedded
-from pdecode.train import Interrupted, export, folder, optimizers, saves, steps, train
+from pdecode.train import (
+    Interrupted,
+    export,
+    folder,
+    optimizers,
+    saves,
+    steps,
+    train,
+    trainer,
+)
 
 ROOT = pathlib.Path(__file__).parent.parent
 SHORT = dataclasses.replace(
@@ -365,6 +376,18 @@ def test_progress_says_the_rate_it_used(tmp_path):
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     found = [json.loads(line)["learning_rate"] for line in lines]
     np.testing.assert_allclose(found, [0.0015, 0.003, 0.00225, 0.0015], rtol=1e-5)
+
+
+def test_progress_says_tokens_a_second_of_its_steps_alone(tmp_path, monkeypatch):
+    now = itertools.count(100.0, 0.5)
+    clock = types.SimpleNamespace(monotonic=lambda: next(now))
+    monkeypatch.setattr(trainer, "time", clock)
+    monkeypatch.setattr(trainer, "_figures", lambda *_, **__: (next(now), {})[1])
+    train(dataclasses.replace(SHORT, steps=3, eval_every=2), tmp_path, **quiet())
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    found = [json.loads(line)["tokens_per_s"] for line in lines]
+    # Two steps in half a second, then one; half a second of figures is in neither.
+    assert found == [2 * 2 * SHORT.batch_size * SHORT.row_len, found[0] // 2]
 
 
 @pytest.mark.parametrize("name", CASES)

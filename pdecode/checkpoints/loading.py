@@ -23,8 +23,8 @@ from pdecode.checkpoints import stored as stored_tensors
 from pdecode.checkpoints import tokenizer as tokenizers
 from pdecode.checkpoints.names import Source
 from pdecode.contracts import Params
-from pdecode.models import embedded, fusing
-from pdecode.models.config import checked_dtype
+from pdecode.models import embedded, fusing, int8
+from pdecode.models.config import checked_dtype, held
 from pdecode.sharding import placement
 
 ORBAX = "orbax"  # the subfolder of a converted checkpoint
@@ -61,7 +61,9 @@ def load(
     """(model, params, tokenizer) of a checkpoint folder, or of an embedded model.
 
     The first is a `Model`, or for the embedded "heads" a `DraftHeads`.
-    `dtype` of parameters, activations and cache; None: the checkpoint's own. With a
+    `dtype` of parameters, activations and cache; None: the checkpoint's own. Behind it
+    +int8 keeps the weights of the layers in int8 and +int8kv keys and values
+    (`models.int8`), with one layer twice in memory: "bfloat16+int8", "int8". With a
     mesh each device receives its part of every parameter (`placement`), else the
     default device receives all. `fused` joins the projections of every layer
     (`models.fusing`), with one layer twice in memory. The tokenizer of a folder without
@@ -73,6 +75,7 @@ def load(
         missing, unexpected or of the wrong shape; each by name. Or `fused` over a
         tensor axis.
     """
+    numbers = held(dtype)
     if fused:
         placement.check_fused(mesh)
     if not pathlib.Path(path_or_name).is_dir() and path_or_name in embedded.NAMES:
@@ -81,16 +84,17 @@ def load(
     folder = _folder(path_or_name)
     if (folder / ORBAX).is_dir():
         family, config = read_converted(folder)
-        config, params = _restored(folder, family, config, dtype, mesh)
+        config, params = _restored(folder, family, config, numbers.dtype, mesh)
     else:
-        checkpoint = open_folder(folder, dtype=dtype)
+        checkpoint = open_folder(folder, dtype=numbers.dtype)
         family, config = checkpoint.family, checkpoint.config
         params = read_params(checkpoint, mesh=mesh)
     if fused:
         params = fusing.fused_in_turn(params)
-        if mesh is not None:
-            params = jax.device_put(params, placement.specs(params, mesh))
-    return family.module.make_model(config), params, tokenizers.load(folder)
+    model, params = int8.applied(numbers, family.module.make_model(config), params)
+    if mesh is not None and (fused or numbers.int8):
+        params = jax.device_put(params, placement.specs(params, mesh))
+    return model, params, tokenizers.load(folder)
 
 
 def open_folder(path: str | os.PathLike, *, dtype: str | None = None) -> Checkpoint:

@@ -19,6 +19,7 @@ from pdecode.cli.interrupt import INTERRUPTED
 from pdecode.version import __version__
 
 BAD_INPUT = 2
+_INT8 = " (default: their own); +int8 behind it: weights, +int8kv: keys, values"
 BAD = (ValueError, TypeError, OSError, NotImplementedError, OverflowError, MemoryError)
 
 
@@ -51,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _warn
-            return args.command(args)
+            return _run(args)
     except KeyboardInterrupt:
         print("pdecode: interrupted", file=sys.stderr)
         return INTERRUPTED
@@ -86,9 +87,10 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--model", help="folder or embedded name in place of the target")
     made.add_argument("--drafter", help="the same, for methods that take one")
     made.add_argument("--judge", help="a causal model that judges the text")
-    made.add_argument("--dtype", help="of checkpoint folders (default: their own)")
+    made.add_argument("--dtype", help=f"of checkpoint folders{_INT8}")
     made.add_argument("--mesh", help="split over devices: axes, as data=2,tensor=4")
     _add_fused(made)
+    _add_precision(made)
     made.add_argument(
         "--prompts", metavar="FILE", help="a prompt a line, or .jsonl with prompt"
     )
@@ -170,7 +172,9 @@ def parser() -> argparse.ArgumentParser:
     _add_set(made, "FIELD=VALUE")
     _add_processes(made, "on a folder that all share; a batch is split over them")
 
-    suites.options(add("bench", suites.run, "benchmarks of the framework itself"))
+    made = add("bench", suites.run, "benchmarks of the framework itself")
+    suites.options(made)
+    _add_precision(made)
 
     made = add("aot", _aot, "what a decode costs on hardware that is not here")
     made.add_argument(
@@ -197,6 +201,15 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--mesh", help="axes and sizes, as tensor=4,data=2")
     made.add_argument("--json", action="store_true", help="one JSON object")
     return top
+
+
+def _run(args) -> int:
+    if getattr(args, "precision", None) is None:
+        return args.command(args)
+    from pdecode import precision
+
+    with precision.at(args.precision):
+        return args.command(args)
 
 
 def _compare(args) -> int:
@@ -314,10 +327,11 @@ def _add_decode(made) -> None:
     made.add_argument("--method", help="see pdecode methods")
     made.add_argument("--max-new-tokens", type=int, default=64)
     made.add_argument("--temperature", type=float)
-    made.add_argument("--dtype", help="of weights and activations (default: their own)")
+    made.add_argument("--dtype", help=f"of weights and activations{_INT8}")
     made.add_argument("--keep-eos-tail", action="store_true", help="decode past EOS")
     made.add_argument("--mesh", help="split over devices: axes, as data=2,tensor=4")
     _add_fused(made)
+    _add_precision(made)
     _add_set(made, "KNOB=VALUE")
 
 
@@ -326,6 +340,14 @@ def _add_fused(made) -> None:
         "--fused",
         action=argparse.BooleanOptionalAction,
         help="projections of a layer as one product (default: on one GPU)",
+    )
+
+
+def _add_precision(made) -> None:
+    made.add_argument(
+        "--precision",
+        choices=("default", "high", "highest"),
+        help="of products of float32 on accelerators: highest is float32 itself",
     )
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 
-from pdecode import __version__, files
+from pdecode import __version__, files, precision
 from pdecode.cli import plot, table
 from pdecode.evals import tasks
 from pdecode.evals.compare import Context, Finished
@@ -79,6 +79,8 @@ def document(
         "judge": context.judge_name,
         "versions": versions(),
         "device": device(),
+        "precision": precision.facts(context.dtype)
+        | {"near_tie": precision.near_tie(context.dtype)},
         "prompts": [each._asdict() for each in context.completions],
         "task": tasks.TASK,
         "held_out": context.held_out,

@@ -5,6 +5,7 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any
 
+from pdecode import precision
 from pdecode.cli.table import number
 from pdecode.evals import tasks
 from pdecode.evals.compare import Context, Finished
@@ -148,6 +149,8 @@ def command(context: Context, row: Row) -> str:
             words += [f"--{name}", getattr(settings, name)]
     if settings.fused is not None:
         words.append("--fused" if settings.fused else "--no-fused")
+    if precision.level() in precision.LEVELS:
+        words += ["--precision", str(precision.level())]
     entry = next((each for each in context.entries if each.name == row.name), None)
     if settings.drafter and entry and settings.drafter in entry.model_names[1:]:
         words += ["--drafter", settings.drafter]

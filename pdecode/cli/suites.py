@@ -5,7 +5,19 @@ from typing import Any
 # By suite: what it takes besides --out; anything else is refused.
 TAKES = {
     "loop": ("batch_size", "repeats", "against", "history"),
-    "hotpath": ("batch_size", "repeats", "shapes", "dtype", "against", "history"),
+    "hotpath": (
+        "batch_size",
+        "repeats",
+        "shapes",
+        "dtype",
+        "decodes",
+        "weights",
+        "prompt_len",
+        "max_new_tokens",
+        "quick",
+        "against",
+        "history",
+    ),
     "speculative": ("batch_size", "repeats", "quick", "against", "history"),
     "parallelbench": ("model", "instances", "quick"),
     "visual": ("against", "history"),
@@ -22,15 +34,33 @@ def options(made: Any) -> None:
         "--repeats", type=int, help="default: 51 for loop, else 5, 3 if quick"
     )
     made.add_argument(
-        "--shapes", help="hotpath: 3m, 30m, 130m, qwen3-8b, llada-8b (default: 3m,30m)"
+        "--shapes",
+        help="hotpath: whose calls and kernels, of 3m, 30m, 130m, qwen3-8b, llada-8b "
+        "(default on CPU: 3m,30m)",
     )
     made.add_argument(
-        "--dtype", help="hotpath: of calls and kernels (default: float32)"
+        "--decodes",
+        help="hotpath: whole decodes of 8B shapes, of autoregressive, window, "
+        "window_of_8, lookup, canvas; their batch sizes are their own (default on "
+        "accelerators: all)",
+    )
+    made.add_argument(
+        "--weights", help="hotpath: how --decodes hold them (default: separate,fused)"
+    )
+    made.add_argument(
+        "--prompt-len", type=int, help="hotpath: of --decodes (default: 128, 16 quick)"
+    )
+    made.add_argument(
+        "--max-new-tokens", type=int, help="hotpath: the same (default: 256, 32 quick)"
+    )
+    made.add_argument(
+        "--dtype", help="hotpath: default float32 on CPU, bfloat16 elsewhere"
     )
     made.add_argument(
         "--quick",
         action="store_true",
-        help="speculative, parallelbench: less of it, in some minutes",
+        help="speculative, parallelbench: less of it, in some minutes; hotpath: "
+        "--decodes of two narrow layers",
     )
     made.add_argument("--model", help="parallelbench: a masked model of its tasks")
     made.add_argument(
@@ -40,8 +70,8 @@ def options(made: Any) -> None:
     )
     made.add_argument(
         "--out",
-        help="JSON file for the results; speculative and parallelbench go on where it "
-        "ended",
+        help="JSON file for the results, that of hotpath whole after every line; "
+        "speculative and parallelbench go on where it ended",
     )
     made.add_argument(
         "--against",
@@ -80,14 +110,13 @@ def _measured(args: Any) -> dict[str, Any]:
         from pdecode.cli import visual
 
         return visual.run(args.out)
-    from pdecode.cli import arguments, bench
+    if args.suite == "hotpath":
+        from pdecode.cli import hotpath
 
-    shapes = arguments.names(
-        "3m,30m" if args.shapes is None else args.shapes, "--shapes"
-    )
-    dtype = args.dtype or "float32"
-    sizes = (args.batch_size, args.repeats)
-    return bench.run(args.suite, shapes, dtype, *sizes, args.out, args.quick)
+        return hotpath.run(args)
+    from pdecode.cli import bench
+
+    return bench.run(args.suite, args.batch_size, args.repeats, args.out, args.quick)
 
 
 def _check(args: Any) -> None:

@@ -13,9 +13,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 from jax.sharding import Mesh
 
-from pdecode import assembly, prompts, rng, sharding
+from pdecode import assembly, precision, prompts, rng, sharding
 from pdecode import programs as programs_module
 from pdecode.contracts import Model
 from pdecode.evals import curve, lineup, quality, tasks
@@ -65,6 +66,20 @@ class Context(NamedTuple):
     # Of the texts' true continuations: bits_per_byte, distinct_4, white_space.
     held_out: dict[str, float | None]
     notes: list[str]
+
+    @property
+    def dtype(self) -> str:
+        """Of the activations of the first method's model."""
+        embedding = self.entries[0].models[0].embedding
+        return "float32" if embedding is None else embedding.dtype
+
+    @property
+    def judging(self) -> Judging:
+        """What the text of every method is held against."""
+        return Judging(
+            self.judge, self.rows, self.completions, self.tokenizer,
+            precision.near_tie(self.dtype),
+        )  # fmt: skip
 
     @property
     def place(self) -> curve.Place:
@@ -174,12 +189,15 @@ def race(
         context.entries[i : i + NUM_COMPILED]
         for i in range(0, len(context.entries), NUM_COMPILED)
     ]
-    against = Judging(
-        context.judge, context.rows, context.completions, context.tokenizer
-    )
+    level = precision.level()
+
+    def task(entry: Entry):
+        # Of this thread alone, where it was set by jax's own context manager.
+        with jax.default_matmul_precision(level):
+            return compiled(context, entry)
 
     def submit(group: Sequence[Entry]):
-        return [pool.submit(compiled, context, entry) for entry in group]
+        return [pool.submit(task, entry) for entry in group]
 
     try:
         pending, done = submit(groups[0]), 0
@@ -201,7 +219,7 @@ def race(
             for entry, program, taken in zip(group, programs, times):
                 began = time.perf_counter()
                 with programs_module.on(context.settings.mesh):
-                    made = judged(entry, program, taken, against, baseline)
+                    made = judged(entry, program, taken, context.judging, baseline)
                 baseline = made if baseline is None else baseline
                 spent["judging"] += time.perf_counter() - began
                 yield made.row

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from pdecode import files, prompts
+from pdecode import files, precision, prompts
 from pdecode.contracts import Model
 from pdecode.evals.lineup import Entry
 from pdecode.evals.rows import Row
@@ -174,6 +174,7 @@ def _key(target, drafter, place: Place, widths, narrow) -> str:
     device = jax.devices()[0]
     facts = [
         jax.__version__,
+        precision.level(),
         device.platform,
         device.device_kind,
         place,

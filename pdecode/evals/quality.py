@@ -15,7 +15,6 @@ from pdecode.kernels.head import api as vocab_head
 from pdecode.models.bytes import ByteTokenizer
 
 _Z = 1.959964  # of a 95 % interval
-NEAR_TIE = 1e-4  # probability between the best two tokens, below which either may win
 
 
 class Judged(NamedTuple):
@@ -109,10 +108,12 @@ def identity(
     rows: Sequence[list[int]],
     baseline: Sequence[list[int]],
     margins: Sequence[np.ndarray],
+    near_tie: float,
 ) -> Identity:
     """Where rows first leave the baseline's, and if that was a near-tie there.
 
-    Rows include their EOS; `margins` are the baseline's own, one a token.
+    Rows include their EOS; `margins` are the baseline's own, one a token. Below the
+    margin `near_tie` either token may win (`precision.near_tie`).
     """
     near, wrong = [], []
     for index, (row, wanted, margin) in enumerate(zip(rows, baseline, margins)):
@@ -122,7 +123,7 @@ def identity(
         place = next((i for i in range(common) if row[i] != wanted[i]), common)
         gap = float(margin[place]) if place < len(margin) else math.inf
         event = {"row": index, "place": place, "margin": gap}
-        (near if gap < NEAR_TIE else wrong).append(event)
+        (near if gap < near_tie else wrong).append(event)
     return Identity(len(rows), near, wrong)
 
 

@@ -80,6 +80,7 @@ class Judging(NamedTuple):
     prompts: list[list[int]]  # ids
     completions: list[tasks.Completion]
     tokenizer: Any
+    near_tie: float  # margin below which either of two tokens may win
 
 
 class Judged(NamedTuple):
@@ -219,7 +220,7 @@ def _quality(entry: Entry, made: _Text, against: Judging, baseline: Judged | Non
     if not is_greedy:
         return bits, margins, None
     wanted = (made.with_eos, margins) if baseline is None else baseline[1:]
-    return bits, margins, quality.identity(made.with_eos, *wanted)
+    return bits, margins, quality.identity(made.with_eos, *wanted, against.near_tie)
 
 
 def _exact_match(completions: Sequence[tasks.Completion], texts) -> float | None:

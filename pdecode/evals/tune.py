@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from pdecode import knobs, recipes
 from pdecode.evals import compare, curve, lineup
 from pdecode.evals.lineup import Entry
-from pdecode.evals.rows import Judged, Judging, Row, judged
+from pdecode.evals.rows import Judged, Row, judged
 
 CLASSES = ("lossless", "near", "lossy")
 NEAR = 1.02  # bits a byte over the baseline's, up to which a lossy row is near it
@@ -206,8 +206,7 @@ class _Bench:
     def judged(self, some, entry, program, baseline) -> Judged:
         assert self.first is not None
         timed = compare.timed(some, entry, program, self.first)
-        against = Judging(some.judge, some.rows, some.completions, some.tokenizer)
-        return judged(entry, program, timed, against, baseline)
+        return judged(entry, program, timed, some.judging, baseline)
 
     def predicted(self, base: Row, row: Row, entry: Entry) -> float:
         """The ratio that the counts would have at the measured cost of a call."""

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -219,6 +219,34 @@ class Config:
                     f"unknown tap {tap!r}; known: embed, layer_0 .. "
                     f"layer_{self.num_layers - 1}"
                 )
+
+
+class Held(NamedTuple):
+    """How a model's numbers are held: what `dtype` says where a model is loaded."""
+
+    dtype: str | None  # of activations, and of all that is not in int8; None: its own
+    int8: bool = False  # weights of its layers
+    int8kv: bool = False  # keys and values
+
+
+def held(dtype: str | None) -> Held:
+    """Of "bfloat16", "bfloat16+int8", "int8+int8kv", None; ValueError for others."""
+    first, *more = (dtype or "").split("+")
+    if first in ("int8", "int8kv"):
+        first, more = "", [first, *more]
+    named = (first or None) if dtype is None or more else first
+    if not set(more) <= {"int8", "int8kv"} or len(set(more)) < len(more):
+        raise ValueError(_unknown(dtype))
+    if named is not None and named not in DTYPES:
+        raise ValueError(_unknown(dtype))
+    return Held(named, "int8" in more, "int8kv" in more)
+
+
+def _unknown(dtype: object) -> str:
+    return (
+        f"dtype={dtype!r} must be one of {', '.join(DTYPES)}, alone or with +int8 "
+        "(weights of layers) and +int8kv (keys and values) behind it"
+    )
 
 
 def checked_dtype(dtype: str) -> str:

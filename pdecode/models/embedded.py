@@ -28,7 +28,7 @@ import safetensors
 from pdecode.contracts import DraftHeads, Model, Params
 from pdecode.models import bytes as byte_text
 from pdecode.models import config as config_module
-from pdecode.models import digits, transformer, two_pass
+from pdecode.models import digits, int8, transformer, two_pass
 from pdecode.models import draft_heads as heads_module
 
 TASKS = ("task_masked",)
@@ -44,17 +44,19 @@ def load(
 ) -> tuple[Model | DraftHeads, Params, Any]:
     """(model, params, tokenizer); for "heads" the model is a `DraftHeads`.
 
-    In float32, or `dtype`.
+    In float32, or `dtype`, which may end in +int8 or +int8kv (`models.int8`; heads stay
+    as they are).
 
     `name` may also be the folder of a finished run. Equal configurations give the same
     (hashable) model object. Raises ValueError, in one line: an unknown name (lists the
     known ones), or weights that are missing, truncated or not the record's.
     """
     params, record = read_from(name) if is_run(name) else read(name, folder)
-    dtype = "float32" if dtype is None else config_module.checked_dtype(dtype)
+    numbers = config_module.held(dtype)
+    dtype = numbers.dtype or "float32"
     params = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), params)
     made = KINDS[holds(record)["kind"]](record, dtype)
-    return made, params, tokenizer_of(record)
+    return *int8.applied(numbers, made, params), tokenizer_of(record)
 
 
 def tokenizer_of(record: dict) -> Any:

@@ -112,34 +112,56 @@ def applied(module: nn.Module, params: Params, *inputs: Any) -> Any:
     return module.apply({"params": params}, *inputs)
 
 
-def dense(config: Any, features: int, bias: bool, name: str) -> nn.Dense:
-    return nn.Dense(
-        features,
-        use_bias=bias,
-        dtype=config.dtype,
-        kernel_init=nn.initializers.variance_scaling(1.0, "fan_in", "normal"),
-        dot_general=_dot,
-        name=name,
-    )
+class Dense(nn.Module):
+    """`x` times a kernel [K, N], and a bias.
+
+    A kernel in int8 has a "scale" [N] beside it (`models.int8`): its columns are scaled
+    when they are multiplied, so that what is read is the codes.
+    """
+
+    features: int
+    use_bias: bool
+    dtype: str
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        start = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
+        kernel = self.param("kernel", start, (x.shape[-1], self.features), jnp.float32)
+        x = x.astype(self.dtype)
+        out = _dot(x, kernel.astype(x.dtype))
+
+        def of_columns(value: Array) -> Array:
+            return value.astype(x.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
+
+        if self.has_variable("params", "scale"):
+            out = out * of_columns(self.get_variable("params", "scale"))
+        if self.use_bias:
+            start = nn.initializers.zeros_init()
+            bias = self.param("bias", start, (self.features,), jnp.float32)
+            out = out + of_columns(bias)
+        return out
 
 
-def _dot(x, kernel, dims, precision=None):
-    """`lax.dot_general` for kernels [K, N].
+def dense(config: Any, features: int, bias: bool, name: str) -> Dense:
+    return Dense(features, bias, config.dtype, name=name)
+
+
+def _dot(x: Array, kernel: Array) -> Array:
+    """`x` [..., K] times a kernel [K, N].
 
     XLA:CPU multiplies a single vector on one core, and a call of one token waits for
     that core's memory: two halves of the contraction take two (a fifth less time at 30
     million parameters).
     """
-    plain = functools.partial(
-        jax.lax.dot_general, dimension_numbers=dims, precision=precision
-    )
+    dims = (((x.ndim - 1,), (0,)), ((), ()))
+    plain = functools.partial(jax.lax.dot_general, dimension_numbers=dims)
     size, features = kernel.shape
     if x.size != size or size % 2:
         return plain(x, kernel)
 
     def halves(x, kernel):
         halved = x.reshape(2, -1), kernel.reshape(2, -1, features)
-        first, second = jnp.einsum("hk,hkn->hn", *halved, precision=precision)
+        first, second = jnp.einsum("hk,hkn->hn", *halved)
         return (first + second).reshape(*x.shape[:-1], features)
 
     return jax.lax.platform_dependent(x, kernel, cpu=halves, default=plain)
@@ -157,8 +179,8 @@ class Attention(nn.Module):
         angles: tuple[Array, Array] | None,
         visible: Visibility,
         slots: Array | SlotRun | None,  # see `Query.slots`
-        cache: dict[str, Array] | None,  # leaves [B, Hkv, S, D]
-    ) -> tuple[Array, dict[str, Array] | None]:
+        cache: dict[str, Any] | None,  # leaves [B, Hkv, S, D]
+    ) -> tuple[Array, dict[str, Any] | None]:
         """Without a cache this call's own keys are the slots 0 .. Q-1."""
         config = self.config
         batch, num_queries, _ = x.shape
@@ -186,10 +208,9 @@ class Attention(nn.Module):
         key, value = key.swapaxes(1, 2), value.swapaxes(1, 2)
         if cache is not None:
             # Writes happen before reads: a lane may see what this call stores.
-            cache = {
-                "k": caches.write(cache["k"], slots, key.astype(cache["k"].dtype)),
-                "v": caches.write(cache["v"], slots, value.astype(cache["v"].dtype)),
-            }
+            stored_key, key = caches.store(cache["k"], slots, key)
+            stored_value, value = caches.store(cache["v"], slots, value)
+            cache = {"k": stored_key, "v": stored_value}
         elif visible.among is not None:
             # Every key is seen through `among`; the interval has nothing to show.
             cache = {"k": key[:, :, :0], "v": value[:, :, :0]}
@@ -198,8 +219,8 @@ class Attention(nn.Module):
         scale = config.query_scale
         output = attention_kernel.attention(
             query,
-            cache["k"],
-            cache["v"],
+            caches.floats(cache["k"]),
+            caches.floats(cache["v"]),
             visible,
             key,
             value,

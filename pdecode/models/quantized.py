@@ -124,6 +124,12 @@ def num_coded(position: Array, group: int) -> Array:
 
 def _init_cache(model: Model, group: int, prompt: Prompt, num_slots: int) -> Coded:
     num_groups = -(-num_slots // group)
+    whole = model.init_cache(prompt, num_groups * group)
+    is_int8 = lambda leaf: isinstance(leaf, caches.Int8)  # noqa: E731
+    if any(map(is_int8, jax.tree.leaves(whole, is_leaf=is_int8))):
+        raise ValueError(
+            f"{model.name} keeps eight bits already: load it without +int8kv"
+        )
 
     def one(path, leaf: Array):
         if not _is_number(leaf):
@@ -133,7 +139,6 @@ def _init_cache(model: Model, group: int, prompt: Prompt, num_slots: int) -> Cod
         recent = jnp.zeros((batch, heads, NUM_RECENT * group, width), leaf.dtype)
         return Leaf(coded(groups, _shared(path)), recent)
 
-    whole = model.init_cache(prompt, num_groups * group)
     leaves = jax.tree_util.tree_map_with_path(one, whole)
     return Coded(leaves, jnp.zeros_like(prompt.lengths), prompt.lengths)
 

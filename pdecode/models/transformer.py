@@ -82,7 +82,7 @@ def make_model(config: Config) -> Model:
         base = make_model(dataclasses.replace(config, shift=False))
         return shifted(base, config.width, config.dtype)
     return Model(
-        init_cache=functools.partial(_init_cache, config),
+        init_cache=functools.partial(make_cache, config),
         apply=functools.partial(_apply, config),
         encode=functools.partial(_apply, config),
         head=functools.partial(_head, config),
@@ -276,9 +276,9 @@ def _over(model: Model, size: int) -> Model:
     return model._replace(vocab_size=size, head=head)
 
 
-def _init_cache(config: Config, prompt: Prompt, num_slots: int) -> Cache:
-    batch = prompt.tokens.shape[0]
-    shape = (batch, config.num_kv_heads, num_slots, config.head_dim)
+def make_cache(config: Config, prompt: Prompt, num_slots: int) -> Cache:
+    """An empty cache of `num_slots` for the rows of `prompt`."""
+    shape = (len(prompt.tokens), config.num_kv_heads, num_slots, config.head_dim)
     return tuple(
         {"k": jnp.zeros(shape, config.dtype), "v": jnp.zeros(shape, config.dtype)}
         for _ in range(config.num_layers)

@@ -210,6 +210,7 @@ def _loop(run: _Run, state, first: int, spent: float, came: list[str]):
     pending: collections.deque = collections.deque()
     is_asked = False
     began = time.monotonic()
+    last = first, began  # step, and time when the line before was written
     for step in range(first, config.steps):
         row_len = config.row_len
         if config.short_len is not None and step < config.steps - config.long_steps:
@@ -242,16 +243,19 @@ def _loop(run: _Run, state, first: int, spent: float, came: list[str]):
                 f"{run.command or 'the same call'}"
             )
         if shows_now:
-            seconds = round(spent + time.monotonic() - began, 1)
-            _show(run, state, step, seconds, seen, row_len)
+            now = time.monotonic()  # steps a second: without figures, with compiling
+            times = spent + now - began, (done - last[0]) / (now - last[1])
+            _show(run, state, step, times, seen, row_len)
+            last = done, time.monotonic()
     return state, round(spent + time.monotonic() - began, 1)
 
 
-def _show(run: _Run, state, step: int, seconds: float, seen: dict, row_len: int):
-    """One line of progress, with figures on a part of the validation text."""
+def _show(run: _Run, state, step: int, times: tuple, seen: dict, row_len: int):
+    """A line of progress: figures of some validation text; `times` as in `_loop`."""
     line = {
         "step": step + 1,
-        "seconds": seconds,
+        "seconds": round(times[0], 1),
+        "tokens_per_s": round(times[1] * run.config.batch_size * run.config.row_len),
         "loss": float(seen["loss"]),
         "grad_norm": float(seen["grad_norm"]),
         "learning_rate": float(optimizers.learning_rate(run.config)(step)),

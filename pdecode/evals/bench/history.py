@@ -19,17 +19,15 @@ class Kind(NamedTuple):
     figures: tuple[str, ...]
 
 
+_DRAFTING = ("name", "size", "batch_size", "temperature")
 KINDS = {
-    "loop": Kind("cases", ("name", "batch_size"), ("ratio", "loop_ms")),
-    "hotpath": Kind(
-        "lines", ("part", "shape", "what", "batch_size"), ("ms", "bandwidth_share")
-    ),
-    "speculative": Kind(
-        "lines",
-        ("name", "size", "batch_size", "temperature"),
-        ("accepted", "target_calls", "ratio"),
-    ),
-    "visual": Kind("lines", ("name", "model"), ("calls", "accuracy", "frechet")),
+    "loop": [Kind("cases", ("name", "batch_size"), ("ratio", "loop_ms"))],
+    "hotpath": [
+        Kind("decodes", ("case", "weights", "shape", "batch_size"), ("ms", "share")),
+        Kind("lines", ("part", "shape", "what", "batch_size"), ("ms",)),
+    ],
+    "speculative": [Kind("lines", _DRAFTING, ("accepted", "target_calls", "ratio"))],
+    "visual": [Kind("lines", ("name", "model"), ("calls", "accuracy", "frechet"))],
 }
 
 
@@ -77,8 +75,6 @@ def table(made: dict[str, Any], before: dict[str, Any]) -> str:
 
     Times of another device or version are shown all the same, with a line that says so.
     """
-    kind = KINDS[made["suite"]]
-    now, then = (_by_name(each, kind) for each in (made, before))
     lines = [
         f"{what}: {json.dumps(before.get(what))} > {json.dumps(made.get(what))}"
         for what in ("device", "versions")
@@ -86,15 +82,24 @@ def table(made: dict[str, Any], before: dict[str, Any]) -> str:
     ]
     if lines:
         lines += ["times compare only within one device and version", ""]
-    width = max(len(_label(name)) for name in now)
-    lines.append(f"{'':{width}}  " + "  ".join(f"{f:>24}" for f in kind.figures))
+    for kind in KINDS[made["suite"]]:
+        lines += _lines(kind, made, before)
+    return "\n".join(lines)
+
+
+def _lines(kind: Kind, made: dict[str, Any], before: dict[str, Any]) -> list[str]:
+    now, then = (_by_name(each, kind) for each in (made, before))
+    if not now and not then:
+        return []
+    width = max(len(_label(name)) for name in (*now, *then))
+    lines = [f"{'':{width}}  " + "  ".join(f"{f:>24}" for f in kind.figures)]
     for name, line in now.items():
         if name in then:
             told = (_moved(then[name].get(f), line.get(f)) for f in kind.figures)
             lines.append(f"{_label(name):{width}}  " + "  ".join(told))
     lines += [f"only now: {_label(name)}" for name in now if name not in then]
     lines += [f"only before: {_label(name)}" for name in then if name not in now]
-    return "\n".join(lines)
+    return lines
 
 
 def _by_name(document: dict[str, Any], kind: Kind) -> dict[tuple, dict[str, Any]]:

@@ -1,9 +1,10 @@
 """How near the hardware a call and a decode come: `pdecode bench --suite hotpath`.
 
-Everything is measured in one run: the machine's own memory bandwidth and matmul rate,
-one call (apply and head) at several widths, attention and the vocabulary head by
-implementation, and whole decodes against transformers on the same weights where torch
-is installed. Compile and warm-up are not in any time. Weights are random.
+Everything is measured in one run, against the machine's own peaks: one call (apply and
+head) at several widths, attention and the vocabulary head by implementation, and whole
+decodes against transformers on the same weights where torch is installed. Those of
+larger shapes are in `whole`. Compile and warm-up are not in any time. Weights are
+random.
 
 Bytes of a call are its weights and the cached keys and values it reads, each once;
 operations are two a weight and query and four a query, cached token and head dimension.
@@ -16,7 +17,7 @@ import importlib.metadata
 import importlib.util
 import statistics
 import tempfile
-import time
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -25,24 +26,21 @@ import jax.numpy as jnp
 from pdecode import methods, prompts
 from pdecode import programs as programs_module
 from pdecode.checkpoints import loading
-from pdecode.contracts import Head, Params, Sampling, Visibility
+from pdecode.contracts import Head, Sampling, Visibility
+from pdecode.evals.bench import cases
+from pdecode.hardware import peaks as machine
 from pdecode.hardware import roofline
+from pdecode.hardware.peaks import Peaks
 from pdecode.kernels.attention import api as attention
 from pdecode.kernels.head import api as vocab_head
 from pdecode.models import shapes, transformer
-from pdecode.models.config import Config
 
 DECODED = ("3m", "30m", "130m")  # those compared with torch
+CONTEXT, KERNEL_SLOTS = 256, 1024  # cached tokens of a call; slots of one attention
+PROMPT_LEN, NUM_NEW = 64, 64  # of the decodes that torch does too
 CANVAS = 256  # queries of a full-canvas call
 REPEATED = 8  # times a kernel runs in one program, each on the result of the last
 NUM_RUNS = 7  # runs of a program after its warm-up; their median counts
-
-
-class Peaks(NamedTuple):
-    """What this machine reaches when it does nothing else."""
-
-    bandwidth: float  # bytes a second, read and written in place
-    flops: float  # of one large matmul in the dtype of the run
 
 
 class Line(NamedTuple):
@@ -54,7 +52,7 @@ class Line(NamedTuple):
     batch_size: int
     num_queries: float
     ms: float
-    bandwidth_share: float | None  # of the measured rewriting
+    bandwidth_share: float | None  # of the measured peak
     flops_share: float | None  # of the measured matmul
     temp_mb: float | None  # temporary memory of the compiled program
     ratio: float | None  # over `baseline`: above 1 is faster or, of a call, dearer
@@ -62,31 +60,20 @@ class Line(NamedTuple):
     note: str = ""
 
 
-def peaks(dtype: str) -> Peaks:
-    """Rewrites 256 MiB in place and multiplies square matrices."""
-    on_cpu = jax.default_backend() == "cpu"
-    block = jnp.ones((64 << 20,), jnp.float32)
-    num_bytes = 2 * block.nbytes
-    # Given away: fresh memory would be paid for page by page.
-    rewrite = jax.jit(lambda x: x + 1, donate_argnums=0)
-    times = []
-    for _ in range(1 + NUM_RUNS):
-        began = time.perf_counter()
-        block = jax.block_until_ready(rewrite(block))
-        times.append(time.perf_counter() - began)
-    size = 1024 if on_cpu else 8192
-    square = jnp.ones((size, size), dtype)
-    product = jax.jit(lambda x: x @ x)
-    return Peaks(
-        num_bytes / statistics.median(times[1:]),
-        2 * size**3 / roofline.median_seconds(product, (square,), NUM_RUNS),
-    )
+def parts(
+    shape: str, dtype: str, batch: int, repeats: int, found: Peaks
+) -> Iterator[list[Line]]:
+    """Calls, attention, the head, and decodes beside torch, as each is measured."""
+    yield calls(shape, dtype, batch, CONTEXT, found)
+    yield attentions(shape, dtype, batch, KERNEL_SLOTS, found)
+    yield heads(shape, dtype, batch, found)
+    yield decodes(shape, PROMPT_LEN, NUM_NEW, repeats)
 
 
 def calls(shape: str, dtype: str, batch: int, context: int, found: Peaks) -> list[Line]:
     """One call of 1 and 8 queries behind `context` tokens, and of a full canvas."""
     made = shapes.config(shape, dtype)
-    params = _random(made)
+    params = cases.random(made)
     model = transformer.make_model(made)
     num_params = sum(leaf.size for leaf in jax.tree.leaves(params))
     weight_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
@@ -111,7 +98,7 @@ def calls(shape: str, dtype: str, batch: int, context: int, found: Peaks) -> lis
         lines.append(
             Line(
                 "call", shape, what, batch, width, 1e3 * seconds,
-                (weight_bytes + cached) / seconds / found.bandwidth,
+                machine.of_memory(weight_bytes + cached, seconds, found),
                 work / seconds / found.flops,
                 _temp_mb(program),
                 None if first is None else 1e3 * seconds / first,
@@ -145,7 +132,7 @@ def attentions(shape: str, dtype: str, batch: int, slots: int, found: Peaks):
             lines.append(
                 Line(
                     "attention", shape, name, batch, width, 1e3 * seconds,
-                    (keys.nbytes + values.nbytes) / seconds / found.bandwidth,
+                    machine.of_memory(keys.nbytes + values.nbytes, seconds, found),
                     work / seconds / found.flops, _temp_mb(program),
                     slowest / seconds, "reference",
                 )
@@ -168,7 +155,7 @@ def heads(shape: str, dtype: str, batch: int, found: Peaks) -> list[Line]:
         lines.append(
             Line(
                 "head", shape, name, batch, CANVAS, 1e3 * seconds,
-                weight.nbytes / seconds / found.bandwidth,
+                machine.of_memory(weight.nbytes, seconds, found),
                 work / seconds / found.flops, _temp_mb(program),
                 first / seconds, "dense",
                 f"logits {4e-6 * batch * CANVAS * made.vocab_size:.0f} MB",
@@ -187,8 +174,11 @@ def torch_versions() -> dict[str, str]:
 
 
 def decodes(shape: str, prompt_len: int, num_new: int, repeats: int) -> list[Line]:
-    """Whole decodes of one prompt in float32 against torch, on the same weights."""
-    if importlib.util.find_spec("transformers") is None:
+    """Whole decodes of one prompt in float32 against torch, on the same weights.
+
+    Of the smaller shapes, and where torch is installed; else none.
+    """
+    if shape not in DECODED or importlib.util.find_spec("transformers") is None:
         return []
     from pdecode.evals.bench import torch_loops as theirs
 
@@ -292,42 +282,39 @@ def _decide(weight, hidden, asked):
     return jax.lax.fori_loop(0, REPEATED, again, hidden)
 
 
-def _random(made: Config) -> Params:
-    """Parameters of the shape, one leaf at a time in the dtype of the run."""
-    whole = jax.eval_shape(lambda: transformer.init(made, jax.random.key(0)))
-    leaves, tree = jax.tree.flatten(whole)
-    draw = jax.jit(
-        lambda key, shape: 0.02 * jax.random.normal(key, shape, made.dtype),
-        static_argnums=1,
-    )
-    keys = jax.random.split(jax.random.key(0), len(leaves))
-    filled = [draw(key, leaf.shape) for key, leaf in zip(keys, leaves)]
-    return jax.tree.unflatten(tree, filled)
-
-
 def _temp_mb(program: Any) -> float | None:
     found = program.memory_analysis()
     return None if found is None else found.temp_size_in_bytes / 1e6
 
 
-def table(found: Peaks, lines: list[Line]) -> str:
-    """The measurements as text."""
-    out = [
-        f"measured peaks: memory {found.bandwidth / 1e9:.1f} GB/s, "
-        f"matmul {found.flops / 1e9:.0f} GFLOP/s",
-        "part       shape     what            batch queries        ms  bandwidth  "
-        "flops   temp MB  ratio",
-    ]
+HEAD = (
+    "part       shape     what            batch queries        ms  bandwidth  "
+    "flops   temp MB  ratio"
+)
+
+
+def text(line: Line) -> str:
+    """One line of the table under `HEAD`."""
+    return (
+        f"{line.part:10} {line.shape:9} {line.what:15} {line.batch_size:5} "
+        f"{line.num_queries:7.1f} {line.ms:9.3f}  {_share(line.bandwidth_share):>9}"
+        f" {_share(line.flops_share):>6} {_number(line.temp_mb, 1):>9}  "
+        f"{_number(line.ratio, 2):>5}"
+        + (f" {line.baseline}" if line.baseline else "")
+        + (f"; {line.note}" if line.note else "")
+    )
+
+
+def judge(lines: Sequence[Line], found: Peaks) -> None:
+    """ValueError for a share over 100 %: then a rate is wrong."""
     for line in lines:
-        out.append(
-            f"{line.part:10} {line.shape:9} {line.what:15} {line.batch_size:5} "
-            f"{line.num_queries:7.1f} {line.ms:9.3f}  {_share(line.bandwidth_share):>9}"
-            f" {_share(line.flops_share):>6} {_number(line.temp_mb, 1):>9}  "
-            f"{_number(line.ratio, 2):>5}"
-            + (f" {line.baseline}" if line.baseline else "")
-            + (f"; {line.note}" if line.note else "")
-        )
-    return "\n".join(out)
+        what = f"{line.part} {line.shape} {line.what}, {line.num_queries:.0f} queries"
+        for part, peak, unit in (
+            (line.bandwidth_share, found.bandwidth, "GB/s"),
+            (line.flops_share, found.flops, "GFLOP/s"),
+        ):
+            if part is not None:
+                machine.share(part * peak, peak, what, unit)
 
 
 def _share(value: float | None) -> str:
