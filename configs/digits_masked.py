@@ -3,9 +3,9 @@
     pdecode train --config configs/digits_masked.py
 
 Data: the 1,797 handwritten digits that scikit-learn ships (the extra `images`), one
-token a pixel behind the class; a tenth of the classes is hidden, for guidance. Expected:
-see pdecode/models/weights/digits_masked.json. Hardware: one H200, 97 seconds beside
-other runs.
+token a pixel behind the class; a tenth of the classes is hidden, for guidance.
+Expected: see pdecode/models/weights/digits_masked.json. Hardware: one H200, 97 seconds
+beside other runs.
 """
 
 from pdecode.models.config import Config
