@@ -3,8 +3,9 @@
     pdecode train --config configs/digits_masked.py
 
 Data: the 1,797 handwritten digits that scikit-learn ships (the extra `images`), one
-token a pixel behind the class. Expected: see pdecode/models/weights/digits_masked.json.
-Hardware: a CPU core, minutes.
+token a pixel behind the class; a tenth of the classes is hidden, for guidance.
+Expected: see pdecode/models/weights/digits_masked.json. Hardware: one H200, 97 seconds
+beside other runs.
 """
 
 from pdecode.models.config import Config
@@ -36,15 +37,15 @@ def get_config() -> TrainConfig:
             mask_id=MASK_ID,
             name="digits_masked",
         ),
-        steps=1200,
+        steps=8000,
         row_len=RECORD,
-        batch_size=32,
+        batch_size=64,
         optimizer="muon",
-        learning_rate=1e-2,
+        learning_rate=5e-3,
         schedule="stable",
-        decay_steps=200,
-        ema_decay=0.99,
-        checkpoint_every=100,
-        eval_every=100,
+        decay_steps=2000,
+        ema_decay=0.999,
+        checkpoint_every=8000,
+        eval_every=1000,
         eval_rows=64,
     )

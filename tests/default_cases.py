@@ -147,7 +147,7 @@ BY_DEFAULT = {
     "test_parallelbench_suite.py": {
         "test_a_run_goes_on_where_it_was": 0,
         "test_one_step_on_exact_laws_is_what_theory_says": 0,
-        "test_the_embedded_model_is_as_good_as_its_record_says": 0,
+        "test_the_embedded_models_are_as_good_as_their_records_say": 0,
     },
     "test_partial.py": {
         "test_full_passes_come_when_the_buffer_is_full_and_are_counted": 0,

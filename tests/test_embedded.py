@@ -1,6 +1,10 @@
 """The embedded models load by name, fit their records, and fail in one line."""
 
+import dataclasses
+import itertools
 import json
+import pathlib
+import shlex
 import shutil
 
 import jax
@@ -11,10 +15,10 @@ import pytest
 from pdecode.data import packing, snippets
 from pdecode.models import bytes as text
 from pdecode.models import digits, draft_heads, embedded
-from pdecode.train import losses
+from pdecode.train import export, losses, settings
 
-MAX_BYTES = 12_000_000
-
+MAX_BYTES = 20_000_000
+ROOT = pathlib.Path(__file__).parent.parent
 
 DIGITS = embedded.SETS["digits"]
 
@@ -30,7 +34,8 @@ def test_models_load_and_fit_their_record(name):
     again, _, _ = embedded.load(name)
     assert again is model  # static arguments compare by identity first
     if name == "heads":
-        assert model.apply(params, jnp.ones((2, 192))).shape == (2, 6, 192)
+        width = record_width(record)
+        assert model.apply(params, jnp.ones((2, width))).shape == (2, 6, width)
     elif name in DIGITS:
         assert model.vocab_size == digits.VOCAB_SIZE
         assert model.mask_id == digits.MASK_ID and model.eos_ids == ()
@@ -58,10 +63,26 @@ def test_records_say_how_and_how_well():
             assert record[field]
         start = f"pdecode train --config {embedded.config_of(name)}"
         assert record["command"].startswith(start)
-        assert record["config"]["seed"] == (1 if is_task else 0)
-        assert "/" not in str(record["config"]["data_dir"])
+        settings_of = record["config"]
+        assert settings_of["seed"] == (1 if name == "diffusion" else 0)
+        assert settings_of["data_dir"] is None
+        assert settings_of["model"].get("dtype", "float32") == "float32"
     folder = embedded.FOLDER
     assert sum(path.stat().st_size for path in folder.iterdir()) < MAX_BYTES
+
+
+@pytest.mark.parametrize("name", embedded.NAMES)
+def test_commands_are_the_runs_that_records_tell_of(name):
+    """The last command's config is the record's, but for what activations are in."""
+    _, record = embedded.read(name)
+    words = shlex.split(record["command"].split(" && ")[-1])
+    sets = [value for flag, value in itertools.pairwise(words) if flag == "--set"]
+    config = settings.load(ROOT / words[words.index("--config") + 1])
+    config = settings.override(config, sets)
+    model = dataclasses.replace(config.model, dtype="float32")
+    made = export.settings(dataclasses.replace(config, model=model))
+    assert made == record["config"]
+    assert record["steps"] == config.steps
 
 
 def test_target_is_as_good_as_its_record_says():
@@ -80,7 +101,7 @@ def test_target_is_as_good_as_its_record_says():
 def test_heads_guess_the_text_better_than_its_bytes_frequencies():
     _, record = embedded.read("heads")
     bits = record["heldout"]["bits_per_token_by_head"]
-    assert len(bits) == record["config"]["num_heads"]
+    assert len(bits) == record["config"]["options"]["num_heads"]
     assert bits == sorted(bits)  # farther is harder
     assert bits[-1] < 4.6
 

@@ -1,5 +1,6 @@
 """The suite: areas and intervals in closed form, counts, a run that goes on."""
 
+import dataclasses
 import json
 import math
 
@@ -86,9 +87,25 @@ def test_entries_name_what_is_there():
     assert set(suite.SEVERAL) < set(tasks.NAMES)
     shaped = [name for shape in suite.SHAPES for name in shape.tasks]
     assert sorted(shaped) == sorted(tasks.NAMES)
+    model = transformer.make_model(CANVAS)
+    assert suite.entries(model) == list(suite.ENTRIES)
     for entry in suite.ENTRIES:
         for shape in suite.SHAPES:
-            suite.check(entry, transformer.make_model(CANVAS), shape.max_new_tokens)
+            suite.check(entry, model, shape.max_new_tokens)
+
+
+def test_a_model_in_blocks_has_the_entries_that_fit_them():
+    blocks = dataclasses.replace(CANVAS, attention="block_causal", block_len=4)
+    model = transformer.make_model(blocks)
+    made = suite.entries(model)
+    for entry, other in zip(made, suite.ENTRIES, strict=True):
+        assert entry.name == other.name and set(entry.values) <= set(other.values)
+        for shape in suite.SHAPES:
+            suite.check(entry, model, shape.max_new_tokens)
+    quotas = {e.values for e in made if e.knob == suite.QUOTA}
+    assert quotas == {(1, 2, 4)}
+    with pytest.raises(ValueError, match="steps=1 must be a multiple of the 2 blocks"):
+        suite.check(suite.ENTRIES[0], model, 8)
 
 
 def test_measuring_counts_and_compiles_once():
@@ -189,10 +206,11 @@ def test_options_of_other_suites_are_refused(capsys):
         assert capsys.readouterr().err.count("\n") == 1
 
 
-def test_the_embedded_model_is_as_good_as_its_record_says():
+@pytest.mark.parametrize("name", embedded.TASKS)
+def test_the_embedded_models_are_as_good_as_their_records_say(name):
     """With other held-out instances, within what so few may differ."""
-    _, record = embedded.read("task_masked")
-    model, params, _ = embedded.load("task_masked")
+    _, record = embedded.read(name)
+    model, params, _ = embedded.load(name)
     num, order = 16, "low_confidence"
     source = suite.trained(model, params, num, seed=11)
     entry = suite.Entry(order, "llada", suite.QUOTA, (1,), {"order": order})

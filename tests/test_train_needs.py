@@ -179,7 +179,7 @@ ROOT = export.pathlib.Path(__file__).parent.parent
 @pytest.mark.parametrize(
     ("name", "sets", "message"),
     [
-        ("target", ["schedule=cosine"], "decay_steps=200 is of schedule='stable'"),
+        ("target", ["schedule=cosine"], "decay_steps=285 is of schedule='stable'"),
         (
             "target",
             ["weighting=mdlm"],
@@ -189,7 +189,7 @@ ROOT = export.pathlib.Path(__file__).parent.parent
         ("heads", ["steps=20"], r"warmup_steps=50 must be in \[0, steps=20\]"),
         ("heads", ["options.heads=2"], r"unknown field options\.heads; known: num_hea"),
         ("heads", ["frozen.teacher=x"], "no frozen model 'teacher'; known: target"),
-        ("target", ["model.width=193"], "num_heads=3 must divide width=193"),
+        ("target", ["model.width=193"], "num_heads=4 must divide width=193"),
         ("target", ["row_len=64.5"], "row_len is of type int .* got 64.5"),
         ("target", ["short_len=x"], "short_len is of type int or NoneType"),
         ("target", ["remat=1"], "remat is of type bool"),
@@ -210,10 +210,10 @@ def test_settings_of_the_shipped_configs_that_are_refused(name, sets, message):
 
 def test_derived_fields_follow_and_given_ones_stay():
     config = settings.load(ROOT / "configs" / "byte_target.py")
-    model = settings.override(config, ["model.num_heads=4"]).model
-    assert (model.head_dim, model.num_kv_heads, model.mlp_width) == (48, 1, 384)
-    model = settings.override(config, ["model.width=128", "model.num_heads=2"]).model
-    assert (model.head_dim, model.mlp_width) == (64, 384)
+    model = settings.override(config, ["model.num_heads=8"]).model
+    assert (model.head_dim, model.num_kv_heads, model.mlp_width) == (32, 1, 640)
+    model = settings.override(config, ["model.width=96", "model.num_heads=2"]).model
+    assert (model.head_dim, model.mlp_width) == (48, 640)
     model = settings.override(config, ["model.num_layers=2"]).model
     assert (model.num_layers, model.sliding) == (2, (False, False))
     model = settings.override(
@@ -221,7 +221,7 @@ def test_derived_fields_follow_and_given_ones_stay():
     ).model
     assert model.sliding == (True, True, True)
     model = settings.override(config, ["model.head_dim=32"]).model
-    assert (model.head_dim, model.num_heads) == (32, 3)
+    assert (model.head_dim, model.num_heads) == (32, 4)
 
 
 def test_options_follow_the_objective():

@@ -15,7 +15,7 @@ from tiny import RUN
 from pdecode.data import packing, texts
 from pdecode.data.parallelbench import rows as task_rows
 from pdecode.models import embedded, transformer
-from pdecode.train import evaluate, losses, plain, settings
+from pdecode.train import evaluate, losses, settings
 from pdecode.train.objectives import masked_diffusion
 
 BLOCKS = dataclasses.replace(CANVAS, attention="block_causal", block_len=3)
@@ -40,6 +40,65 @@ def test_a_prompt_is_never_masked():
     bare = jnp.where(rows == END, 5, rows)
     noise = masked_diffusion.noise(config_of(CANVAS, prompt_end=END))
     assert np.asarray(noise({"tokens": bare}, jax.random.key(0))["masked"]).all(1).any()
+
+
+def test_a_prompt_ends_at_the_first_of_several_tokens():
+    rows = jnp.array([[9, END, 98, 7, 97], [9, 98, 7, END, 5], [1, 2, 3, 4, 5]])
+    found = np.asarray(masked_diffusion.is_answer(rows, (END, 7))).astype(int)
+    ends = [[0, 0, 1, 1, 1], [0, 0, 0, 1, 1], [1, 1, 1, 1, 1]]
+    np.testing.assert_array_equal(found, ends)
+    # One of them alone, as a number or a tuple, ends other prompts.
+    for one in (END, (END,)):
+        found = np.asarray(masked_diffusion.is_answer(rows, one)).astype(int)
+        ends = [[0, 0, 1, 1, 1], [0, 0, 0, 0, 1], [1, 1, 1, 1, 1]]
+        np.testing.assert_array_equal(found, ends)
+    # A record holds a list; what is made of it is a static argument again.
+    read = masked_diffusion.Options(prompt_end=[END, 7])
+    assert read == masked_diffusion.Options(prompt_end=(END, 7)) and hash(read)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
+def test_a_dropped_prompt_is_masks_that_nobody_scores(share):
+    rows = jnp.asarray(np.repeat(ROW, 2048, 0))
+    config = config_of(CANVAS, prompt_end=(END, 7), prompt_drop=share)
+    made = masked_diffusion.noise(config)({"tokens": rows}, jax.random.key(0))
+    tokens, masked = np.asarray(made["tokens"]), np.asarray(made["masked"])
+    dropped = (tokens[:, :2] == CANVAS.mask_id).all(1)
+    assert abs(dropped.mean() - share) < 0.03
+    # A prompt is gone or whole; answers are as they were, and may be masked as ever.
+    np.testing.assert_array_equal(
+        tokens[~dropped, :2], ROW[:, :2].repeat(sum(~dropped), 0)
+    )
+    np.testing.assert_array_equal(tokens[:, 2:], np.asarray(rows)[:, 2:])
+    assert not masked[:, :2].any() and masked[:, 2:].any(0).all()
+    # Which answers are masked does not hang on it.
+    kept = masked_diffusion.noise(config_of(CANVAS, prompt_end=(END, 7)))
+    other = kept({"tokens": rows}, jax.random.key(0))
+    np.testing.assert_array_equal(other["masked"], masked)
+
+
+def test_a_row_without_a_prompt_drops_none():
+    rows = jnp.full((64, 6), 5)
+    config = config_of(CANVAS, prompt_end=END, prompt_drop=1.0)
+    made = masked_diffusion.noise(config)({"tokens": rows}, jax.random.key(0))
+    np.testing.assert_array_equal(made["tokens"], rows)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"prompt_end": -1}, "prompt_end=-1 must be token ids, 0 or above"),
+        ({"prompt_end": (3, -1)}, r"prompt_end=\(3, -1\) must be token ids"),
+        ({"prompt_end": ("=",)}, r"prompt_end=\('=',\) must be token ids"),
+        ({"prompt_end": 2**31}, "must be token ids"),
+        ({"prompt_drop": 0.1}, "prompt_drop=0.1 drops nothing without prompt_end"),
+        ({"prompt_end": 61, "prompt_drop": 1.5}, "prompt_drop=1.5 must be at least 0"),
+        ({"prompt_end": (), "prompt_drop": 0.1}, "drops nothing without prompt_end"),
+    ],
+)
+def test_prompts_that_cannot_be_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        config_of(CANVAS, **options)
 
 
 def test_one_block_is_noisy_and_what_is_before_is_clean():
@@ -116,9 +175,9 @@ def test_a_config_of_tasks_needs_their_rows():
             dataclasses.replace(RUN, **{**own, **fields})
 
 
-def test_the_config_of_the_embedded_model_loads():
+@pytest.mark.parametrize("name", embedded.TASKS)
+def test_the_configs_of_the_embedded_models_load(name):
     root = pathlib.Path(__file__).parent.parent
-    config = settings.load(root / embedded.config_of("task_masked"))
-    assert config.name == config.model.name == "task_masked"
+    config = settings.load(root / embedded.config_of(name))
+    assert config.name == config.model.name == name
     assert config.data == "tasks" and config.options.prompt_end == task_rows.END_ID
-    plain.check(config.model)

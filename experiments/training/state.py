@@ -19,7 +19,7 @@ CONFIG = pathlib.Path(__file__).parents[2] / "configs" / "byte_target.py"
 SETTINGS = (
     "model.width=512", "model.num_heads=8", "model.num_kv_heads=8",
     "model.mlp_width=2048", "model.num_layers=8", "forward=transformer",
-    "short_len=64", "row_len=64",
+    "short_len=64", "row_len=64", "batch_size=8", "model.dtype=float32",
 )  # fmt: skip
 MESHES = (
     {"data": 1},

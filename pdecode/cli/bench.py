@@ -22,8 +22,7 @@ def run(
     out: str | None,
     is_quick: bool = False,
 ) -> dict[str, Any]:
-    """Runs "loop" or "speculative" and returns its numbers; ValueError for sizes that it
-    lacks.
+    """Runs "loop" or "speculative", returns its numbers; ValueError for other sizes.
 
     `out` is a JSON file, written whole at the end; its folder must be there. That of
     "speculative" is written after every line, with a picture beside it at the end, and

@@ -19,10 +19,11 @@ QUICK_PEAKS = {"num_bytes": 16 << 20, "side": 256}
 
 
 def run(args: Any) -> dict[str, Any]:
-    """Runs the suite and returns its numbers; ValueError for what it lacks, and at the end for what is wrong.
+    """Runs the suite and returns its numbers.
 
-    A decode that failed and a share over 100 % are told then: by that time the others
-    are printed and stored.
+    ValueError for what it lacks, and at the end for what is wrong. A decode that
+    failed and a share over 100 % are told then: by that time the others are printed and
+    stored.
     """
     bench.check(args.batch_size, args.repeats, args.out)
     is_cpu = jax.default_backend() == "cpu"

@@ -44,7 +44,7 @@ def run(
     source = _source(name, num, seed)
     entries = [
         each
-        for each in suite.ENTRIES
+        for each in suite.entries(source.model)
         # A source that is sampled anyway has no use for the sampled entry.
         if not (is_quick and each.name not in suite.QUICK)
         and not (each.settings.keys() & source.settings.keys())

@@ -103,7 +103,7 @@ class Measured(NamedTuple):
     curve: Curve
 
 
-# Of the embedded models of 1.3 million parameters: launches, not weights, are the cost.
+# Of a byte model of 1.3 million parameters: launches, not weights, are the cost.
 MEASURED = {
     "h200": Measured(
         "one NVIDIA H200, measured with a model of 1.3 million parameters; a drafter's "

@@ -2,9 +2,10 @@
 
 Of Python code: `target` autoregressive, `drafter` the same task much cheaper, `heads`
 blockwise heads on `target`, `diffusion` masked diffusion of the target's size. Of the
-tasks of `pdecode.data.parallelbench`: `task_masked`, masked diffusion. Each is a
-safetensors file (bfloat16) in pdecode/models/weights with a JSON record of what made it
-and what it reaches; `config_of` names the config that retrains it.
+tasks of `pdecode.data.parallelbench`: `task_masked`, masked diffusion, and
+`task_block`, the same in blocks. Each is a safetensors file (bfloat16) in
+pdecode/models/weights with a JSON record of what made it and what it reaches;
+`config_of` names the config that retrains it.
 
 `digits_raster`, `digits_order` and `digits_masked` draw handwritten digits (trained by
 their configs, stored by `pdecode.train.embed`). `digits` is the one of them that a
@@ -31,7 +32,7 @@ from pdecode.models import config as config_module
 from pdecode.models import digits, int8, transformer, two_pass
 from pdecode.models import draft_heads as heads_module
 
-TASKS = ("task_masked",)
+TASKS = ("task_masked", "task_block")
 # One name for models of one kind of data, of which a method takes the first it can.
 SETS = {"digits": ("digits_raster", "digits_order", "digits_masked")}
 NAMES = ("target", "drafter", "heads", "diffusion", *TASKS, *SETS["digits"])

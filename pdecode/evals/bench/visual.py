@@ -69,6 +69,8 @@ ENTRIES = (
     _entry("lpd 8 guided", "lpd", "order", steps=8, guidance_scale=2.0, **_GRID),
     _entry("mask random one by one", "llada", "masked", order="random",
            temperature=1.0),
+    _entry("mask one by one guided", "llada", "masked", order="random",
+           temperature=1.0, cfg_scale=1.0),
     _entry("maskgit 16", "maskgit", "masked", steps=16),
     _entry("maskgit 8", "maskgit", "masked", steps=8),
     _entry("mask halton 8", "halton", "masked", steps=8, **_GRID),

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pdecode import knobs, prompts, rng
+from pdecode import knobs, methods, prompts, rng
 from pdecode import programs as programs_module
 from pdecode.contracts import STOPPED_BY, Model, Params
 from pdecode.data.parallelbench import tasks
@@ -93,6 +93,23 @@ QUICK = (
     "fast_dllm factor",
     "eb_sampler",
 )
+
+
+def entries(model: Model) -> list[Entry]:
+    """`ENTRIES` as `model` can do them: one in blocks decodes no more than a block in a
+    step, and the blocks of its attention.
+    """
+    if model.attention != "block_causal":
+        return list(ENTRIES)
+    length, made = model.block_len or 1, []
+    for each in ENTRIES:
+        if each.knob == QUOTA:
+            some = tuple(value for value in each.values if value <= length)
+            each = each._replace(values=some)
+        if each.method == methods.wino.__name__:  # blocks by default, unlike the others
+            each = each._replace(settings={**each.settings, "block_length": length})
+        made.append(each)
+    return made
 
 
 class Cell(NamedTuple):
