@@ -86,37 +86,32 @@ def decodes(
 ) -> Iterator[Decode | Failed]:
     """Measures each case under each way of holding the weights, one after another.
 
-    The first case is compiled and timed before the rest is, so that a run that is
-    stopped has it. Weights are drawn on the device, and one shape's are there at a
-    time: twice its bytes, where it is held in two ways. What fails is told and passed
-    over: on a machine that is lent, the others are worth having.
+    A case is compiled, in all its ways at a time, and timed before the next is: a run
+    that is stopped has those before. Weights are drawn on the device, and one shape's
+    are there at a time: twice its bytes, where it is held in two ways. What fails is
+    told and passed over: on a machine that is lent, the others are worth having.
     """
     check(chosen, weights, sizes)
     held: tuple[str | None, Params] = (None, {})
-    for group in (chosen[:1], chosen[1:]):
-        pool = ThreadPoolExecutor(NUM_COMPILED, "pdecode-compiler")
-        pending = {
-            (case, name): pool.submit(_compiled, case, name, dtype, sizes)
-            for case in group
-            for name in weights
-        }
-        if group:
-            is_told(f"{len(pending)} decodes: compiling")
-        for case in group:
-            config = config_of(case.shape, dtype, sizes)
-            if held[0] != case.shape:
-                held = (None, {})  # gone before the next are drawn
-                held = (case.shape, jax.block_until_ready(random(config)))
-            pool.shutdown()  # when all is compiled: what runs is timed alone
-            wanted: np.ndarray | None = None
-            for name in weights:
-                is_told(f"{case.name}, weights {name}")
-                future = pending[case, name]
-                line, tokens = _measured(
-                    case, name, config, held[1], future, sizes, repeats, found, wanted
-                )
-                wanted = tokens if wanted is None else wanted
-                yield line
+    for case in chosen:
+        is_told(f"{case.name}: compiling")
+        with ThreadPoolExecutor(NUM_COMPILED, "pdecode-compiler") as pool:
+            pending = {
+                name: pool.submit(_compiled, case, name, dtype, sizes)
+                for name in weights
+            }
+        config = config_of(case.shape, dtype, sizes)
+        if held[0] != case.shape:
+            held = (None, {})  # gone before the next are drawn
+            held = (case.shape, jax.block_until_ready(random(config)))
+        wanted: np.ndarray | None = None
+        for name, future in pending.items():
+            is_told(f"{case.name}, weights {name}")
+            line, tokens = _measured(
+                case, name, config, held[1], future, sizes, repeats, found, wanted
+            )
+            wanted = tokens if wanted is None else wanted
+            yield line
     programs_module.forget()
 
 
