@@ -28,6 +28,7 @@ __all__ = [
     "Draft",
     "DraftCost",
     "DraftHeads",
+    "DraftLayer",
     "Drafter",
     "DrafterInit",
     "Embedding",
@@ -550,6 +551,26 @@ class DraftHeads(NamedTuple):
     num_heads: int
     apply: Callable[[Params, Array], Array]
     name: str = "heads"
+
+
+class DraftLayer(NamedTuple):
+    """A small network that continues a target's hidden states, one token a step.
+
+    A lane is a token (`Query.tokens`) and the feature of the position before it
+    (`Query.extra`), a target's or one of its own; its answer is the feature of the
+    token's position. What it shares with the target it reads from the target's params.
+    """
+
+    init_cache: InitCache
+    # (params, target's params, query, cache) -> (features [B, Q, E], cache)
+    apply: Callable[[Params, Params, Query, Cache], tuple[Array, Cache]]
+    # (params, the target's output of a call) -> features [B, Q, E]
+    read: Callable[[Params, Output], Array]
+    # (params, target's params, features) -> hidden states and the head they are for
+    law: Callable[[Params, Params, Array], tuple[Array, Head]]
+    width: int  # E
+    taps: tuple[str, ...] = ()  # of the target, that `read` needs
+    name: str = "layer"
 
 
 class Filter(NamedTuple):

@@ -29,4 +29,5 @@ CASES = {
         "frozen": ("target",),
         "options": {"num_heads": 2, "heads_width": 16},
     },
+    "eagle": {"model": MODEL, "frozen": ("target",)},
 }

@@ -13,6 +13,7 @@ from cases import (
     TWO,
     TWO_HEADS,
     VOCAB,
+    WITH_LAYER,
     case,
 )
 from pdecode.contracts import Codes, Judge
@@ -162,6 +163,12 @@ CASES = {
     "dynamic_tree": case(
         "dynamic_tree", "plain", num_nodes=7, width=3, max_depth=3, **TWO
     ),
+    "eagle": case("eagle", "plain", branching=(2, 2), **WITH_LAYER),
+    "eagle_chain": case("eagle", "plain", branching=(1, 1, 1), **WITH_LAYER),
+    "eagle_drawn": case(
+        "eagle", "law", branching=(2, 2), draws="without_replacement", **WITH_LAYER
+    ),
+    "eagle2": case("eagle2", "plain", num_nodes=7, width=3, max_depth=3, **WITH_LAYER),
     "opt_tree": case(
         "opt_tree", "plain", num_nodes=5, max_depth=4, knobs={"delta": 0.4}, **TWO
     ),

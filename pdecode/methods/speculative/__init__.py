@@ -13,6 +13,8 @@ from pdecode.methods.speculative.conditional_verification import (
     conditional_verification,
 )
 from pdecode.methods.speculative.dynamic_tree import dynamic_tree
+from pdecode.methods.speculative.eagle import eagle
+from pdecode.methods.speculative.eagle2 import eagle2
 from pdecode.methods.speculative.easy_spec import easy_spec
 from pdecode.methods.speculative.fastcoder import fastcoder
 from pdecode.methods.speculative.judge_decoding import judge_decoding
@@ -49,6 +51,8 @@ __all__ = [
     "cascade",
     "conditional_verification",
     "dynamic_tree",
+    "eagle",
+    "eagle2",
     "easy_spec",
     "fastcoder",
     "judge_decoding",
