@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from pdecode import knobs, names, sharding
-from pdecode.contracts import Model, Params
+from pdecode.contracts import DraftLayer, Model, Params
 from pdecode.data import datastore
 from pdecode.methods import variants
 from pdecode.models import transformer
@@ -24,8 +24,14 @@ KINDS = {
     "masked": ("a model trained with a mask token", "llada"),
     "uniform": ("a model trained with uniform noise", "diffusion_gemma"),
 }
-# What a run's folder may hold, by `knobs.word`.
-HELD = {"model": "a model", "heads": "a set of heads", "layer": "a draft layer"}
+# What a run's folder may hold, by `knobs.word`, and which of it goes with a model.
+HELD = {
+    "model": "a model",
+    "heads": "a set of heads",
+    "chained_heads": "a set of chained heads",
+    "layer": "a draft layer",
+}
+BESIDE = ("heads", "chained_heads", "layer")
 
 
 class Assembled(NamedTuple):
@@ -68,7 +74,7 @@ def assemble(
     found, models, trees = [model_name], [target], [params]
     for role in roles[1:]:
         wanted = knobs.needs(recipe.method).get(role, "next")
-        if wanted not in (*KINDS, "heads", "layer"):
+        if wanted not in (*KINDS, *BESIDE):
             raise ValueError(
                 f"{recipe.label} needs a {role}, which no model folder holds: make "
                 "its record and params in Python and call pdecode.run"
@@ -85,6 +91,8 @@ def assemble(
             second, tree = _resized(second, tree, words, target, tokenizer, mesh)
         if not isinstance(second, Model) and role != "corpus":
             embedded.check_drafter(model_name, params, name)
+        if isinstance(second, DraftLayer) and second.taps and target.tapped:
+            models[0] = target.tapped(second.taps)
         found.append(name)
         models.append(second)
         trees.append(tree)
@@ -201,7 +209,7 @@ def _second(
         drafter = role
     second, tree, words = load(drafter, dtype, mesh)
     word = knobs.word(second)
-    if word != (role if role in ("heads", "layer") else "model"):
+    if word != (role if role in BESIDE else "model"):
         raise ValueError(
             f"{recipe.label} takes a {role}, but {drafter} is {HELD[word]}"
         )

@@ -27,6 +27,7 @@ import jax.numpy as jnp
 from pdecode import names
 from pdecode.contracts import (
     Background,
+    ChainedHeads,
     Codes,
     DraftHeads,
     DraftLayer,
@@ -116,6 +117,7 @@ UniformModel = Annotated[Model, Needs("uniform")]
 # Networks that are no `Model`.
 _SMALL = {
     DraftHeads: "heads",
+    ChainedHeads: "chained_heads",
     DraftLayer: "layer",
     Filter: "filter",
     Judge: "judge",
@@ -165,8 +167,8 @@ def used(method: Callable, values: dict[str, Any]) -> dict[str, Any]:
 def needs(method: Callable) -> dict[str, str]:
     """What each model of `method` must predict, by role.
 
-    What is no model has a word of its own: "heads", "layer", "filter", "judge",
-    "codes", "guard", "background". A role without `Needs` is not listed.
+    What is no model has a word of its own: "heads", "chained_heads", "layer", "filter",
+    "judge", "codes", "guard", "background". A role without `Needs` is not listed.
     """
     hints = typing.get_type_hints(method, include_extras=True)
     found = {}

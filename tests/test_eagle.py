@@ -17,6 +17,7 @@ from pdecode.models import draft_layers, toy, transformer
 from pdecode.models.config import Config
 from pdecode.train import TrainConfig, passes
 from pdecode.train.objectives import eagle as objective
+from pdecode.train.objectives import eagle3
 
 SMALL = Config(
     vocab_size=7, width=8, num_layers=2, num_heads=2, num_kv_heads=1, mlp_width=12,
@@ -186,19 +187,19 @@ def paths_of(draft, row):
     return found
 
 
-def rounds(drafter, num_rounds=3):
+def rounds(drafter, num_rounds=3, model=None, own=PARAMS):
     """(draft, committed tokens of each row) of the first rounds, as numpy."""
     decoder = speculative.draft_verify(
-        transformer.make_model(SMALL), drafter, max_new_tokens=9,
+        model or transformer.make_model(SMALL), drafter, max_new_tokens=9,
         sampling=Sampling(1.0),
     )  # fmt: skip
     keys = rng.row_keys(jax.random.key(3), PROMPT.row_ids)
-    state, _ = jax.jit(decoder.init)(PARAMS, keys, PROMPT)
+    state, _ = jax.jit(decoder.init)(own, keys, PROMPT)
 
     @jax.jit
     def turn(state):
-        draft, _ = drafter.propose(PARAMS, keys, state.drafter, state.prefix)
-        return draft, decoder.step(PARAMS, keys, state)[0]
+        draft, _ = drafter.propose(own, keys, state.drafter, state.prefix)
+        return draft, decoder.step(own, keys, state)[0]
 
     for _ in range(num_rounds):
         lengths, tokens = state.prefix.length.tolist(), np.asarray(state.prefix.tokens)
@@ -314,3 +315,123 @@ def test_two_layers_with_a_cache_are_those_without():
     prompt = prompts.from_rows([[1]], max_new_tokens=1)
     found, _ = apply(whole, layer.init_cache(prompt, 9))
     np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+# EAGLE-3.
+
+TAPPED = eagle3.tapped(SMALL)
+FUSED = draft_layers.make_fused(TAPPED)
+
+
+def fused_params(seed=6):
+    """A layer's parameters away from where they begin."""
+    own = draft_layers.init_fused(TAPPED, jax.random.key(seed))
+    keys = iter(jax.random.split(jax.random.key(seed + 1), 99))
+    return jax.tree.map(
+        lambda leaf: leaf + 0.1 * jax.random.normal(next(keys), leaf.shape), own
+    )
+
+
+CONFIG3 = dataclasses.replace(
+    CONFIG, objective="eagle3", options={"num_steps": 3, "step_decay": 0.5}
+)
+
+
+def test_training_time_test_is_the_draft_loop_on_the_texts_tokens():
+    """Each step against a chain of its own, and the loss against its sum."""
+    own, tokens = fused_params(), jnp.asarray(TOKENS[:1])
+    nats, law = jax.jit(
+        lambda own: eagle3.unrolled(SMALL, own, TARGET, tokens, 3)
+    )(own)  # fmt: skip
+    output = passes.run(passes.Pass(TAPPED), TARGET, tokens)
+    true = FUSED.read(own, output)
+    assert TAPPED.taps == ("embed", "layer_0", "layer_1")
+    total, rows = 0.0, 0
+    for row in range(5):
+        read = true[:, : row + 1]
+        for step in range(min(3, 4 - row)):
+            place = jnp.arange(row + 1 + step, dtype=jnp.int32)[None]
+            query = Query(
+                tokens[:, 1 : row + 2 + step], place, None,
+                Visibility(jnp.zeros_like(place), place + 1), extra=read,
+            )  # fmt: skip
+            found = FUSED.apply(own, TARGET, query, None)[0][:, -1:]
+            hidden, head = FUSED.law(own, TARGET, found)
+            raw = (hidden[0, 0] @ head.weight.T).at[SMALL.mask_id].set(-1e9)
+            expected = -jax.nn.log_softmax(raw)
+            np.testing.assert_allclose(nats[0, row, step], expected, atol=1e-3)
+            its = np.exp(logs_of(output.hidden[0, row + 1 + step]))
+            np.testing.assert_allclose(law[0, row, step], its, atol=1e-5)
+            total += 0.5**step * float((its * np.asarray(expected)).sum())
+            rows += step == 0
+            read = jnp.concatenate([read, found], 1)
+    batch = {"tokens": tokens}
+    value, aux = jax.jit(eagle3.loss(CONFIG3))(own, FROZEN, batch, None, 0)
+    np.testing.assert_allclose(value, total / rows, rtol=1e-4)
+    assert aux["weight"] == rows == 4
+
+
+def test_the_fused_layer_learns_and_nothing_else():
+    batch = {"tokens": jnp.asarray(TOKENS)}
+
+    def of(own, frozen):
+        return eagle3.loss(CONFIG3)(own, frozen, batch, None, 0)[0]
+
+    mine, its = jax.jit(jax.grad(of, (0, 1)))(fused_params(), FROZEN)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(mine):
+        assert np.abs(leaf).max() > 0, path
+    for path, leaf in jax.tree_util.tree_leaves_with_path(its):
+        assert np.abs(leaf).max() == 0, path
+
+
+def test_a_fused_layers_head_begins_as_the_targets():
+    own = draft_layers.init_fused(TAPPED, jax.random.key(0))
+    head = FUSED.law(own, TARGET, jnp.ones((1, 1, 8)))[1]
+    np.testing.assert_array_equal(head.weight, TARGET["embed"])
+    assert draft_layers.default_taps(32) == ("layer_1", "layer_15", "layer_28")
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_fused_layer_drafts_from_taps_and_changes_no_token(temperature):
+    model = MODEL_OF.tapped(TAPPED.taps)
+    params = {"model": TARGET, "layer": fused_params()}
+    sizes = {"max_new_tokens": 9, "knobs": {"temperature": temperature}}
+    key = jax.random.key(1)
+    plain, _ = run(methods.autoregressive, MODEL_OF, TARGET, PROMPT, key, **sizes)
+    ahead, stats = run(
+        methods.eagle2, (model, FUSED), params, PROMPT, key,
+        num_nodes=8, width=3, max_depth=3, **sizes,
+    )  # fmt: skip
+    np.testing.assert_array_equal(plain.tokens, ahead.tokens)
+    assert stats.num_calls.sum() < 24
+    with pytest.raises(ValueError, match="reads the taps"):
+        methods.eagle2(MODEL_OF, FUSED, max_new_tokens=9)
+
+
+def test_a_fused_drafter_reads_true_taps_after_each_round():
+    """As a chain drafted by a layer that keeps nothing."""
+    own = fused_params()
+    drafter = features.static_tree(
+        MODEL_OF.tapped(TAPPED.taps), FUSED, trees.chain(2), Sampling(1.0)
+    )
+    params = {"model": TARGET, "layer": own}
+    for draft, rows in rounds(drafter, model=MODEL_OF.tapped(TAPPED.taps), own=params):
+        for row, committed in enumerate(rows):
+            if len(committed) == 1:
+                continue
+            tokens = jnp.asarray([committed])
+            output = passes.run(passes.Pass(TAPPED), TARGET, tokens)
+            read, chain = FUSED.read(own, output)[:, :-1], []
+            for _ in range(2):
+                text = jnp.asarray([[*committed[1:], *chain]])
+                place = jnp.arange(text.shape[1], dtype=jnp.int32)[None]
+                query = Query(
+                    text, place, None,
+                    Visibility(jnp.zeros_like(place), place + 1), extra=read,
+                )  # fmt: skip
+                found = FUSED.apply(own, TARGET, query, None)[0][:, -1:]
+                hidden, head = FUSED.law(own, TARGET, found)
+                raw = (hidden[0, 0] @ head.weight.T).at[SMALL.mask_id].set(-1e9)
+                chain.append(int(jnp.argmax(raw)))
+                read = jnp.concatenate([read, found], 1)
+            assert draft.tokens[row].tolist() == chain

@@ -154,5 +154,5 @@ def _second(recipe: Recipe, choice: Choice) -> str | None:
     if choice.drafter is None or len(roles) == 1:
         return None
     given = assembly.load(choice.drafter, choice.dtype, choice.mesh)[0]
-    held = [role for role in ("heads", "layer") if role in roles] or ["model"]
+    held = [role for role in assembly.BESIDE if role in roles] or ["model"]
     return choice.drafter if knobs.word(given) in held else None

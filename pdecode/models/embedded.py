@@ -26,10 +26,17 @@ import ml_dtypes
 import numpy as np
 import safetensors
 
-from pdecode.contracts import DraftHeads, DraftLayer, Model, Params
+from pdecode.contracts import ChainedHeads, DraftHeads, DraftLayer, Model, Params
 from pdecode.models import bytes as byte_text
 from pdecode.models import config as config_module
-from pdecode.models import digits, draft_layers, transformer, two_pass
+from pdecode.models import (
+    digits,
+    draft_layers,
+    hydra_heads,
+    medusa_heads,
+    transformer,
+    two_pass,
+)
 from pdecode.models import draft_heads as heads_module
 
 TASKS = ("task_masked", "task_block")
@@ -42,7 +49,7 @@ FOLDER = pathlib.Path(__file__).parent / "weights"
 
 def load(
     name: str, folder: pathlib.Path = FOLDER, *, dtype: str | None = None
-) -> tuple[Model | DraftHeads | DraftLayer, Params, Any]:
+) -> tuple[Model | DraftHeads | ChainedHeads | DraftLayer, Params, Any]:
     """(model, params, tokenizer); of heads or a layer the first is their record.
 
     In float32, or `dtype`.
@@ -213,6 +220,18 @@ KINDS = {
     "draft_layer": lambda record, dtype: draft_layers.make_layer(
         dataclasses.replace(transformer_config(record), dtype=dtype),
         holds(record)["num_layers"],
+    ),
+    "fused_layer": lambda record, dtype: draft_layers.make_fused(
+        dataclasses.replace(
+            transformer_config(record), dtype=dtype, taps=tuple(holds(record)["taps"])
+        )
+    ),
+    "medusa_heads": lambda record, dtype: medusa_heads.make_heads(
+        holds(record)["num_heads"], holds(record)["num_blocks"]
+    ),
+    "hydra_heads": lambda record, dtype: hydra_heads.make_heads(
+        dataclasses.replace(transformer_config(record), dtype=dtype),
+        holds(record)["num_heads"],
     ),
     "draft_heads": lambda record, dtype: heads_module.make_heads(
         holds(record)["num_heads"]

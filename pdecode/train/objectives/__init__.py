@@ -18,6 +18,9 @@ NAMES = (
     "blockwise_heads",
     "any_order",
     "eagle",
+    "eagle3",
+    "medusa",
+    "hydra",
 )
 
 

@@ -129,13 +129,9 @@ def loss(config):
         total = own.feature_weight * far + own.law_weight * crossed
         places = jnp.arange(2, tokens.shape[1])
         value, aux = losses.mean(total, scored, places)
-        return value, aux | {"nats": _of(found.nats, tokens[:, 2:])}
+        return value, aux | {"nats": losses.of_tokens(found.nats, tokens[:, 2:])}
 
     return apply
-
-
-def _of(nats: Array, tokens: Array) -> Array:
-    return jnp.take_along_axis(nats, tokens[..., None], -1)[..., 0]
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
@@ -144,7 +140,11 @@ def _layer_rows(model, num_layers, given_ids, params, target, rows, scored):
     wanted = rows[:, 2:]
     counted = losses.is_scored(wanted, given_ids) & scored[:, 2:]
     agrees = jnp.argmin(found.nats, -1) == jnp.argmax(found.law, -1)
-    sums = [_of(found.nats[:, :-1], wanted), agrees[:, :-1], jnp.ones(wanted.shape)]
+    sums = [
+        losses.of_tokens(found.nats[:, :-1], wanted),
+        agrees[:, :-1],
+        jnp.ones(wanted.shape),
+    ]
     return jnp.stack([jnp.sum(jnp.where(counted, each, 0.0)) for each in sums])
 
 
