@@ -30,7 +30,7 @@ from pdecode.contracts import (
     SlotRun,
     Visibility,
 )
-from pdecode.drafters import causal, grown
+from pdecode.drafters import causal, grown, heads
 from pdecode.kernels.head import api as vocab_head
 from pdecode.sampling import without_mask
 
@@ -240,12 +240,8 @@ def _children(plan: Plan, params, noise, level: causal.Level, guess: Array):
     if plan.draws != "best":
         found = vocab_head.statistics(head, hidden, ("probs",), plan.sampling)
         return causal.draw(plan.draws, noise, level, found)
-    size = int(level.nth.max()) + 1
-    found = vocab_head.statistics(head, hidden, (f"top:{size}",), plan.sampling)
-    ids = found.top_ids[:, level.parent, level.nth]
-    # Banned ids have a logit of -1e30: no proposals.
-    is_real = found.top_log_probs[:, level.parent, level.nth] > -1e20
-    return jnp.where(is_real, ids, -1), None
+    best = heads.best_tokens(head, hidden, int(level.nth.max()) + 1, plan.sampling)
+    return best[:, level.parent, level.nth], None
 
 
 def _propose_grown(plan: Plan, params, keys, state: FeatureState, prefix: Prefix):

@@ -22,7 +22,14 @@ from pdecode.drafters import causal
 from pdecode.kernels.head import api as vocab_head
 from pdecode.sampling import without_mask
 
-__all__ = ["chained_tree", "greedy_chain", "last_lane", "tree"]
+__all__ = [
+    "best_tokens",
+    "chained_tree",
+    "cut",
+    "greedy_chain",
+    "last_lane",
+    "tree",
+]
 
 
 def greedy_chain(model: Model, heads: DraftHeads, num_draft: int) -> Drafter:
@@ -109,7 +116,7 @@ def chained_tree(
         del keys
         own, target = params["chained_heads"], params["model"]
         root = jnp.take_along_axis(prefix.tokens, prefix.length[:, None] - 1, 1)
-        tokens = []
+        tokens: list[Array] = []
         for level in levels:
             # Only nodes with children are asked for them.
             asked, which = np.unique(level.parent, return_inverse=True)
@@ -121,7 +128,7 @@ def chained_tree(
             state = jnp.broadcast_to(hidden[:, None], (*shape[:2], hidden.shape[-1]))
             found, head = heads.apply(own, target, level.depth - 1, state, seen)
             best = best_tokens(head, found, int(level.nth.max()) + 1, sampling)
-            tokens.append(best[:, which, level.nth])
+            tokens.append(best[:, jnp.asarray(which), level.nth])
         return _drafted(topology, levels, tokens), hidden
 
     init = functools.partial(_init, model)
@@ -129,7 +136,7 @@ def chained_tree(
 
 
 def best_tokens(head: Head, hidden: Array, count: int, sampling: Sampling) -> Array:
-    """The `count` best tokens int32 [B, Q, count] of hidden [B, Q, E]; banned are -1."""
+    """The `count` best int32 [B, Q, count] of hidden [B, Q, E]; what is banned: -1."""
     found = vocab_head.statistics(head, hidden, (f"top:{count}",), sampling)
     # Banned ids have a logit of -1e30: no proposals.
     return jnp.where(found.top_log_probs > -1e20, found.top_ids, -1)

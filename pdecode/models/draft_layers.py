@@ -195,7 +195,7 @@ def _apply(
     assert query.extra is not None, "a lane has the feature before it"
     token = transformer.embedded(own, target, query._replace(extra=None))
     joined = jnp.concatenate([token, query.extra.astype(token.dtype)], -1)
-    stream = parts.applied(_joining(own), params["fc"], joined)
+    stream = parts.applied(_joining(own, params), params["fc"], joined)
     angles = _angles(own, query.positions)
     caches = [None] * own.num_layers if cache is None else list(cache)
     for layer in range(own.num_layers):
@@ -220,8 +220,10 @@ def _law(own: Config, params: Params, target: Params, features: Array):
     return features, head
 
 
-def _joining(own: Config):
-    return parts.dense(own, own.width, True, "fc")
+def _joining(own: Config, params: Params | None = None):
+    """The map in front of the layers; some published ones have no bias."""
+    bias = params is None or "bias" in params["fc"]
+    return parts.dense(own, own.width, bias, "fc")
 
 
 def _angles(own: Config, positions: Array):

@@ -1,8 +1,8 @@
 """Hydra: heads on a frozen target that see the tokens between (arXiv:2402.05109).
 
 Ankner et al., 2024. Head i (from zero) reads the state at a token and the true tokens
-behind it up to its own; the loss is the sum of the heads' cross entropies, of the text's
-token (labels="text") or under the target's own law there (labels="target", the
+behind it up to its own; the loss is the sum of the heads' cross entropies, of the
+text's token (labels="text") or under the target's own law there (labels="target", the
 self-distillation of Hydra++). Only the heads learn; target and embedding stay.
 """
 

@@ -59,7 +59,7 @@ def nats_of(
     own: Options,
     how: Pass | None = None,
 ) -> Array:
-    """Nats [B, L - 1, K, V] of every id by each head, without a gradient to `target`."""
+    """Nats [B, L - 1, K, V] of every id by each head; no gradient to `target`."""
     how = passes.of_decoding(model) if how is None else how
     target = jax.lax.stop_gradient(target)
     hidden = jax.lax.stop_gradient(passes.hidden(how, target, tokens))[:, :-1]
