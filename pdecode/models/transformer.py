@@ -100,12 +100,8 @@ def make_model(config: Config) -> Model:
             functools.partial(_table, config), config.width, config.dtype
         ),
         slides=any(config.sliding),
-        tapped=functools.partial(_tapped, config),
+        tapped=lambda taps: make_model(dataclasses.replace(config, taps=taps)),
     )
-
-
-def _tapped(config: Config, taps: tuple[str, ...]) -> Model:
-    return make_model(dataclasses.replace(config, taps=taps))
 
 
 @functools.cache
