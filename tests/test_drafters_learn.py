@@ -37,7 +37,7 @@ def target(tmp_path_factory):
 
 def measured(name, folder, target):
     return acceptance.measure(
-        drafter=str(folder), model=target, prompts=PROMPTS, max_new_tokens=40,
+        drafter=str(folder), model=target, prompts=PROMPTS, max_new_tokens=32,
         **CHAIN[name],
     )  # fmt: skip
 
