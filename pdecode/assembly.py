@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from pdecode import knobs, names, sharding
-from pdecode.contracts import DraftHeads, Model, Params
+from pdecode.contracts import DraftLayer, Model, Params
 from pdecode.data import datastore
 from pdecode.methods import variants
 from pdecode.models import fusing, transformer
@@ -24,6 +24,14 @@ KINDS = {
     "masked": ("a model trained with a mask token", "llada"),
     "uniform": ("a model trained with uniform noise", "diffusion_gemma"),
 }
+# What a run's folder may hold, by `knobs.word`, and which of it goes with a model.
+HELD = {
+    "model": "a model",
+    "heads": "a set of heads",
+    "chained_heads": "a set of chained heads",
+    "layer": "a draft layer",
+}
+BESIDE = ("heads", "chained_heads", "layer")
 
 
 class Assembled(NamedTuple):
@@ -55,7 +63,8 @@ def assemble(
         model_name = first_taken(recipe, values, embedded.SETS[model_name])
     target, params, tokenizer = load(model_name, dtype, mesh, fused)
     if not isinstance(target, Model):
-        raise ValueError(f"{model_name} is a set of heads: give it as the drafter")
+        what = HELD[knobs.word(target)]
+        raise ValueError(f"{model_name} is {what}: give it as the drafter")
     needed = knobs.needs(recipe.method).get("model", target.predicts)
     if needed != target.predicts:
         raise ValueError(
@@ -66,7 +75,7 @@ def assemble(
     found, models, trees = [model_name], [target], [params]
     for role in roles[1:]:
         wanted = knobs.needs(recipe.method).get(role, "next")
-        if wanted not in (*KINDS, "heads"):
+        if wanted not in (*KINDS, *BESIDE):
             raise ValueError(
                 f"{recipe.label} needs a {role}, which no model folder holds: make "
                 "its record and params in Python and call pdecode.run"
@@ -81,8 +90,10 @@ def assemble(
             )
         if getattr(second, "vocab_size", target.vocab_size) != target.vocab_size:
             second, tree = _resized(second, tree, words, target, tokenizer, mesh)
-        if isinstance(second, DraftHeads):
-            embedded.check_heads(model_name, params, name, tree)
+        if not isinstance(second, Model) and role != "corpus":
+            embedded.check_drafter(model_name, params, name)
+        if isinstance(second, DraftLayer) and second.taps and target.tapped:
+            models[0] = target.tapped(second.taps)
         found.append(name)
         models.append(second)
         trees.append(tree)
@@ -132,7 +143,7 @@ def load(
 ) -> tuple[Any, Params, Any]:
     """(model, params, tokenizer) of an embedded model, by name, or of a folder.
 
-    For "heads" the first is a record of heads. `dtype` None keeps the dtype it has.
+    Of heads or a layer the first is their record. `dtype` None keeps the dtype it has.
     With `mesh` the parameters are split over it. `fused` joins the projections of a
     layer (`models.fusing`), None: where that is faster, on one GPU. What was loaded is
     kept until a file of its folder changes. Raises ValueError.
@@ -187,6 +198,8 @@ def _second(
     role: str, recipe: Recipe, model: str, drafter: str | None, dtype, mesh, fused
 ) -> tuple[str, Any, Params, Any]:
     """What stands beside the target: name, itself, params and tokenizer, if any."""
+    from pdecode.models import embedded
+
     if role == "corpus":
         if drafter is None:
             raise ValueError(
@@ -199,17 +212,18 @@ def _second(
             texts = sharding.replicate(texts, mesh)
         return drafter, store, texts, None
     if drafter is None:
-        if model != "target":
+        if model != "target" or role not in embedded.NAMES:
             raise ValueError(
                 f"{recipe.label} needs a {role} for {model}: name an embedded model or "
                 "a folder as the drafter"
             )
         drafter = role
     second, tree, words = load(drafter, dtype, mesh, fused)
-    is_heads = not isinstance(second, Model)
-    if is_heads != (role == "heads"):
-        kind = "a set of heads" if is_heads else "a model"
-        raise ValueError(f"{recipe.label} takes a {role}, but {drafter} is {kind}")
+    word = knobs.word(second)
+    if word != (role if role in BESIDE else "model"):
+        raise ValueError(
+            f"{recipe.label} takes a {role}, but {drafter} is {HELD[word]}"
+        )
     return drafter, second, tree, words
 
 

@@ -22,12 +22,14 @@ __all__ = [
     "Blocks",
     "Cache",
     "CanvasShape",
+    "ChainedHeads",
     "Codes",
     "CommitFn",
     "Decoder",
     "Draft",
     "DraftCost",
     "DraftHeads",
+    "DraftLayer",
     "Drafter",
     "DrafterInit",
     "Embedding",
@@ -199,6 +201,8 @@ class Model(NamedTuple):
     name: str = "model"
     embedding: Embedding | None = None  # what `Query.extra` is added to, if anything
     slides: bool = False  # some layers see a window: slots must stand at positions
+    # (taps) -> this model with those; None: it has what it has.
+    tapped: "Callable[[tuple[str, ...]], Model] | None" = None
 
 
 class Prompt(NamedTuple):
@@ -541,7 +545,7 @@ class Drafter(NamedTuple):
 
 
 class DraftHeads(NamedTuple):
-    """Extra heads on a target's hidden state, sharing its unembedding.
+    """Extra heads on a target's hidden state, none of which sees a drafted token.
 
     apply(params, hidden [B, E]) -> [B, K, E]: where `hidden` predicts position t + 1,
     row k of the result predicts position t + 2 + k.
@@ -550,6 +554,41 @@ class DraftHeads(NamedTuple):
     num_heads: int
     apply: Callable[[Params, Array], Array]
     name: str = "heads"
+    # (params, the target's head) -> each head's own; None: they share the target's.
+    own_heads: Callable[[Params, Head], tuple[Head, ...]] | None = None
+
+
+class ChainedHeads(NamedTuple):
+    """Extra heads on a target's hidden state that see the tokens drafted before.
+
+    apply(params, target's params, index, hidden [B, Q, E], tokens int32 [B, Q, index +
+    1]) -> (hidden [B, Q, E], Head): where `hidden` predicts position t + 1 and `tokens`
+    stand at t + 1 .. t + 1 + index, the law of position t + 2 + index.
+    """
+
+    num_heads: int
+    apply: Callable[[Params, Params, int, Array, Array], tuple[Array, Head]]
+    name: str = "chained heads"
+
+
+class DraftLayer(NamedTuple):
+    """A small network that continues a target's hidden states, one token a step.
+
+    A lane is a token (`Query.tokens`) and the feature of the position before it
+    (`Query.extra`), a target's or one of its own; its answer is the feature of the
+    token's position. What it shares with the target it reads from the target's params.
+    """
+
+    init_cache: InitCache
+    # (params, target's params, query, cache) -> (features [B, Q, E], cache)
+    apply: Callable[[Params, Params, Query, Cache], tuple[Array, Cache]]
+    # (params, the target's output of a call) -> features [B, Q, E]
+    read: Callable[[Params, Output], Array]
+    # (params, target's params, features) -> hidden states and the head they are for
+    law: Callable[[Params, Params, Array], tuple[Array, Head]]
+    width: int  # E
+    taps: tuple[str, ...] = ()  # of the target, that `read` needs
+    name: str = "layer"
 
 
 class Filter(NamedTuple):

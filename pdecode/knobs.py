@@ -27,8 +27,10 @@ import jax.numpy as jnp
 from pdecode import names
 from pdecode.contracts import (
     Background,
+    ChainedHeads,
     Codes,
     DraftHeads,
+    DraftLayer,
     Filter,
     Guard,
     Judge,
@@ -58,6 +60,7 @@ __all__ = [
     "roles",
     "split",
     "used",
+    "word",
 ]
 
 MOST = 2**24  # of a Size, which is a length of arrays
@@ -114,6 +117,8 @@ UniformModel = Annotated[Model, Needs("uniform")]
 # Networks that are no `Model`.
 _SMALL = {
     DraftHeads: "heads",
+    ChainedHeads: "chained_heads",
+    DraftLayer: "layer",
     Filter: "filter",
     Judge: "judge",
     Codes: "codes",
@@ -162,8 +167,8 @@ def used(method: Callable, values: dict[str, Any]) -> dict[str, Any]:
 def needs(method: Callable) -> dict[str, str]:
     """What each model of `method` must predict, by role.
 
-    What is no model has a word of its own: "heads", "filter", "judge", "codes",
-    "guard", "background". A role without `Needs` is not listed.
+    What is no model has a word of its own: "heads", "chained_heads", "layer", "filter",
+    "judge", "codes", "guard", "background". A role without `Needs` is not listed.
     """
     hints = typing.get_type_hints(method, include_extras=True)
     found = {}
@@ -180,6 +185,11 @@ def roles(method: Callable) -> tuple[str, ...]:
     """Names of the models that `method` takes, such as ("model", "drafter")."""
     found = inspect.signature(method).parameters.values()
     return tuple(p.name for p in found if p.kind is p.POSITIONAL_OR_KEYWORD)
+
+
+def word(record: Any) -> str:
+    """What a record that is no model is called in `needs`, or "model"."""
+    return _SMALL.get(type(record), "model")
 
 
 def split(method: Callable, values: dict[str, Any]) -> tuple[dict, dict]:

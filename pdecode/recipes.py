@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from pdecode import knobs
 from pdecode.methods import variants
 
-ROLES = ("model", "drafter", "heads", "filter")
+ROLES = ("model", "drafter", "heads", "chained_heads", "layer", "filter")
 
 
 class Recipe(NamedTuple):

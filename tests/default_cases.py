@@ -59,6 +59,15 @@ BY_DEFAULT = {
         "test_denoised_guesses_are_lossless_in_law": 1,
         "test_noise_changes_no_token_at_temperature_0": 0,
     },
+    "test_eagle.py": {
+        "test_a_fused_drafter_reads_true_taps_after_each_round": 0,
+        "test_a_fused_layer_drafts_from_taps_and_changes_no_token": 1,
+        "test_a_grown_tree_is_that_of_lists": 0,
+        "test_a_layer_that_is_right_has_its_whole_depth_accepted": 1,
+        "test_drafts_are_those_of_a_drafter_that_keeps_nothing": 1,
+        "test_guessed_features_kept_as_true_are_caught": 0,
+        "test_two_layers_with_a_cache_are_those_without": 0,
+    },
     "test_easy_spec.py": {
         "test_drafts_of_layers_side_by_side_change_no_token": 0,
         "test_each_round_begins_on_an_exact_cache": 0,
@@ -81,6 +90,12 @@ BY_DEFAULT = {
         "test_bfloat16_decodes": 1,
         "test_choices_are_names_that_their_tables_know": 1,
         "test_rows_of_a_transformer_do_not_see_each_other": 2,
+    },
+    "test_heads.py": {
+        "test_hydra_sees_its_path_and_medusa_does_not": 0,
+        "test_no_token_is_another": 1,
+        "test_the_loss_is_the_papers_by_hand": 2,
+        "test_trees_are_those_of_the_state_before_the_root": 1,
     },
     "test_images.py": {
         "test_a_run_of_digits_draws_by_every_kind_of_method": 0,
@@ -164,6 +179,10 @@ BY_DEFAULT = {
         "test_fast_dllm_v2": 1,
         "test_llada2": 1,
         "test_logits": 1,
+    },
+    "test_published_drafters.py": {
+        "test_an_eagle3_layer_says_what_its_file_does": 0,
+        "test_an_eagle_layer_says_what_its_file_does": 1,
     },
     "test_quantized.py": {
         "test_the_model_on_codes_is_the_model_on_keys_coded_by_hand": 0,

@@ -123,6 +123,11 @@ def test_heads_and_drafters_come_as_the_method_asks():
     # Two heads of two matrices and a norm on a stream of 192.
     assert found["num_params"] - plain["num_params"] == 2 * (2 * 192 * 192 + 192)
     assert [call["lanes"] for call in found["calls"]] == [3]
+    for method, branching, lanes in (("hydra", (2, 1), 5), ("eagle", (1, 1), 3)):
+        found = aot.report("cuda", "3m", method, settings={"branching": branching},
+                           **sizes)  # fmt: skip
+        assert [call["lanes"] for call in found["calls"]] == [lanes]
+        assert found["num_params"] > plain["num_params"]
     # Rows of one token have no prefill to take a hidden state from.
     short = {**sizes, "prompt_len": 1}
     assert aot.report("cuda", "3m", "blockwise", **short)["calls"][0]["lanes"] == 4

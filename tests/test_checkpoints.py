@@ -619,12 +619,13 @@ def test_medusa_heads(tmp_path):
     for name in ("alone", "inside"):
         heads = drafters.medusa(tmp_path / name)
         assert (heads.num_heads, heads.num_blocks) == (3, 1)
-        kernel = heads.params["block_0"]["kernel"]
-        np.testing.assert_array_equal(kernel[2], arrays["2.0.linear.weight"].T)
-        np.testing.assert_array_equal(heads.params["head"][1], arrays["1.1.weight"])
+        kernel = heads.params["head_2"]["block_0"]["kernel"]
+        np.testing.assert_array_equal(kernel, arrays["2.0.linear.weight"].T)
+        head = heads.params["head_1"]["head"]
+        np.testing.assert_array_equal(head, arrays["1.1.weight"])
     del arrays["1.0.linear.bias"]
     save(tmp_path / "alone", **arrays)
-    with pytest.raises(ValueError, match=r"heads \[1\] lack bias at depth 0"):
+    with pytest.raises(ValueError, match="head 1 lacks bias at depth 0"):
         drafters.medusa(tmp_path / "alone")
     save(tmp_path / "alone", other=np.zeros(3))
     with pytest.raises(ValueError, match="no Medusa heads"):

@@ -10,9 +10,10 @@ import pytest
 from pdecode import methods, prompts, rng, trees
 from pdecode.contracts import NodeRule, Sampling
 from pdecode.decode import decode
-from pdecode.drafters import causal, guesses, iterates
+from pdecode.drafters import causal, features, guesses, iterates
 from pdecode.families import any_subset, masked, speculative
-from pdecode.models import toy
+from pdecode.models import draft_layers, toy
+from pdecode.models.config import Config
 from pdecode.rules import accept, commit
 
 VOCAB, NEW = 2, 5
@@ -95,6 +96,32 @@ def single(method, model=CAUSAL, **sizes):
     return decoder, JOINT
 
 
+# A layer of random weights on the toy's laws: what it drafts is often refused.
+_SIZES = Config(vocab_size=VOCAB + 1, width=VOCAB + 1, num_layers=1, num_heads=1,
+                head_dim=4, mlp_width=8)  # fmt: skip
+_INNER = draft_layers.make_layer(_SIZES)
+
+
+def _layer_apply(params, target, query, cache):
+    query = query._replace(extra=jax.nn.softmax(query.extra))
+    return _INNER.apply(params["layer"], params, query, cache)
+
+
+LAYER = _INNER._replace(
+    apply=_layer_apply, law=lambda params, target, found: (found, CAUSAL.head(target))
+)
+LAYER_PARAMS = {
+    "layer": draft_layers.init(_SIZES, jax.random.key(2)),
+    "embed": jax.random.normal(jax.random.key(3), (VOCAB + 1, VOCAB + 1)),
+}
+ON_LAYER = {"model": JOINT, "layer": LAYER_PARAMS}
+
+
+def layered(method, **sizes):
+    decoder = method(CAUSAL, LAYER, max_new_tokens=NEW, temperature=1.0, **sizes)
+    return decoder, ON_LAYER
+
+
 EXACT = {
     "plain": lambda: single(methods.autoregressive),
     "speculative": lambda: paired(methods.speculative_sampling, num_draft=2),
@@ -111,6 +138,11 @@ EXACT = {
     ),
     "spectr": lambda: paired(methods.spectr, num_drafts=3, num_draft=2),
     "traversal": lambda: paired(methods.traversal_verification, branching=(2, 2)),
+    "eagle": lambda: layered(methods.eagle, branching=(2, 1)),
+    "eagle_drawn": lambda: layered(
+        methods.eagle, branching=(2, 1), draws="without_replacement"
+    ),
+    "eagle2": lambda: layered(methods.eagle2, num_nodes=4, width=2, max_depth=2),
     "sequoia": lambda: paired(
         methods.sequoia, num_nodes=5, max_depth=3, rates=(60, 30)
     ),
@@ -228,6 +260,29 @@ def test_draft_noise_by_position_is_biased_under_block_verification(monkeypatch)
     monkeypatch.setattr(rng, "noise", stale)
     decoder, _ = paired(methods.block_verification, num_draft=3)
     assert_biased(decoder, (JOINT, flat))
+
+
+@pytest.mark.thorough
+def test_best_tokens_judged_as_if_they_were_drawn_are_biased():
+    """A layer's likeliest token is no draw from its law, nor may it be judged so."""
+    right = features.static_tree(
+        CAUSAL, LAYER, trees.chain(2), SAMPLING, draws="without_replacement"
+    )
+    best = features.static_tree(CAUSAL, LAYER, trees.chain(2), SAMPLING)
+
+    def propose(params, keys, state, prefix):
+        draft, after = right.propose(params, keys, state, prefix)
+        given, _ = best.propose(params, keys, state, prefix)
+        return draft._replace(tokens=given.tokens), after
+
+    decoder = speculative.draft_verify(
+        CAUSAL,
+        right._replace(propose=propose),
+        max_new_tokens=NEW,
+        sampling=SAMPLING,
+        acceptance=accept.by_node(accept.rejection()),
+    )
+    assert_biased(decoder, ON_LAYER)
 
 
 def test_a_residual_from_p_is_biased():

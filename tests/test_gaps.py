@@ -13,6 +13,7 @@ from table import CASES, EOS, MAX_NEW
 from pdecode import decode, knobs, methods, prompts, run, sampling
 from pdecode.contracts import GUARANTEES, STOPPED_BY, Sampling
 from pdecode.drafters import causal as causal_drafters
+from pdecode.drafters import features
 from pdecode.families import frontier, masked
 from pdecode.models import toy, transformer
 from pdecode.rules import commit, guidance, remask, schedules, windows
@@ -320,7 +321,7 @@ def test_a_window_cache_on_a_bidirectional_transformer_is_an_approximation():
 def test_choices_are_names_that_their_tables_know(name):
     tables = {
         "order": lambda n: n in commit.ORDERS or name == "any_order",
-        "draws": lambda n: n in causal_drafters.DRAWS,
+        "draws": lambda n: n in (*causal_drafters.DRAWS, *features.DRAWS),
     }
     for knob, each in knobs.parameters(getattr(methods, name)).items():
         if not isinstance(each.kind, knobs.Choice):

@@ -42,7 +42,9 @@ def test_a_runs_folder_decodes_as_it_is(runs):
 
 def test_heads_of_other_weights_are_refused(runs, tmp_path):
     options = {"drafter": str(runs / "heads"), "method": "blockwise"}
-    with pytest.raises(ValueError, match=r"heads of .*target \(weights .* but .*other"):
+    with pytest.raises(
+        ValueError, match=r"heads was trained on .*target \(.* but .*other"
+    ):
         generation.prepare("x", model=str(runs / "other"), **options)
     # The same weights under a new path are the same weights.
     moved = tmp_path / "moved"
@@ -56,7 +58,8 @@ def test_heads_of_another_width_are_refused_in_one_line(capsys):
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert (
-        "heads are heads of a model of width" in error and "drafter has width" in error
+        "heads was trained on a model of width" in error
+        and "drafter has width" in error
     )
 
 

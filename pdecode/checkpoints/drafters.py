@@ -4,6 +4,7 @@ Layouts as in the authors' repositories. Only safetensors: the `.pt` and `.bin` 
 that some heads come as are pickles, which run code when they are loaded.
 """
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -14,17 +15,20 @@ import jax.numpy as jnp
 import numpy as np
 
 from pdecode.checkpoints import tensors
-from pdecode.contracts import Params
+from pdecode.contracts import DraftHeads, DraftLayer, Params
+from pdecode.models import draft_layers
+from pdecode.models import medusa_heads as heads_of
+from pdecode.models.config import Config
+from pdecode.sampling import BANNED
 
 
 class Medusa(NamedTuple):
     """Medusa heads: Cai et al., 2024, arXiv:2401.10774.
 
-    Head k is `num_blocks` residual blocks x + silu(x @ kernel + bias), then logits
-    x @ head[k].T. Its first head predicts the token after the next one.
+    Parameters as in `models.medusa_heads`, each head's matrix whole.
     """
 
-    params: Params  # {"block_i": {"kernel" [K, E, E], "bias" [K, E]}, "head" [K, V, E]}
+    params: Params
     num_heads: int
     num_blocks: int
 
@@ -42,6 +46,55 @@ class Eagle(NamedTuple):
     params: Params
     config: dict[str, Any]  # the head's config.json
     version: int
+
+
+def medusa_heads(folder: str | os.PathLike) -> tuple[DraftHeads, Params]:
+    """A folder's Medusa heads as methods take them; errors as `medusa`."""
+    found = medusa(folder)
+    return heads_of.make_heads(found.num_heads, found.num_blocks), found.params
+
+
+def eagle_layer(folder: str | os.PathLike, target: Config) -> tuple[DraftLayer, Params]:
+    """A folder's EAGLE drafter, of a target of `target`, as methods take it.
+
+    Embedding and, of version 1, head are the target's. What version 3 leaves out of its
+    vocabulary is banned in a head over all of it, which costs more than its own would.
+    Errors as `eagle`, and ValueError for another width than the target's.
+    """
+    found = eagle(folder)
+    given, params = found.config, dict(found.params)
+    width = given.get("hidden_size", target.width)
+    if width != target.width:
+        raise ValueError(
+            f"{folder} has hidden_size={width}, but {target.name} has width "
+            f"{target.width}: give the model that it was trained on"
+        )
+    num_heads = given.get("num_attention_heads", target.num_heads)
+    num_kv_heads = given.get("num_key_value_heads") or num_heads
+    own = dataclasses.replace(
+        target,
+        num_heads=num_heads,
+        num_kv_heads=num_kv_heads,
+        head_dim=given.get("head_dim") or width // num_heads,
+        mlp_width=given.get("intermediate_size", target.mlp_width),
+        norm_eps=given.get("rms_norm_eps", target.norm_eps),
+        taps=draft_layers.default_taps(target.num_layers),
+    )
+    params.pop("embed", None)
+    if found.version == 1:
+        for unused in ("norm", "head", "d2t", "t2d"):
+            params.pop(unused, None)
+        num_layers = sum(name.startswith("layer_") for name in params)
+        return draft_layers.make_layer(own, num_layers), params
+    ids = params.pop("d2t", None)
+    params.pop("t2d", None)
+    if ids is not None:
+        ids = np.arange(len(ids)) + np.asarray(ids)
+        some, size = params["head"], target.vocab_size
+        whole = jnp.zeros((size, width), some.dtype).at[ids].set(some)
+        bias = jnp.full(size, BANNED, jnp.float32).at[ids].set(0.0)
+        params |= {"head": whole, "head_bias": bias}
+    return draft_layers.make_fused(own), params
 
 
 def medusa(folder: str | os.PathLike) -> Medusa:
@@ -66,21 +119,22 @@ def medusa(folder: str | os.PathLike) -> Medusa:
     num_heads = 1 + max(head for head, _, _ in found)
     num_blocks = max(depth for _, depth, _ in found)
 
-    def stacked(depth: int, leaf: str) -> np.ndarray:
-        missing = [k for k in range(num_heads) if (k, depth, leaf) not in found]
-        if missing:
-            raise ValueError(f"{folder}: heads {missing} lack {leaf} at depth {depth}")
-        values = [tensors.read(found[k, depth, leaf]) for k in range(num_heads)]
-        return np.stack([value.T if leaf == "weight" else value for value in values])
+    def leaf(head: int, depth: int, kind: str) -> jnp.ndarray:
+        if (head, depth, kind) not in found:
+            raise ValueError(f"{folder}: head {head} lacks {kind} at depth {depth}")
+        value = tensors.read(found[head, depth, kind])
+        return jnp.asarray(value.T if kind == "weight" else value)
 
-    params: dict[str, Any] = {
-        f"block_{depth}": {
-            "kernel": jnp.asarray(stacked(depth, "weight")),
-            "bias": jnp.asarray(stacked(depth, "bias")),
+    params: dict[str, Any] = {}
+    for head in range(num_heads):
+        blocks = {
+            f"block_{depth}": {
+                "kernel": leaf(head, depth, "weight"),
+                "bias": leaf(head, depth, "bias"),
+            }
+            for depth in range(num_blocks)
         }
-        for depth in range(num_blocks)
-    }
-    params["head"] = jnp.asarray(stacked(num_blocks, "head"))
+        params[f"head_{head}"] = {**blocks, "head": leaf(head, num_blocks, "head")}
     return Medusa(params, num_heads, num_blocks)
 
 

@@ -14,7 +14,15 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from pdecode import names
-from pdecode.cli import arguments, program_cache, see, suites, train, tune
+from pdecode.cli import (
+    arguments,
+    eval_drafter,
+    program_cache,
+    see,
+    suites,
+    train,
+    tune,
+)
 from pdecode.cli.interrupt import INTERRUPTED
 from pdecode.version import __version__
 
@@ -166,6 +174,10 @@ def parser() -> argparse.ArgumentParser:
     _add_set(made, "NAME=VALUE")
 
     tune.options(add("tune", tune.run, "search for the fastest methods and settings"))
+
+    made = add("eval-drafter", eval_drafter.run, "what of a drafter is accepted")
+    eval_drafter.options(made)
+    _add_set(made, "KNOB=VALUE")
 
     made = add("train", _train, "train what a config says")
     train.options(made)

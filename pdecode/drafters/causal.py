@@ -36,7 +36,11 @@ __all__ = [
     "chain_query",
     "check_lenses",
     "draft_model",
+    "draft_noise",
+    "draw",
+    "levels",
     "store",
+    "tree_query",
     "views_behind",
 ]
 
@@ -117,7 +121,7 @@ def draft_model(
     check_lenses(lenses)
     plan = Plan(
         model, topology, without_mask(model, sampling), draws, tuple(lenses),
-        min_confidence, _levels(topology), keeps_drafts,
+        min_confidence, levels(topology), keeps_drafts,
     )  # fmt: skip
     return Drafter(
         topology.num_nodes,
@@ -360,7 +364,8 @@ def _possible(token: Array, law: Array) -> Array:
     return jnp.where(chance > 0, token, -1)
 
 
-def _levels(topology: trees.Topology) -> list[Level]:
+def levels(topology: trees.Topology) -> list[Level]:
+    """The levels of a static tree, the root's children first."""
     parents, depths = np.array(topology.parents), np.array(topology.depths)
     found, before = [], np.array([-1])
     for depth in range(1, topology.max_depth + 1):

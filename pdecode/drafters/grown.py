@@ -5,7 +5,7 @@ any rule may judge it as given (`accept.match` token for token).
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -28,7 +28,17 @@ from pdecode.drafters import causal, ignore
 from pdecode.kernels.head import api as vocab_head
 from pdecode.sampling import without_mask
 
-__all__ = ["Growing", "Plan", "add_level", "beam_query", "grown_tree", "paths_to"]
+__all__ = [
+    "Growing",
+    "Shape",
+    "add_level",
+    "beam_query",
+    "check",
+    "cost_of",
+    "grown",
+    "grown_tree",
+    "paths_to",
+]
 
 
 class Growing(NamedTuple):
@@ -41,14 +51,20 @@ class Growing(NamedTuple):
     num_levels: Array  # int32 [B]
 
 
+class Shape(NamedTuple):
+    """How large a growing tree may become."""
+
+    num_nodes: int
+    width: int
+    max_depth: int
+    min_gain: Any = None
+
+
 class Plan(NamedTuple):
     """What a growing tree is made of, checked once."""
 
     model: Model
-    num_nodes: int
-    width: int
-    max_depth: int
-    min_gain: Any
+    shape: Shape
     lenses: tuple[Lens, ...]
     sampling: Sampling
 
@@ -72,12 +88,10 @@ def grown_tree(
     target's, each node in its own context. A level's call repeats the beams above it,
     unstored; all levels are one program.
     """
-    _check(model, num_nodes, width, max_depth)
+    shape = Shape(num_nodes, width, max_depth, min_gain)
+    check(model, shape)
     causal.check_lenses(lenses)
-    plan = Plan(
-        model, num_nodes, width, max_depth, min_gain, tuple(lenses),
-        without_mask(model, Sampling()),
-    )  # fmt: skip
+    plan = Plan(model, shape, tuple(lenses), without_mask(model, Sampling()))
     return Drafter(
         num_nodes,
         max_depth,
@@ -90,7 +104,7 @@ def grown_tree(
 
 def _init(plan: Plan, params, keys, prompt, prefix: Prefix, output):
     del keys, output
-    size = prefix.tokens.shape[1] + 2 * plan.max_depth + 1
+    size = prefix.tokens.shape[1] + 2 * plan.shape.max_depth + 1
     cache = plan.model.init_cache(prompt, size)
     _, cache = prompts.prefill(plan.model, params["drafter"], prompt, cache, drop=1)
     return causal.CausalState(cache, prompt.lengths - 1)
@@ -99,49 +113,81 @@ def _init(plan: Plan, params, keys, prompt, prefix: Prefix, output):
 def _propose(plan: Plan, params, keys, state: causal.CausalState, prefix: Prefix):
     del keys
     model, own, root = plan.model, params["drafter"], prefix.length - 1
-    width, max_depth = plan.width, plan.max_depth
+    shape, max_depth = plan.shape, plan.shape.max_depth
     hidden, cache, num_missing = causal.store(model, own, state, prefix, max_depth + 1)
-    offers = functools.partial(_offers, plan, params, prefix)
 
-    def deepen(growing: Growing) -> Growing:
-        output, _ = model.apply(own, beam_query(growing.growth, root), cache)
+    def call(growth: trees.Growth, memory):
+        return model.apply(own, beam_query(growth, root), cache)[0].hidden, memory
+
+    def offers(hidden: Array, growth: trees.Growth, level: Array):
+        paths = None
+        if plan.lenses:  # behind the root (level 0) nothing of a path is read
+            first = (level - 1) * shape.width
+            paths = paths_to(growth, first)[:, : hidden.shape[1]]
+        return _offers(plan, params, prefix, hidden, paths, level)
+
+    growing, _ = grown(shape, hidden, offers, call)
+    tokens, parents = trees.rerank(growing.growth, shape.num_nodes)
+    after = causal.CausalState(cache, prefix.length)
+    cost = cost_of(shape, growing, num_missing, max_depth + 1)
+    return Draft(tokens, parents, cost=cost), after
+
+
+def grown(
+    shape: Shape, hidden: Array, offers: Callable, call: Callable, memory: Any = ()
+) -> tuple[Growing, Any]:
+    """All levels behind the root, whose state is `hidden` [B, 1, E]; and `memory`.
+
+    `offers(hidden [B, Q, E], growth, level) -> (ids, log-probabilities [B, Q, K])` are
+    the best tokens behind each state; `call(growth, memory) -> (hidden [B, (D - 1) * K,
+    E], memory)` is a call of the beams of all levels but the last.
+    """
+    batch, width = hidden.shape[0], shape.width
+
+    def next_level(growing: Growing, ids: Array, log_probs: Array) -> Growing:
+        return add_level(growing, ids, log_probs, shape.num_nodes, shape.min_gain)
+
+    def deepen(carry):
+        growing, memory = carry
+        states, memory = call(growing.growth, memory)
         first = (growing.level - 1) * width
-        here = jax.lax.dynamic_slice_in_dim(output.hidden, first, width, 1)
-        paths = paths_to(growing.growth, first) if plan.lenses else None
-        offered = offers(here, paths, growing.level)
-        return add_level(growing, *offered, plan.num_nodes, plan.min_gain)
+        here = jax.lax.dynamic_slice_in_dim(states, first, width, 1)
+        ids, log_probs = offers(here, growing.growth, growing.level)
+        return next_level(growing, ids, log_probs), memory
 
     growing = Growing(
-        growth=trees.seed(root.shape[0], max_depth, width),
+        growth=trees.seed(batch, shape.max_depth, width),
         level=jnp.zeros((), jnp.int32),
-        more=jnp.ones(root.shape, bool),
-        mass=jnp.zeros(root.shape, jnp.float32),
-        num_levels=jnp.zeros_like(root),
+        more=jnp.ones(batch, bool),
+        mass=jnp.zeros(batch, jnp.float32),
+        num_levels=jnp.zeros(batch, jnp.int32),
     )
     # The root's children, in the first of `width` equal rows.
-    none = jnp.zeros((root.shape[0], 1, max_depth), jnp.int32)
-    offered = offers(hidden, none, jnp.zeros((), jnp.int32))
+    offered = offers(hidden, growing.growth, growing.level)
     ids, log_probs = (jnp.repeat(each, width, 1) for each in offered)
-    growing = add_level(growing, ids, log_probs, plan.num_nodes, plan.min_gain)
-    growing = jax.lax.while_loop(
-        lambda g: (g.level < max_depth) & g.more.any(), deepen, growing
+    growing = next_level(growing, ids, log_probs)
+    return jax.lax.while_loop(
+        lambda carry: (carry[0].level < shape.max_depth) & carry[0].more.any(),
+        deepen,
+        (growing, memory),
     )
-    tokens, parents = trees.rerank(growing.growth, plan.num_nodes)
-    num_levels, lanes = growing.num_levels, (max_depth - 1) * width
-    cost = DraftCost(
+
+
+def cost_of(shape: Shape, growing: Growing, num_stored: Array, width: int) -> DraftCost:
+    """Of a grown tree, `num_stored` int32 [B] of `width` lanes stored before it."""
+    num_levels, lanes = growing.num_levels, (shape.max_depth - 1) * shape.width
+    return DraftCost(
         num_calls=num_levels,
-        num_tokens=num_missing + width * num_levels * (num_levels - 1) // 2,
-        num_tokens_computed=max_depth + 1 + (num_levels - 1) * lanes,
+        num_tokens=num_stored + shape.width * num_levels * (num_levels - 1) // 2,
+        num_tokens_computed=width + (num_levels - 1) * lanes,
     )
-    after = causal.CausalState(cache, prefix.length)
-    return Draft(tokens, parents, cost=cost), after
 
 
 def _offers(
     plan: Plan, params, prefix: Prefix, hidden: Array, paths: Array | None, level: Array
 ) -> tuple[Array, Array]:
     """The best tokens behind each of `paths` [B, Q, D] of `level` tokens, and logs."""
-    head, wants = plan.model.head(params["drafter"]), (f"top:{plan.width}",)
+    head, wants = plan.model.head(params["drafter"]), (f"top:{plan.shape.width}",)
     if paths is None or not plan.lenses:
         found = vocab_head.statistics(head, hidden, wants, plan.sampling)
     else:
@@ -203,7 +249,9 @@ def paths_to(growth: trees.Growth, first: Array) -> Array:
     return on_path.sum(-1, dtype=jnp.int32)
 
 
-def _check(model: Model, num_nodes: int, width: int, max_depth: int) -> None:
+def check(model: Model, shape: Shape) -> None:
+    """ValueError for a tree that `model`'s ids or its own levels cannot fill."""
+    num_nodes, width, max_depth, _ = shape
     most = width + (max_depth - 1) * width**2
     if not 1 <= width <= model.vocab_size:
         raise ValueError(f"{width=} must lie in [1, {model.vocab_size}], the ids")

@@ -1,13 +1,35 @@
 """Extra heads on the target's last hidden state as the drafter."""
 
+import functools
+
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
-from pdecode.contracts import Draft, Drafter, DraftHeads, Model, Prefix, Round, Sampling
+from pdecode import trees
+from pdecode.contracts import (
+    ChainedHeads,
+    Draft,
+    Drafter,
+    DraftHeads,
+    Head,
+    Model,
+    Prefix,
+    Round,
+    Sampling,
+)
+from pdecode.drafters import causal
 from pdecode.kernels.head import api as vocab_head
 from pdecode.sampling import without_mask
 
-__all__ = ["greedy_chain", "last_lane"]
+__all__ = [
+    "best_tokens",
+    "chained_tree",
+    "cut",
+    "greedy_chain",
+    "last_lane",
+    "tree",
+]
 
 
 def greedy_chain(model: Model, heads: DraftHeads, num_draft: int) -> Drafter:
@@ -23,33 +45,152 @@ def greedy_chain(model: Model, heads: DraftHeads, num_draft: int) -> Drafter:
 
     sampling = without_mask(model, Sampling())
 
-    def init(params, keys, prompt, prefix: Prefix, output) -> Array:
-        del keys
-        batch = prompt.lengths.shape[0]
-        if output is None:
-            weight = model.head(params["model"]).weight
-            return jnp.zeros((batch, weight.shape[1]), weight.dtype)
-        # The prefill's last lane predicted the root. A one-token row has none: it
-        # starts from whatever lane 0 holds, which costs acceptance and nothing else.
-        lane = jnp.maximum(prompt.lengths - 2, 0)
-        return jnp.take_along_axis(output.hidden, lane[:, None, None], 1)[:, 0]
-
     def propose(params, keys, hidden: Array, prefix: Prefix):
         del keys, prefix
         ahead = heads.apply(params["heads"], hidden)[:, :num_draft]
-        tokens = vocab_head.statistics(
-            model.head(params["model"]), ahead, ("token",), sampling
-        ).token
+        its = model.head(params["model"])
+        if heads.own_heads is None:
+            tokens = vocab_head.statistics(its, ahead, ("token",), sampling).token
+        else:
+            each = heads.own_heads(params["heads"], its)[:num_draft]
+            tokens = jnp.concatenate(
+                [
+                    vocab_head.statistics(
+                        own, ahead[:, k : k + 1], ("token",), sampling
+                    ).token
+                    for k, own in enumerate(each)
+                ],
+                1,
+            )
         parents = jnp.broadcast_to(jnp.arange(-1, num_draft - 1), tokens.shape)
         return Draft(tokens=tokens, parents=parents), hidden
 
-    def observe(params, keys, hidden: Array, round: Round):
-        del params, keys
-        leaf = last_lane(round)
-        found = jnp.take_along_axis(round.output.hidden, leaf[:, None, None], 1)
-        return found[:, 0].astype(hidden.dtype)
+    init = functools.partial(_init, model)
+    return Drafter(num_draft, num_draft, init, propose, _observe)
 
-    return Drafter(num_draft, num_draft, init, propose, observe)
+
+def tree(model: Model, heads: DraftHeads, topology: trees.Topology) -> Drafter:
+    """Drafts `topology` of independent heads; params are those of the role "heads".
+
+    The child of rank r of a node of depth d is the r-th best token of head d, whatever
+    the node: one call of each head makes the tree, and none sees what others drafted
+    (Medusa, Cai et al., 2024, arXiv:2401.10774). Nothing is drawn, so there is no q.
+    ValueError for more levels than heads and more children than ids.
+    """
+    _check(model, heads, topology)
+    sampling = without_mask(model, Sampling())
+    levels = causal.levels(topology)
+
+    def propose(params, keys, hidden: Array, prefix: Prefix):
+        del keys, prefix
+        ahead = heads.apply(params["heads"], hidden)
+        its = model.head(params["model"])
+        each: tuple[Head, ...] = (its,) * heads.num_heads
+        if heads.own_heads is not None:
+            each = heads.own_heads(params["heads"], its)
+        tokens = []
+        for level, own in zip(levels, each):
+            here = ahead[:, level.depth - 1 : level.depth]
+            best = best_tokens(own, here, int(level.nth.max()) + 1, sampling)
+            tokens.append(best[:, 0][:, level.nth])
+        return _drafted(topology, levels, tokens), hidden
+
+    init = functools.partial(_init, model)
+    return Drafter(topology.num_nodes, topology.max_depth, init, propose, _observe)
+
+
+def chained_tree(
+    model: Model, heads: ChainedHeads, topology: trees.Topology
+) -> Drafter:
+    """Drafts `topology` of heads that see the path above; role "chained_heads".
+
+    Level by level, each head on every node above that has children; the children of a
+    node are its head's best tokens there (Hydra, Ankner et al., 2024,
+    arXiv:2402.05109). Nothing is drawn, so there is no q. Errors as `tree`.
+    """
+    _check(model, heads, topology)
+    sampling = without_mask(model, Sampling())
+    levels = causal.levels(topology)
+
+    def propose(params, keys, hidden: Array, prefix: Prefix):
+        del keys
+        own, target = params["chained_heads"], params["model"]
+        root = jnp.take_along_axis(prefix.tokens, prefix.length[:, None] - 1, 1)
+        tokens: list[Array] = []
+        for level in levels:
+            # Only nodes with children are asked for them.
+            asked, which = np.unique(level.parent, return_inverse=True)
+            shape = (root.shape[0], len(asked), 1)
+            seen = jnp.broadcast_to(root[:, None], shape)
+            if level.depth > 1:
+                above = jnp.maximum(jnp.concatenate(tokens, 1), 0)
+                seen = jnp.concatenate([seen, above[:, level.paths[asked]]], 2)
+            state = jnp.broadcast_to(hidden[:, None], (*shape[:2], hidden.shape[-1]))
+            found, head = heads.apply(own, target, level.depth - 1, state, seen)
+            best = best_tokens(head, found, int(level.nth.max()) + 1, sampling)
+            tokens.append(best[:, jnp.asarray(which), level.nth])
+        return _drafted(topology, levels, tokens), hidden
+
+    init = functools.partial(_init, model)
+    return Drafter(topology.num_nodes, topology.max_depth, init, propose, _observe)
+
+
+def best_tokens(head: Head, hidden: Array, count: int, sampling: Sampling) -> Array:
+    """The `count` best int32 [B, Q, count] of hidden [B, Q, E]; what is banned: -1."""
+    found = vocab_head.statistics(head, hidden, (f"top:{count}",), sampling)
+    # Banned ids have a logit of -1e30: no proposals.
+    return jnp.where(found.top_log_probs > -1e20, found.top_ids, -1)
+
+
+def cut(topology: trees.Topology, max_depth: int) -> trees.Topology:
+    """The levels of `topology` down to `max_depth`."""
+    depths = [depth for depth in topology.depths if depth <= max_depth]
+    kept = [i for i, depth in enumerate(topology.depths) if depth <= max_depth]
+    place = {-1: -1, **{old: new for new, old in enumerate(kept)}}
+    return trees.Topology(
+        tuple(place[topology.parents[i]] for i in kept), tuple(depths)
+    )
+
+
+def _check(model: Model, heads, topology: trees.Topology) -> None:
+    if topology.max_depth > heads.num_heads:
+        raise ValueError(
+            f"a tree of {topology.max_depth} levels needs as many heads, but "
+            f"{heads.name} are {heads.num_heads}"
+        )
+    if not 1 <= topology.max_children <= model.vocab_size:
+        raise ValueError(
+            f"a node with {topology.max_children} children: it has 1 at least, and at "
+            f"most the {model.vocab_size} ids of {model.name}"
+        )
+
+
+def _drafted(topology: trees.Topology, levels, tokens: list[Array]) -> Draft:
+    """The nodes of all levels in the topology's own order."""
+    order = np.argsort(np.concatenate([level.nodes for level in levels]))
+    every = jnp.concatenate(tokens, 1)[:, order]
+    parents = jnp.asarray(topology.parents, jnp.int32)
+    return Draft(every, jnp.broadcast_to(parents, every.shape))
+
+
+def _init(model: Model, params, keys, prompt, prefix: Prefix, output) -> Array:
+    """The state [B, E] that predicted the root."""
+    del keys, prefix
+    batch = prompt.lengths.shape[0]
+    if output is None:
+        weight = model.head(params["model"]).weight
+        return jnp.zeros((batch, weight.shape[1]), weight.dtype)
+    # The prefill's last lane predicted the root. A one-token row has none: it
+    # starts from whatever lane 0 holds, which costs acceptance and nothing else.
+    lane = jnp.maximum(prompt.lengths - 2, 0)
+    return jnp.take_along_axis(output.hidden, lane[:, None, None], 1)[:, 0]
+
+
+def _observe(params, keys, hidden: Array, round: Round) -> Array:
+    del params, keys
+    leaf = last_lane(round)
+    found = jnp.take_along_axis(round.output.hidden, leaf[:, None, None], 1)
+    return found[:, 0].astype(hidden.dtype)
 
 
 def last_lane(round: Round) -> Array:

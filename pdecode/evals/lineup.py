@@ -155,5 +155,5 @@ def _second(recipe: Recipe, choice: Choice) -> str | None:
     if choice.drafter is None or len(roles) == 1:
         return None
     given = assembly.load(choice.drafter, *choice[2:])[0]
-    is_heads = not isinstance(given, Model)
-    return choice.drafter if is_heads == ("heads" in roles) else None
+    held = [role for role in assembly.BESIDE if role in roles] or ["model"]
+    return choice.drafter if knobs.word(given) in held else None

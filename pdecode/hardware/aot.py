@@ -28,7 +28,14 @@ from pdecode.contracts import Model, Prompt, Sampling
 from pdecode.hardware import chips, costs, hlo
 from pdecode.hardware.costs import Call
 from pdecode.kernels.head import api as vocab_head
-from pdecode.models import draft_heads, fusing, shapes, transformer
+from pdecode.models import (
+    draft_heads,
+    draft_layers,
+    fusing,
+    hydra_heads,
+    shapes,
+    transformer,
+)
 from pdecode.sharding import placement
 
 
@@ -170,8 +177,8 @@ def _job(method, config, drafter, mesh, batch_size, prompt_len, settings) -> Job
         )
         tree = jax.tree.map(lambda s: ShapeDtypeStruct(s.shape, jnp.bfloat16), tree)
         trees.append(_placed(tree, mesh, placement.specs))
-    if "heads" in roles:
-        made, tree = _heads(sizes["num_draft"], config.width)
+    for role in set(roles) & {"heads", "chained_heads", "layer"}:
+        made, tree = _beside(role, sizes, config)
         models.append(made)
         trees.append(_placed(tree, mesh, placement.specs))
     row: Any = ShapeDtypeStruct((batch_size,), jnp.int32)
@@ -189,12 +196,22 @@ def _job(method, config, drafter, mesh, batch_size, prompt_len, settings) -> Job
     )
 
 
-def _heads(num_heads: int, width: int):
-    """Heads with an MLP as wide as the stream, and their parameters as shapes."""
-    made = draft_heads.make_heads(num_heads)
-    tree = jax.eval_shape(
-        lambda: draft_heads.init(num_heads, width, width, jax.random.key(0))
-    )
+def _beside(role: str, sizes: dict, config):
+    """What drafts for a target of `config`, and its parameters as shapes.
+
+    Heads have an MLP as wide as the stream, a layer is EAGLE's.
+    """
+    key, width = jax.random.key(0), config.width
+    num_heads = sizes.get("num_draft") or len(sizes.get("branching") or (1,) * 4)
+    if role == "layer":
+        made = draft_layers.make_layer(config)
+        tree = jax.eval_shape(lambda: draft_layers.init(config, key))
+    elif role == "chained_heads":
+        made = hydra_heads.make_heads(config, num_heads)
+        tree = jax.eval_shape(lambda: hydra_heads.init(config, num_heads))
+    else:
+        made = draft_heads.make_heads(num_heads)
+        tree = jax.eval_shape(lambda: draft_heads.init(num_heads, width, width, key))
     tree = jax.tree.map(lambda s: ShapeDtypeStruct(s.shape, jnp.bfloat16), tree)
     return made, tree
 

@@ -26,10 +26,18 @@ import ml_dtypes
 import numpy as np
 import safetensors
 
-from pdecode.contracts import DraftHeads, Model, Params
+from pdecode.contracts import ChainedHeads, DraftHeads, DraftLayer, Model, Params
 from pdecode.models import bytes as byte_text
 from pdecode.models import config as config_module
-from pdecode.models import digits, int8, transformer, two_pass
+from pdecode.models import (
+    digits,
+    draft_layers,
+    hydra_heads,
+    int8,
+    medusa_heads,
+    transformer,
+    two_pass,
+)
 from pdecode.models import draft_heads as heads_module
 
 TASKS = ("task_masked", "task_block")
@@ -42,8 +50,8 @@ FOLDER = pathlib.Path(__file__).parent / "weights"
 
 def load(
     name: str, folder: pathlib.Path = FOLDER, *, dtype: str | None = None
-) -> tuple[Model | DraftHeads, Params, Any]:
-    """(model, params, tokenizer); for "heads" the model is a `DraftHeads`.
+) -> tuple[Model | DraftHeads | ChainedHeads | DraftLayer, Params, Any]:
+    """(model, params, tokenizer); of heads or a layer the first is their record.
 
     In float32, or `dtype`, which may end in +int8 or +int8kv (`models.int8`; heads stay
     as they are).
@@ -87,26 +95,27 @@ def is_run(name: str | os.PathLike) -> bool:
     return (pathlib.Path(name) / "weights.json").is_file()
 
 
-def check_heads(model: str, params: Params, heads: str, tree: Params) -> None:
-    """ValueError where heads were trained on another model than they decode with.
+def check_drafter(model: str, params: Params, drafter: str) -> None:
+    """ValueError where heads or a layer were trained on another model than they serve.
 
     By the hash of the weights where both records are there, and by their width.
     """
-    sizes = [tree["up"].shape[1], params["embed"].shape[1]]
-    if sizes[0] != sizes[1]:
+    theirs = _record(drafter)["config"]["model"]["width"]
+    width = params["embed"].shape[1]
+    if theirs != width:
         raise ValueError(
-            f"{heads} are heads of a model of width {sizes[0]}, but {model} has "
-            f"width {sizes[1]}: give the model that they were trained on"
+            f"{drafter} was trained on a model of width {theirs}, but {model} has "
+            f"width {width}: give the model that it was trained on"
         )
-    known = [name for name in (model, heads) if name in NAMES or is_run(name)]
+    known = [name for name in (model, drafter) if name in NAMES or is_run(name)]
     if len(known) < 2:
         return
-    theirs = _record(heads).get("frozen", {}).get("target")
-    if theirs is not None and theirs["sha256"] != _record(model)["sha256"]:
+    origin = _record(drafter).get("frozen", {}).get("target")
+    if origin is not None and origin["sha256"] != _record(model)["sha256"]:
         raise ValueError(
-            f"{heads} are heads of {theirs['from']} (weights {theirs['sha256'][:12]}), "
-            f"but {model} has weights {_record(model)['sha256'][:12]}: give the model "
-            "that they were trained on"
+            f"{drafter} was trained on {origin['from']} (weights "
+            f"{origin['sha256'][:12]}), but {model} has weights "
+            f"{_record(model)['sha256'][:12]}: give the model that it was trained on"
         )
 
 
@@ -211,6 +220,22 @@ def _network(module: Any) -> Callable:
 KINDS = {
     "transformer": _network(transformer),
     "two_pass": _network(two_pass),
+    "draft_layer": lambda record, dtype: draft_layers.make_layer(
+        dataclasses.replace(transformer_config(record), dtype=dtype),
+        holds(record)["num_layers"],
+    ),
+    "fused_layer": lambda record, dtype: draft_layers.make_fused(
+        dataclasses.replace(
+            transformer_config(record), dtype=dtype, taps=tuple(holds(record)["taps"])
+        )
+    ),
+    "medusa_heads": lambda record, dtype: medusa_heads.make_heads(
+        holds(record)["num_heads"], holds(record)["num_blocks"]
+    ),
+    "hydra_heads": lambda record, dtype: hydra_heads.make_heads(
+        dataclasses.replace(transformer_config(record), dtype=dtype),
+        holds(record)["num_heads"],
+    ),
     "draft_heads": lambda record, dtype: heads_module.make_heads(
         holds(record)["num_heads"]
     ),

@@ -73,10 +73,9 @@ def init(config: Config, key: Array) -> Params:
 def make_model(config: Config) -> Model:
     """The decoder's view of `config`; equal configurations give the same object.
 
-    `query.extra` is added to the (scaled) embedding where `query.has_extra`.
-
-    The model builds no causal mask: queries see what `query.visible` says. Sliding
-    layers narrow its intervals, which needs slot == position for stored keys.
+    `query.extra` is added to the (scaled) embedding where `query.has_extra`. The model
+    builds no causal mask: queries see what `query.visible` says. Sliding layers narrow
+    its intervals, which needs slot == position for stored keys.
     """
     if config.shift:
         base = make_model(dataclasses.replace(config, shift=False))
@@ -100,6 +99,7 @@ def make_model(config: Config) -> Model:
             functools.partial(_table, config), config.width, config.dtype
         ),
         slides=any(config.sliding),
+        tapped=lambda taps: make_model(dataclasses.replace(config, taps=taps)),
     )
 
 

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from pdecode.contracts import Params
+from pdecode.contracts import Head, Params
 from pdecode.models import transformer
 from pdecode.models.bytes import BOS_ID
 from pdecode.models.config import Config
@@ -19,11 +19,20 @@ def logits_of(
 ) -> Array:
     """Float32 logits [..., V]; the mask id, which is never an answer, at -1e9."""
     head = transformer.make_model(model).head(params)
+    return logits_under(model, head, hidden, ban_mask)
+
+
+def logits_under(
+    model: Config, head: Head, hidden: Array, ban_mask: bool = True
+) -> Array:
+    """`logits_of` under another head over the ids of `model`."""
     weight = head.weight.astype(hidden.dtype)
     logits = jnp.einsum(
         "...e,ve->...v", hidden, weight, preferred_element_type=jnp.float32
     )
     logits = logits * head.scale
+    if head.bias is not None:
+        logits = logits + head.bias.reshape((1,) * (logits.ndim - 1) + (-1,))
     if head.soft_cap is not None:
         logits = head.soft_cap * jnp.tanh(logits / head.soft_cap)
     if ban_mask and model.mask_id is not None:
@@ -39,6 +48,39 @@ def is_scored(tokens: Array, given_ids: tuple[int, ...]) -> Array:
     for given in given_ids:
         scored = scored & (tokens != given)
     return scored
+
+
+def ahead(
+    tokens: Array, count: int, given_ids: tuple[int, ...]
+) -> tuple[Array, Array, Array]:
+    """What `count` guesses behind each next token are of: answers, scored, places.
+
+    Tokens int32 [B, L]; answers int32 and scored bool [B, L - 1, K], places int32
+    [L - 1, K]. Of a b c d e: at a, the target predicts b, guess 0 is c and guess 1 d.
+    """
+    length = tokens.shape[1]
+    place = jnp.arange(length - 1)[:, None] + 2 + jnp.arange(count)[None]
+    wanted = tokens[:, jnp.minimum(place, length - 1)]
+    exists = (place < length)[None]
+    return wanted, exists & is_scored(wanted, given_ids), place
+
+
+def weighted(
+    nats: Array, scored: Array, weights: Array
+) -> tuple[Array, dict[str, Array]]:
+    """Sum over guesses [B, L - 1, K] times `weights` [K], a position's mean; and aux.
+
+    Positions count that have a first guess; the last ones have fewer guesses.
+    """
+    counted = scored.astype(jnp.float32)
+    weight = counted[..., 0].sum()
+    total = (nats * counted * weights[None, None]).sum()
+    return total / jnp.maximum(weight, 1.0), {"weight": weight, "scored": scored}
+
+
+def of_tokens(nats: Array, tokens: Array) -> Array:
+    """Of nats [..., V] of every id those of `tokens` [...]."""
+    return jnp.take_along_axis(nats, tokens[..., None], -1)[..., 0]
 
 
 def mean(nats: Array, scored: Array, places: Array) -> tuple[Array, dict[str, Array]]:

@@ -13,7 +13,8 @@ import numpy as np
 
 from pdecode.contracts import DraftHeads
 from pdecode.data import datastore
-from pdecode.models import toy
+from pdecode.models import draft_layers, toy
+from pdecode.models.config import Config
 
 VOCAB, LENGTH, EOS = 4, 16, 3
 WIDTH, MAX_NEW = 6, 10
@@ -39,6 +40,31 @@ HEAD_PARAMS = jnp.pad(
 )  # a guess from the next transition: often right, often wrong
 
 
+# A layer of random weights on the toy's log-probabilities, which are its features.
+_LAYER = Config(
+    vocab_size=VOCAB + 1, width=VOCAB + 1, num_layers=1, num_heads=1, head_dim=4,
+    mlp_width=8,
+)  # fmt: skip
+_ON_FEATURES = draft_layers.make_layer(_LAYER)
+
+
+def _layer_apply(params, target, query, cache):
+    del target
+    extra = jax.nn.softmax(query.extra)  # impossible tokens have -1e9
+    query = query._replace(extra=extra)
+    return _ON_FEATURES.apply(params["layer"], params, query, cache)
+
+
+LAYER = _ON_FEATURES._replace(
+    apply=_layer_apply,
+    law=lambda params, target, features: (4 * features, CAUSAL.head(target)),
+)
+LAYER_PARAMS = {
+    "layer": draft_layers.init(_LAYER, jax.random.key(2)),
+    "embed": jax.random.normal(jax.random.key(3), (VOCAB + 1, VOCAB + 1)),
+}
+
+
 class Case(NamedTuple):
     """One method with its toy models; `kind` says which guarantee is tested."""
 
@@ -60,6 +86,10 @@ TWO = {"model": (CAUSAL, CAUSAL), "params": {"model": TARGET, "drafter": NEAR}}
 TWO_HEADS = {
     "model": (CAUSAL, HEADS),
     "params": {"model": TARGET, "heads": HEAD_PARAMS},
+}
+WITH_LAYER = {
+    "model": (CAUSAL, LAYER),
+    "params": {"model": TARGET, "layer": LAYER_PARAMS},
 }
 # Texts of the target's own law: what follows a copy is often what it says.
 _DRAWN = np.random.default_rng(0).integers(0, VOCAB - 1, (6, 9)).tolist()

@@ -29,4 +29,8 @@ CASES = {
         "frozen": ("target",),
         "options": {"num_heads": 2, "heads_width": 16},
     },
+    "eagle": {"model": MODEL, "frozen": ("target",)},
+    "eagle3": {"model": MODEL, "frozen": ("target",), "options": {"num_steps": 2}},
+    "medusa": {"model": MODEL, "frozen": ("target",), "options": {"num_heads": 2}},
+    "hydra": {"model": MODEL, "frozen": ("target",), "options": {"num_heads": 2}},
 }

@@ -6,6 +6,7 @@ import numpy as np
 
 from cases import (
     CAUSAL,
+    HEADS,
     LENGTH,
     NEAR,
     STORED,
@@ -13,9 +14,10 @@ from cases import (
     TWO,
     TWO_HEADS,
     VOCAB,
+    WITH_LAYER,
     case,
 )
-from pdecode.contracts import Codes, Judge
+from pdecode.contracts import ChainedHeads, Codes, Judge
 from pdecode.data import datastore, trigrams
 from pdecode.drafters import spelled
 from pdecode.models import toy
@@ -56,6 +58,35 @@ SHARES = _with("codes", Codes(VOCAB + 1), jnp.asarray(relaxed.shares(_CODES, 0.5
 JUDGE = _with(
     "judge", Judge(lambda params, hidden: hidden @ params), jnp.ones(VOCAB + 1)
 )
+
+
+# Heads that see what was drafted: the toy's own moves, which are often right.
+def _chained(params, target, index, hidden, tokens):
+    own = params[index][tokens[..., -1]] + 0.3 * jax.nn.softmax(hidden)
+    return own, CAUSAL.head(target)
+
+
+CHAINED = {
+    "model": (CAUSAL, ChainedHeads(3, _chained)),
+    "params": {
+        "model": TARGET,
+        "chained_heads": jnp.pad(
+            TARGET.moves[jnp.arange(3, 6), jnp.arange(3, 6)], ((0, 0), (0, 1), (0, 1))
+        ),
+    },
+}
+# Each head of its own matrix.
+OWN_HEADS = {
+    "model": (
+        CAUSAL,
+        HEADS._replace(
+            own_heads=lambda params, its: tuple(
+                its._replace(weight=its.weight[::step]) for step in (1, -1, 1, 1)
+            )
+        ),
+    ),
+    "params": TWO_HEADS["params"],
+}
 
 CASES = {
     "autoregressive": case("autoregressive", "plain"),
@@ -162,6 +193,18 @@ CASES = {
     "dynamic_tree": case(
         "dynamic_tree", "plain", num_nodes=7, width=3, max_depth=3, **TWO
     ),
+    "eagle": case("eagle", "plain", branching=(2, 2), **WITH_LAYER),
+    "eagle_chain": case("eagle", "plain", branching=(1, 1, 1), **WITH_LAYER),
+    "eagle_drawn": case(
+        "eagle", "law", branching=(2, 2), draws="without_replacement", **WITH_LAYER
+    ),
+    "hydra": case("hydra", "plain", branching=(3, 2, 1), **CHAINED),
+    "medusa": case("medusa", "plain", branching=(3, 2, 1), **TWO_HEADS),
+    "medusa_own": case("medusa", "plain", branching=(2, 2), **OWN_HEADS),
+    "medusa_typical": case(
+        "medusa", "lossy", branching=(3, 2), acceptance="typical", **TWO_HEADS
+    ),
+    "eagle2": case("eagle2", "plain", num_nodes=7, width=3, max_depth=3, **WITH_LAYER),
     "opt_tree": case(
         "opt_tree", "plain", num_nodes=5, max_depth=4, knobs={"delta": 0.4}, **TWO
     ),

@@ -13,10 +13,14 @@ from pdecode.methods.speculative.conditional_verification import (
     conditional_verification,
 )
 from pdecode.methods.speculative.dynamic_tree import dynamic_tree
+from pdecode.methods.speculative.eagle import eagle
+from pdecode.methods.speculative.eagle2 import eagle2
 from pdecode.methods.speculative.easy_spec import easy_spec
 from pdecode.methods.speculative.fastcoder import fastcoder
+from pdecode.methods.speculative.hydra import hydra
 from pdecode.methods.speculative.judge_decoding import judge_decoding
 from pdecode.methods.speculative.lantern import lantern
+from pdecode.methods.speculative.medusa import medusa
 from pdecode.methods.speculative.opt_tree import opt_tree
 from pdecode.methods.speculative.ouroboros import ouroboros
 from pdecode.methods.speculative.pcg import pcg
@@ -49,10 +53,14 @@ __all__ = [
     "cascade",
     "conditional_verification",
     "dynamic_tree",
+    "eagle",
+    "eagle2",
     "easy_spec",
     "fastcoder",
+    "hydra",
     "judge_decoding",
     "lantern",
+    "medusa",
     "opt_tree",
     "ouroboros",
     "pcg",
@@ -90,6 +98,12 @@ VARIANTS = {
         "speculative_sampling",
         {"acceptance": "coupled"},
         "drafter-invariant speculative sampling, Daliri et al., arXiv:2408.07978",
+    ),
+    "eagle3": Variant(
+        "eagle2",
+        {"max_depth": 8},
+        "EAGLE-2's tree of a layer that reads several of the target's, "
+        "arXiv:2503.01840",
     ),
     "greedy_multi_draft": Variant(
         "specinfer",

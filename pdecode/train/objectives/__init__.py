@@ -12,7 +12,16 @@ from typing import Any
 from pdecode.train import objective as record
 from pdecode.train.objective import Objective
 
-NAMES = ("autoregressive", "masked_diffusion", "blockwise_heads", "any_order")
+NAMES = (
+    "autoregressive",
+    "masked_diffusion",
+    "blockwise_heads",
+    "any_order",
+    "eagle",
+    "eagle3",
+    "medusa",
+    "hydra",
+)
 
 
 def find(name: str) -> Objective:

@@ -1,0 +1,38 @@
+"""Hydra: heads that see the tokens drafted before theirs fill a static tree.
+
+Ankner et al., 2024, arXiv:2402.05109. The paper searches its tree for each model; here
+`branching` says it.
+"""
+
+from typing import Annotated
+
+from pdecode import trees
+from pdecode.contracts import ChainedHeads, Decoder, Sampling
+from pdecode.drafters import heads as head_drafters
+from pdecode.families import speculative
+from pdecode.knobs import Count, NextModel, Size, Temperature, TopK, TopP
+
+
+def hydra(
+    model: NextModel,
+    chained_heads: ChainedHeads,
+    *,
+    max_new_tokens: Count,
+    branching: Annotated[tuple[int, ...], Size()] = (4, 2, 1),
+    temperature: Temperature = 0.0,
+    top_k: TopK | None = None,
+    top_p: TopP | None = None,
+) -> Decoder:
+    """Each node's children are the best tokens of a head that has read its path.
+
+    Every node of depth d has branching[d] children, which takes len(branching) heads.
+
+    Guarantee: lossless; token for token plain decoding with the same seed.
+    Cost: 1 + number of nodes query tokens a call; no drafter call, a head a level.
+    """
+    return speculative.draft_verify(
+        model,
+        head_drafters.chained_tree(model, chained_heads, trees.expand(branching)),
+        max_new_tokens=max_new_tokens,
+        sampling=Sampling(temperature, top_k, top_p),
+    )
