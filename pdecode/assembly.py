@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from pdecode import knobs, names, sharding
-from pdecode.contracts import DraftHeads, Model, Params
+from pdecode.contracts import DraftHeads, Filter, Model, Params
 from pdecode.data import datastore
 from pdecode.methods import variants
 from pdecode.models import transformer
@@ -54,7 +54,7 @@ def assemble(
         model_name = first_taken(recipe, values, embedded.SETS[model_name])
     target, params, tokenizer = load(model_name, dtype, mesh)
     if not isinstance(target, Model):
-        raise ValueError(f"{model_name} is a set of heads: give it as the drafter")
+        raise ValueError(f"{model_name} is {_kind(target)}: give it as the drafter")
     needed = knobs.needs(recipe.method).get("model", target.predicts)
     if needed != target.predicts:
         raise ValueError(
@@ -65,7 +65,7 @@ def assemble(
     found, models, trees = [model_name], [target], [params]
     for role in roles[1:]:
         wanted = knobs.needs(recipe.method).get(role, "next")
-        if wanted not in (*KINDS, "heads"):
+        if wanted not in (*KINDS, "heads", "filter"):
             raise ValueError(
                 f"{recipe.label} needs a {role}, which no model folder holds: make "
                 "its record and params in Python and call pdecode.run"
@@ -82,6 +82,8 @@ def assemble(
             second, tree = _resized(second, tree, words, target, tokenizer, mesh)
         if isinstance(second, DraftHeads):
             embedded.check_heads(model_name, params, name, tree)
+        if isinstance(second, Filter):
+            embedded.check_trained_on(model_name, name, "is a filter")
         found.append(name)
         models.append(second)
         trees.append(tree)
@@ -188,6 +190,11 @@ def _second(
             texts = sharding.replicate(texts, mesh)
         return drafter, store, texts, None
     if drafter is None:
+        if role == "filter":
+            raise ValueError(
+                f"{recipe.label} needs a filter trained for {model}: give the folder "
+                "of a run of objective=block_filter as the drafter"
+            )
         if model != "target":
             raise ValueError(
                 f"{recipe.label} needs a {role} for {model}: name an embedded model or "
@@ -195,11 +202,22 @@ def _second(
             )
         drafter = role
     second, tree, words = load(drafter, dtype, mesh)
-    is_heads = not isinstance(second, Model)
-    if is_heads != (role == "heads"):
-        kind = "a set of heads" if is_heads else "a model"
+    is_right = isinstance(second, _PARTS.get(role, Model))
+    if not is_right:
+        kind = _kind(second)
         raise ValueError(f"{recipe.label} takes a {role}, but {drafter} is {kind}")
     return drafter, second, tree, words
+
+
+# What a role is, where it is no model.
+_PARTS = {"heads": DraftHeads, "filter": Filter}
+
+
+def _kind(found: Any) -> str:
+    """What was loaded, in words."""
+    if isinstance(found, Model):
+        return "a model"
+    return "a set of heads" if isinstance(found, DraftHeads) else "a filter"
 
 
 def _resized(drafter: Model, params: Params, own, target: Model, tokenizer, mesh):

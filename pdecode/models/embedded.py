@@ -25,10 +25,10 @@ import ml_dtypes
 import numpy as np
 import safetensors
 
-from pdecode.contracts import DraftHeads, Model, Params
+from pdecode.contracts import DraftHeads, Filter, Model, Params
 from pdecode.models import bytes as byte_text
 from pdecode.models import config as config_module
-from pdecode.models import digits, transformer, two_pass
+from pdecode.models import digits, filters, transformer, two_pass
 from pdecode.models import draft_heads as heads_module
 
 TASKS = ("task_masked",)
@@ -41,10 +41,10 @@ FOLDER = pathlib.Path(__file__).parent / "weights"
 
 def load(
     name: str, folder: pathlib.Path = FOLDER, *, dtype: str | None = None
-) -> tuple[Model | DraftHeads, Params, Any]:
+) -> tuple[Model | DraftHeads | Filter, Params, Any]:
     """(model, params, tokenizer); for "heads" the model is a `DraftHeads`.
 
-    In float32, or `dtype`.
+    In float32, or `dtype`. A folder may hold a `Filter` too.
 
     `name` may also be the folder of a finished run. Equal configurations give the same
     (hashable) model object. Raises ValueError, in one line: an unknown name (lists the
@@ -95,13 +95,21 @@ def check_heads(model: str, params: Params, heads: str, tree: Params) -> None:
             f"{heads} are heads of a model of width {sizes[0]}, but {model} has "
             f"width {sizes[1]}: give the model that they were trained on"
         )
-    known = [name for name in (model, heads) if name in NAMES or is_run(name)]
+    check_trained_on(model, heads, "are heads")
+
+
+def check_trained_on(model: str, part: str, what: str) -> None:
+    """ValueError where `part`, which `what`, was trained on another model's weights.
+
+    By their hash, where both records are there.
+    """
+    known = [name for name in (model, part) if name in NAMES or is_run(name)]
     if len(known) < 2:
         return
-    theirs = _record(heads).get("frozen", {}).get("target")
+    theirs = _record(part).get("frozen", {}).get("target")
     if theirs is not None and theirs["sha256"] != _record(model)["sha256"]:
         raise ValueError(
-            f"{heads} are heads of {theirs['from']} (weights {theirs['sha256'][:12]}), "
+            f"{part} {what} of {theirs['from']} (weights {theirs['sha256'][:12]}), "
             f"but {model} has weights {_record(model)['sha256'][:12]}: give the model "
             "that they were trained on"
         )
@@ -211,4 +219,5 @@ KINDS = {
     "draft_heads": lambda record, dtype: heads_module.make_heads(
         holds(record)["num_heads"]
     ),
+    "filter": lambda record, dtype: filters.make_filter(holds(record)["block_length"]),
 }

@@ -29,4 +29,15 @@ CASES = {
         "frozen": ("target",),
         "options": {"num_heads": 2, "heads_width": 16},
     },
+    "certainty": {"model": CANVAS, "options": {"block_length": 4}},
+    "block_filter": {
+        "model": CANVAS,
+        "frozen": ("target",),
+        "options": {"block_length": 4},
+    },
+    "consistency": {
+        "model": MODEL,
+        "data": "rows",
+        "options": {"prompt_length": 1, "block_length": 2},
+    },
 }

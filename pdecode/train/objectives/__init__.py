@@ -12,7 +12,15 @@ from typing import Any
 from pdecode.train import objective as record
 from pdecode.train.objective import Objective
 
-NAMES = ("autoregressive", "masked_diffusion", "blockwise_heads", "any_order")
+NAMES = (
+    "autoregressive",
+    "masked_diffusion",
+    "blockwise_heads",
+    "any_order",
+    "certainty",
+    "block_filter",
+    "consistency",
+)
 
 
 def find(name: str) -> Objective:
