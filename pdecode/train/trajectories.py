@@ -118,8 +118,8 @@ def records(
     found: Traced, labels: np.ndarray, prompt_length: int, block_length: int,
     copies: int, draw: np.random.Generator,
 ) -> Iterator[np.ndarray]:  # fmt: skip
-    """uint16 [4 L] of each row of a batch, `copies` times with other states."""
-    for row, decoded in enumerate(found.tokens):
+    """uint16 [4 L] of each row that has `labels`, `copies` times with other states."""
+    for row, decoded in enumerate(found.tokens[: len(labels)]):
         blocks = states(found, row, prompt_length, block_length)
         for _ in range(copies):
             state, after = decoded.copy(), decoded.copy()
