@@ -87,6 +87,66 @@ def test_loss_and_figure_are_the_bound_of_the_answer(model, parts):
     assert abs(whole / exact - 1) > 0.2
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"weighting": "mdlm", "noise_schedule": "cosine"},
+        {"weighting": "mdlm", "noise_schedule": "quadratic", "complement": True},
+        {"weighting": "llada", "complement": True},
+        {"weighting": "cart"},
+        {"weighting": "even", "complement": True},
+    ],
+    ids=lambda options: " ".join(map(str, options.values())),
+)
+def test_which_weights_are_the_bound(options):
+    """A loss of 1 nat a token in place of a network's: what weighs how much.
+
+    The bound of n tokens is n nats then, whatever the schedule and the copies.
+    """
+    num, config = 4096, config_of(CANVAS, prompt_end=END, **options)
+    rows = jnp.asarray(np.repeat(ROW, num, 0))
+    made = masked_diffusion.noise(config)({"tokens": rows}, jax.random.key(0))
+    copies = 2 if options.get("complement") else 1
+    assert made["tokens"].shape[0] == copies * num
+    if copies == 2:
+        pairs = np.asarray(made["masked"]).reshape(num, 2, -1)
+        wanted = np.repeat(np.arange(6)[None] >= 2, num, 0)
+        np.testing.assert_array_equal(pairs[:, 0] ^ pairs[:, 1], wanted)
+    total = (made["masked"] * made["weight"]).sum() / (copies * num)
+    if options["weighting"] in ("llada", "mdlm"):
+        np.testing.assert_allclose(total, 4.0, rtol=0.05)
+    elif options["weighting"] == "even":
+        np.testing.assert_allclose(total, 2.0)  # each of four in one of two copies
+    else:
+        assert abs(total - 4.0) > 0.5
+
+
+def test_context_weights_are_sums_of_a_geometric_law():
+    """A mask with all of its neighbours visible, in closed form; then one by one."""
+    masked = np.zeros((1, 9), bool)
+    masked[0, 3] = True
+    found = masked_diffusion.context_weights(jnp.asarray(masked), 0.3)
+    closed = 1 - 0.7**3 / 2 - 0.7**5 / 2
+    np.testing.assert_allclose(found[0, 3], closed, rtol=1e-6)
+    masked = np.random.default_rng(0).random((3, 9)) < 0.5
+    found = masked_diffusion.context_weights(jnp.asarray(masked), 0.2)
+    slow = [
+        [
+            sum(0.1 * 0.8 ** (abs(i - j) - 1) for j in range(9) if j != i and not m[j])
+            for i in range(9)
+        ]
+        for m in masked
+    ]
+    np.testing.assert_allclose(found, slow, rtol=1e-5)
+    for options, match in (
+        ({"weighting": "llada", "noise_schedule": "cosine"}, "needs weighting='mdlm'"),
+        ({"noise_schedule": "square"}, "unknown noise_schedule 'square'"),
+        ({"kernel": 0}, "kernel=0 must be at least"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            masked_diffusion.Options(**options)
+
+
 def test_rows_stay_whole():
     tokens = np.arange(12 * 36, dtype=np.uint16)
     made = packing.sampler(tokens, row_len=36, batch_size=4, seed=3, is_whole=True)

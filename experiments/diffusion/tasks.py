@@ -66,7 +66,7 @@ def summed(rows, careful, draw):
 
 
 def measure(weights, entry, num, careful):
-    """Lines of a table: a value and a kind of task each."""
+    """Lines of a table, a value and a kind of task each, and the careful decode."""
     name, model, params, filter_ = weights
     source = suite.trained(model, params, num, SEED)
     if filter_ is not None:
@@ -75,6 +75,7 @@ def measure(weights, entry, num, careful):
             model=(model, filter_[0]),
             batches=[batch._replace(params=both) for batch in source.batches],
         )
+    lines = []
     for value in entry.values:
         rows = rows_of(entry, value, source)
         careful = rows if careful is None else careful
@@ -91,7 +92,22 @@ def measure(weights, entry, num, careful):
                 if kind_of(row[0]) == kind:
                     by_task.setdefault(row[0], []).append(row[1])
             line["right_by_task"] = {k: float(np.mean(v)) for k, v in by_task.items()}
-            yield line, careful
+            lines.append(line)
+            say(line, value)
+    return lines, careful
+
+
+def say(line, value):
+    """A line of the table, as text."""
+    accuracy, speed, share = (
+        "{:7.2f} ({:.2f}-{:.2f})".format(*line[field])
+        for field in ("right_percent", "tokens_per_call", "share_of_calls")
+    )
+    print(
+        f"{line['weights']:9} {line['method']:9} {value:5g} {line['kind']:15} "
+        f"{accuracy} {speed} {share}",
+        flush=True,
+    )
 
 
 def main():
@@ -111,18 +127,8 @@ def main():
         jobs.append((("before", model, params, assembly.load(args.filter)), FILTERED))
     lines, careful = [], None
     for weights, entry in jobs:
-        for line, careful in measure(weights, entry, args.instances, careful):
-            lines.append(line)
-            accuracy, speed, share = (
-                "{:7.2f} ({:.2f}-{:.2f})".format(*line[field])
-                for field in ("right_percent", "tokens_per_call", "share_of_calls")
-            )
-            value = next(line[e.knob] for e in (entry,))
-            print(
-                f"{line['weights']:9} {line['method']:9} {value:5g} "
-                f"{line['kind']:15} {accuracy} {speed} {share}",
-                flush=True,
-            )
+        some, careful = measure(weights, entry, args.instances, careful)
+        lines += some
     args.out.write_text(json.dumps(lines, indent=1) + "\n")
 
 

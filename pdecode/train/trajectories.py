@@ -212,6 +212,8 @@ def main(arguments: list[str]) -> None:
     made.add_argument("--max-run", type=int, default=32)
     args = made.parse_args(arguments)
     model, params, _ = embedded.load(args.model)
+    if not isinstance(model, Model) or model.predicts != "next":
+        raise ValueError(f"{args.model} is no causal model: Jacobi iterates one")
     streams = {}
     for seed, (split, num) in enumerate(
         (("train", args.prompts), ("validation", max(args.prompts // 16, 1)))

@@ -99,6 +99,8 @@ def rerun(
     decoder: of the likeliest token that is no mask, under the law that has the mask.
     """
     how = passes.of_decoding(model) if how is None else how
+    mask_id = model.mask_id
+    assert mask_id is not None, "the objective asks for one"
     tokens, here, later = batch["tokens"], batch["here"], batch["later"]
     index = jnp.arange(tokens.shape[1])[None] - batch["begin"]
     nth = jnp.arange(tokens.shape[0])[:, None]
@@ -110,10 +112,10 @@ def rerun(
 
     def step(carry):
         number, masked, going, found = carry
-        seen = jnp.where(masked | later, model.mask_id, tokens)
+        seen = jnp.where(masked | later, mask_id, tokens)
         hidden = passes.hidden(how, params, seen)
         raw = losses.logits_of(model, params, hidden, ban_mask=False)
-        token = jnp.argmax(raw.at[..., model.mask_id].set(-jnp.inf), axis=-1)
+        token = jnp.argmax(raw.at[..., mask_id].set(-jnp.inf), axis=-1)
         said = jnp.take_along_axis(jax.nn.softmax(raw), token[..., None], -1)[..., 0]
         is_right = token == tokens
         now = (placed(said, 1.0), placed(is_right, False), placed(here, False))

@@ -87,6 +87,7 @@ def laws(
     token is the true one.
     """
     how = passes.of_decoding(model) if how is None else how
+    assert model.mask_id is not None, "the objective asks for one"
     seen = jnp.where(masked, model.mask_id, tokens)
     logits = losses.logits_of(model, params, passes.hidden(how, params, seen))
     nats = optax.softmax_cross_entropy_with_integer_labels(logits, tokens)
