@@ -3,13 +3,14 @@
     python experiments/diffusion/jacobi.py --consistency results/byte_consistency \
         --out experiments/diffusion/jacobi.json
 
-Prompts are 32 bytes of validation text, which neither the target nor its trajectories
-of the training split were made from. Tokens a call are of the same prompts before and
-after; their intervals, and that of the ratio, are bootstrap's over prompts (95 %, 1000
-resamples). Bits per byte are of all of the validation text's first rows.
+Prompts are 32 tokens of validation text, which no run was trained on. Tokens a call are
+of the same prompts before and after; their intervals, and that of the ratio, are
+bootstrap's over prompts (95 %, 1000 resamples). Bits per byte are of rows spread over
+the validation text.
 """
 
 import argparse
+import dataclasses
 import json
 import pathlib
 
@@ -40,9 +41,11 @@ def interval(values):
     return np.quantile(values, [0.025, 0.975]).tolist()
 
 
-def bits(params, max_rows):
+def bits(origin, params, max_rows):
     """Bits per byte of the next-token loss on validation text."""
-    config = settings.load(HERE.parent.parent / "configs" / "byte_target.py")
+    config = settings.load(HERE.parent.parent / "configs" / "byte_drafter.py")
+    _, record = embedded.read_from(origin)
+    config = dataclasses.replace(config, model=embedded.transformer_config(record))
     text = Text(
         packing.load_split("validation"), "validation", "byte", config.given_ids
     )
@@ -51,7 +54,7 @@ def bits(params, max_rows):
 
 def main():
     made = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    made.add_argument("--model", default="target")
+    made.add_argument("--model", default="drafter")
     made.add_argument("--consistency", required=True)
     made.add_argument("--prompts", type=int, default=96)
     made.add_argument("--max-new-tokens", type=int, default=96)
@@ -81,8 +84,11 @@ def main():
         )  # fmt: skip
         print(lines[-1], flush=True)
     quality = {
-        name: bits(params, args.eval_rows)
-        for name, params in (("before", before), ("after", after))
+        name: bits(origin, params, args.eval_rows)
+        for name, origin, params in (
+            ("before", args.model, before),
+            ("after", args.consistency, after),
+        )
     }
     print(quality)
     found = {"jacobi": lines, "validation": quality}
