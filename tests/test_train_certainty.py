@@ -1,6 +1,7 @@
 """Certainty forcing and the filter of ready positions: losses, gradients, decodes."""
 
 import dataclasses
+import functools
 import itertools
 
 import jax
@@ -67,11 +68,16 @@ def test_blocks_are_those_that_are_decoded(model):
 def log_laws(model, params, row, masked):
     """Log-laws [L, V] of one row, the mask being no answer, by a decoder's own call."""
     seen = jnp.asarray(np.where(masked, MASK, row)[None])
-    hidden = transformer.forward(model, params, seen).hidden[0]
-    logits = np.asarray(hidden @ transformer.make_model(model).head(params).weight.T)
+    logits = np.asarray(_logits(model, params, seen))
     logits = np.delete(logits.astype(np.float64), MASK, axis=1)
     top = logits.max(1, keepdims=True)
     return logits - top - np.log(np.exp(logits - top).sum(1, keepdims=True))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _logits(model, params, seen):
+    hidden = transformer.forward(model, params, seen).hidden[0]
+    return hidden @ transformer.make_model(model).head(params).weight.T
 
 
 def slow_certainty(model, params, batch, beta, sharpness):
@@ -116,10 +122,10 @@ def test_the_loss_is_the_papers_by_hand(model):
     parts = []
     for number, beta in ((0, 2.0), (1, 0.0), (2, 1.0)):
         config = config_of("certainty", model, beta=beta, sharpness=0.7)
-        batch = certainty.noise(config)(
+        batch = jax.jit(certainty.noise(config))(
             {"tokens": jnp.asarray(rows)}, jax.random.key(number)
         )
-        found, aux = certainty.loss(config)(params, {}, batch, jax.random.key(9), 0)
+        found, aux = jax.jit(certainty.loss(config))(params, {}, batch, None, 0)
         slow = slow_certainty(model, params, batch, beta, 0.7)
         np.testing.assert_allclose(found, slow, rtol=1e-5)
         # The copies mask each place of the block once.
@@ -167,9 +173,7 @@ def slow_rerun(model, params, row, number, of):
     found = []
     while masked.any():
         seen = jnp.asarray(np.where(masked | (of > number), MASK, row)[None])
-        hidden = transformer.forward(model, params, seen).hidden[0]
-        head = transformer.make_model(model).head(params).weight
-        p = np.asarray(jax.nn.softmax(hidden @ head.T))
+        p = np.asarray(jax.nn.softmax(_logits(model, params, seen)))
         confidence, labels = np.ones(4), np.zeros(4, bool)
         filled = masked.copy()
         for i in places:
@@ -192,7 +196,7 @@ def test_the_rerun_is_the_greedy_decode_by_hand(model):
     filter_params = filters.init(4, jax.random.key(1))
     many = 0
     for seed in range(3):
-        batch = block_filter.noise(config)(
+        batch = jax.jit(block_filter.noise(config))(
             {"tokens": jnp.asarray(rows)}, jax.random.key(seed)
         )
         found = jax.tree.map(np.asarray, block_filter.rerun(model, params, batch, 4))
@@ -216,8 +220,8 @@ def test_the_rerun_is_the_greedy_decode_by_hand(model):
                     total -= np.log(share if labels[place] else 1 - share)
                     count += 1
         frozen = {"target": params}
-        value, _ = block_filter.loss(config)(
-            filter_params, frozen, batch, jax.random.key(0), 0
+        value, _ = jax.jit(block_filter.loss(config))(
+            filter_params, frozen, batch, None, 0
         )
         np.testing.assert_allclose(value, total / count, rtol=1e-5)
     assert many > 1  # or nothing of a second step was seen
@@ -275,7 +279,9 @@ def test_gradients_reach_what_the_papers_train():
     rows = {"tokens": jnp.asarray(ROWS)}
     config = config_of("certainty", CANVAS)
     batch = certainty.noise(config)(rows, jax.random.key(0))
-    slope = jax.grad(lambda p: certainty.loss(config)(p, {}, batch, None, 0)[0])(target)
+    slope = jax.jit(
+        jax.grad(lambda p: certainty.loss(config)(p, {}, batch, None, 0)[0])
+    )(target)
     assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(slope))
     config = config_of("block_filter", CANVAS)
     params = block_filter.start(config, jax.random.key(1), None)
@@ -284,7 +290,7 @@ def test_gradients_reach_what_the_papers_train():
     def of(params, target):
         return block_filter.loss(config)(params, {"target": target}, batch, None, 0)[0]
 
-    own = jax.grad(of)(params, target)
+    own = jax.jit(jax.grad(of))(params, target)
     assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(own))
 
 

@@ -88,7 +88,7 @@ def test_the_loss_is_the_papers_by_hand(is_local):
     parts = hand_made()
     batch = {"tokens": jnp.asarray(parts.reshape(2, -1), jnp.int32)}
     config = config_of(ar_weight=3.0, is_local=is_local)
-    found, _ = consistency.loss(config)(PARAMS, {}, batch, None, 0)
+    found, _ = jax.jit(consistency.loss(config))(PARAMS, {}, batch, None, 0)
     np.testing.assert_allclose(found, slow_loss(parts, 3.0, is_local), rtol=1e-5)
     # The control: the other one of the two losses is another number.
     other = slow_loss(parts, 3.0, not is_local)
@@ -98,7 +98,7 @@ def test_the_loss_is_the_papers_by_hand(is_local):
 def slope_of(parts, **options):
     batch = {"tokens": jnp.asarray(parts.reshape(len(parts), -1), jnp.int32)}
     loss = consistency.loss(config_of(**options))
-    return jax.grad(lambda p: loss(p, {}, batch, None, 0)[0])(PARAMS)
+    return jax.jit(jax.grad(lambda p: loss(p, {}, batch, None, 0)[0]))(PARAMS)
 
 
 def size(tree):
@@ -128,7 +128,7 @@ def test_gradients_reach_the_student_and_not_through_its_target():
         each = jnp.where(chosen, nats, 0.0).sum(1) / chosen.sum(1)
         return each.mean()
 
-    again = jax.grad(constant)(PARAMS)
+    again = jax.jit(jax.grad(constant))(PARAMS)
     for one, other in zip(jax.tree.leaves(slope), jax.tree.leaves(again)):
         np.testing.assert_allclose(one, other, atol=1e-6)
 
