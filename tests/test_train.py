@@ -307,7 +307,9 @@ def test_overrides():
             settings.override(RUN, [setting])
 
 
-@pytest.mark.parametrize("name", ["target", "drafter", "heads", "diffusion"])
+@pytest.mark.parametrize(
+    "name", ["target", "drafter", "heads", "diffusion", "consistency"]
+)
 def test_configs_load(name):
     config = settings.load(ROOT / "configs" / f"byte_{name}.py")
     assert config.name == f"byte_{name}"

@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import math
 import pathlib
+import types
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,10 @@ from tiny import RUN
 
 from pdecode.data import packing, texts
 from pdecode.data.parallelbench import rows as task_rows
+from pdecode.data.parallelbench import tasks
+from pdecode.evals.parallelbench import answers, suite
 from pdecode.models import embedded, transformer
+from pdecode.models.bytes import tokenizer
 from pdecode.train import evaluate, losses, plain, settings
 from pdecode.train.objectives import masked_diffusion
 
@@ -182,3 +186,48 @@ def test_the_config_of_the_embedded_model_loads():
     assert config.name == config.model.name == "task_masked"
     assert config.data == "tasks" and config.options.prompt_end == task_rows.END_ID
     plain.check(config.model)
+
+
+def test_configs_of_own_answers_load():
+    root = pathlib.Path(__file__).parent.parent / "configs"
+    for name, objective in (("certainty", "certainty"), ("filter", "block_filter")):
+        config = settings.load(root / f"task_{name}.py")
+        assert (config.name, config.objective) == (f"task_{name}", objective)
+        assert config.data == "rows" and config.own_rows == task_rows.ROW_LEN
+        assert config.options.prompt_end == task_rows.END_ID
+
+
+def test_own_answers_are_rows_of_what_was_right(monkeypatch):
+    """Every second answer is spoiled; what is left is prompt, answer and EOS."""
+    asked = []
+
+    def decoded(entry, value, source, batch, seed):
+        num = 2 * len(set(batch.tasks))
+        some = [
+            each
+            for name in dict.fromkeys(batch.tasks)
+            for each in tasks.generate(name, 9, 2, split="train")
+        ]
+        assert len(some) == num == len(batch.tasks) and entry.knob == "tokens a step"
+        tokens = np.zeros((num, 64), np.int32)
+        starts, lengths = np.zeros(num, int), np.zeros(num, int)
+        for row, each in enumerate(some):
+            answer = "?" + each.answer[1:] if row % 2 else each.answer
+            prompt = tokenizer.encode(each.prompt)
+            own = tokenizer.encode(each.prompt + answer)
+            tokens[row, : len(own)] = own
+            starts[row], lengths[row] = len(prompt), len(own) - len(prompt)
+            if row % 2 == 0:
+                asked.append(each)
+        made = types.SimpleNamespace(tokens=tokens, start=starts, lengths=lengths)
+        return types.SimpleNamespace(generation=made)
+
+    monkeypatch.setattr(suite, "decoded", decoded)
+    model = transformer.make_model(CANVAS)
+    found, counts = answers.rows(model, {}, 9, 2)
+    assert counts == dict.fromkeys(tasks.NAMES, 1)
+    wanted = {each.prompt + each.answer for each in asked}
+    texts_ = {tokenizer.decode(row[row < 256].tolist()) for row in found}
+    assert texts_ == wanted and found.shape == (len(tasks.NAMES), task_rows.ROW_LEN)
+    for row in found:
+        assert row[0] == 257 and (row[int(np.argmax(row == 258)) :] == 258).all()

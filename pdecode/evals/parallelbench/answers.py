@@ -51,6 +51,8 @@ def rows(model, params, seed: int, num: int) -> tuple[np.ndarray, dict[str, int]
                 row[:length] = made.tokens[index][:length]
                 found.append(row)
                 counts[batch.tasks[index]] += 1
+    if not found:
+        raise ValueError("no answer of the model is right: there is nothing to learn")
     order = np.random.Generator(np.random.Philox(key=seed)).permutation(len(found))
     return np.stack(found)[order], counts
 
