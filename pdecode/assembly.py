@@ -30,8 +30,9 @@ HELD = {
     "heads": "a set of heads",
     "chained_heads": "a set of chained heads",
     "layer": "a draft layer",
+    "filter": "a filter",
 }
-BESIDE = ("heads", "chained_heads", "layer")
+BESIDE = ("heads", "chained_heads", "layer", "filter")
 
 
 class Assembled(NamedTuple):
@@ -174,7 +175,7 @@ def _load(name: str, dtype: str | None, mesh: Mesh | None, fused: bool, stamp: t
         model, params, tokenizer = embedded.load(name, dtype=dtype)
         if isinstance(model, Model) and model.vocab_size != tokenizer.vocab_size:
             tokenizer = tokenizers.load(pathlib.Path(name))  # no bytes: ids only
-        if fused:
+        if fused and isinstance(model, Model):
             params = fusing.fused(params)
         if mesh is not None:
             is_whole = isinstance(model, Model)
@@ -212,6 +213,11 @@ def _second(
             texts = sharding.replicate(texts, mesh)
         return drafter, store, texts, None
     if drafter is None:
+        if role == "filter":
+            raise ValueError(
+                f"{recipe.label} needs a filter trained for {model}: give the folder "
+                "of a run of objective=block_filter as the drafter"
+            )
         if model != "target" or role not in embedded.NAMES:
             raise ValueError(
                 f"{recipe.label} needs a {role} for {model}: name an embedded model or "

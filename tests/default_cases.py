@@ -222,6 +222,17 @@ BY_DEFAULT = {
         "test_longer_run_continues_a_constant_rate_and_nothing_else": 0,
         "test_plain_pass_is_the_transformers": 1,
     },
+    "test_train_certainty.py": {
+        "test_a_filters_folder_decodes_with_its_model_and_no_other": 0,
+        "test_blocks_are_those_that_are_decoded": 1,
+        "test_only_what_is_right_is_made_certain": 0,
+        "test_the_loss_is_the_papers_by_hand": 1,
+        "test_the_rerun_is_the_greedy_decode_by_hand": 1,
+    },
+    "test_train_consistency.py": {
+        "test_the_loss_is_the_papers_by_hand": 1,
+        "test_what_collapsed_is_left_out_and_a_folder_is_written_whole": 0,
+    },
     "test_train_figures.py": {
         "test_bits_per_byte_are_those_of_an_independent_network": 1,
         "test_heads_are_not_scored_on_padding": 1,

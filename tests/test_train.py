@@ -80,7 +80,9 @@ def test_bos_is_given_not_predicted():
     np.testing.assert_array_equal(counted[0], np.arange(11) != 4)
 
 
-@pytest.mark.parametrize("weighting", ["llada", "mdlm"])
+@pytest.mark.parametrize(
+    "weighting", [("llada",), ("mdlm",), ("mdlm", "quadratic"), ("mdlm", "cosine")]
+)
 def test_diffusion_weights_make_the_loss_an_unbiased_bound(weighting):
     """E over t, masks of weight * masked CE is the mean over orders: enumerate it.
 
@@ -88,7 +90,7 @@ def test_diffusion_weights_make_the_loss_an_unbiased_bound(weighting):
     rate covers (0, 1): the average over orders in which M is still open.
     """
     length = 3
-    rate, weight = masked_diffusion.mask_rates(200_000, jax.random.key(1), weighting)
+    rate, weight = masked_diffusion.mask_rates(200_000, jax.random.key(1), *weighting)
     rate, weight = np.asarray(rate, np.float64), np.asarray(weight, np.float64)
     for size in range(1, length + 1):
         chance = rate**size * (1 - rate) ** (length - size)
@@ -305,7 +307,9 @@ def test_overrides():
             settings.override(RUN, [setting])
 
 
-@pytest.mark.parametrize("name", ["target", "drafter", "heads", "diffusion"])
+@pytest.mark.parametrize(
+    "name", ["target", "drafter", "heads", "diffusion", "consistency"]
+)
 def test_configs_load(name):
     config = settings.load(ROOT / "configs" / f"byte_{name}.py")
     assert config.name == f"byte_{name}"

@@ -397,16 +397,16 @@ def test_a_run_that_was_stopped_ends_with_the_same_bits(tmp_path, monkeypatch, n
         name, tmp_path, steps=4, checkpoint_every=2, eval_every=4, ema_decay=0.5,
         accumulate=2, row_len=16,
     )  # fmt: skip
-    whole = train(config, tmp_path / "whole", mesh={"data": 2}, **quiet())
+    whole = train(config, tmp_path / "whole", mesh={"data": 2}, **quiet(name))
     batch = packing.Sampler.batch
     monkeypatch.setattr(
         packing.Sampler, "batch", lambda self, step: batch(self, step // (step < 3))
     )
     with pytest.raises(ZeroDivisionError):
-        train(config, tmp_path / "run", mesh={"data": 2}, **quiet())
+        train(config, tmp_path / "run", mesh={"data": 2}, **quiet(name))
     monkeypatch.undo()
     lines = []
-    more = {"streams": tiny.streams(), "log": lines.append, "mesh": {"data": 2}}
+    more = {"streams": tiny.streams(name), "log": lines.append, "mesh": {"data": 2}}
     again = train(config, tmp_path / "run", **more)
     assert lines[0] == "resumed at step 2"
     jax.tree.map(np.testing.assert_array_equal, again.params, whole.params)

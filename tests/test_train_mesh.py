@@ -78,7 +78,7 @@ def test_parts_of_a_batch_add_up(tmp_path, name):
     for number, (parts, axes) in enumerate([(1, 1), (4, 1), (2, 4)]):
         config = dataclasses.replace(short, accumulate=parts)
         workdir = tmp_path / str(number)
-        result = train(config, workdir, mesh={"data": axes}, **quiet())
+        result = train(config, workdir, mesh={"data": axes}, **quiet(name))
         lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
         told = [(line["loss"], line["grad_norm"]) for line in lines]
         found.append((result.params, told))

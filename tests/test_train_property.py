@@ -99,7 +99,10 @@ def fields_of(kind, sizes, run, odd):
         "predicts": needs.predicts[0],
         "shift": kind["shift"] and needs.shift,
     }
-    run = {"objective": kind["objective"], **run}
+    own = tiny.CASES[kind["objective"]]
+    run = {"objective": kind["objective"], "data": own.get("data"), **run}
+    if "options" in own:
+        run["options"] = own["options"]
     for name, number in odd.items():
         value = CHOICES[name][number % len(CHOICES[name])]
         part, _, field = name.rpartition(".")
@@ -117,14 +120,17 @@ def attempt(kind, sizes, run, odd, axes):
             model = dataclasses.replace(MODEL, head_dim=0, sliding=(), **fields)
             roles = objectives.find(kind["objective"]).needs.frozen
             frozen = {role: str(root / role) for role in roles}
-            if model.attention == "causal" and model.predicts == "next":
+            needs = objectives.find(kind["objective"]).needs
+            if (model.attention, model.predicts) == (
+                needs.attention[0], needs.predicts[0]
+            ):  # fmt: skip
                 for role in roles:
                     stored_model(root / role, model)
             config = dataclasses.replace(
                 RUN, model=model, frozen=frozen, steps=3, eval_every=3,
                 checkpoint_every=3, eval_rows=2, **run,
             )  # fmt: skip
-            result = train(config, root / "run", mesh=axes, **quiet())
+            result = train(config, root / "run", mesh=axes, **quiet(config.objective))
         except ValueError as error:
             message = str(error)
             assert "\n" not in message and any(name in message for name in NAMED)
@@ -135,8 +141,10 @@ def attempt(kind, sizes, run, odd, axes):
         }
     assert embedded.transformer_config(record) == model
     jax.tree.map(np.testing.assert_array_equal, params, result.params)
-    validation = tiny.streams()[1]
-    text = Text(validation, "validation", config.scored_unit, config.given_ids)
+    validation = tiny.streams(config.objective)[1]
+    text = Text(
+        validation, "validation", config.scored_unit, config.given_ids, config.own_rows
+    )
     figures = export.figures(config, params, frozen, text)
     assert set(figures) == set(record["validation"])
     # A moved sum in bfloat16 is worth more than one in float32.

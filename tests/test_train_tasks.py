@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import math
 import pathlib
+import types
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +15,11 @@ from tiny import RUN
 
 from pdecode.data import packing, texts
 from pdecode.data.parallelbench import rows as task_rows
+from pdecode.data.parallelbench import tasks
+from pdecode.evals.parallelbench import answers, suite
 from pdecode.models import embedded, transformer
-from pdecode.train import evaluate, losses, settings
+from pdecode.models.bytes import tokenizer
+from pdecode.train import evaluate, losses, plain, settings
 from pdecode.train.objectives import masked_diffusion
 
 BLOCKS = dataclasses.replace(CANVAS, attention="block_causal", block_len=3)
@@ -146,6 +150,66 @@ def test_loss_and_figure_are_the_bound_of_the_answer(model, parts):
     assert abs(whole / exact - 1) > 0.2
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"weighting": "mdlm", "noise_schedule": "cosine"},
+        {"weighting": "mdlm", "noise_schedule": "quadratic", "complement": True},
+        {"weighting": "llada", "complement": True},
+        {"weighting": "cart"},
+        {"weighting": "even", "complement": True},
+    ],
+    ids=lambda options: " ".join(map(str, options.values())),
+)
+def test_which_weights_are_the_bound(options):
+    """A loss of 1 nat a token in place of a network's: what weighs how much.
+
+    The bound of n tokens is n nats then, whatever the schedule and the copies.
+    """
+    num, config = 4096, config_of(CANVAS, prompt_end=END, **options)
+    rows = jnp.asarray(np.repeat(ROW, num, 0))
+    made = masked_diffusion.noise(config)({"tokens": rows}, jax.random.key(0))
+    copies = 2 if options.get("complement") else 1
+    assert made["tokens"].shape[0] == copies * num
+    if copies == 2:
+        pairs = np.asarray(made["masked"]).reshape(num, 2, -1)
+        wanted = np.repeat(np.arange(6)[None] >= 2, num, 0)
+        np.testing.assert_array_equal(pairs[:, 0] ^ pairs[:, 1], wanted)
+    total = (made["masked"] * made["weight"]).sum() / (copies * num)
+    if options["weighting"] in ("llada", "mdlm"):
+        np.testing.assert_allclose(total, 4.0, rtol=0.05)
+    elif options["weighting"] == "even":
+        np.testing.assert_allclose(total, 2.0)  # each of four in one of two copies
+    else:
+        assert abs(total - 4.0) > 0.5
+
+
+def test_context_weights_are_sums_of_a_geometric_law():
+    """A mask with all of its neighbours visible, in closed form; then one by one."""
+    masked = np.zeros((1, 9), bool)
+    masked[0, 3] = True
+    found = masked_diffusion.context_weights(jnp.asarray(masked), 0.3)
+    closed = 1 - 0.7**3 / 2 - 0.7**5 / 2
+    np.testing.assert_allclose(found[0, 3], closed, rtol=1e-6)
+    masked = np.random.default_rng(0).random((3, 9)) < 0.5
+    found = masked_diffusion.context_weights(jnp.asarray(masked), 0.2)
+    slow = [
+        [
+            sum(0.1 * 0.8 ** (abs(i - j) - 1) for j in range(9) if j != i and not m[j])
+            for i in range(9)
+        ]
+        for m in masked
+    ]
+    np.testing.assert_allclose(found, slow, rtol=1e-5)
+    for options, match in (
+        ({"weighting": "llada", "noise_schedule": "cosine"}, "needs weighting='mdlm'"),
+        ({"noise_schedule": "square"}, "unknown noise_schedule 'square'"),
+        ({"kernel": 0}, "kernel=0 must be at least"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            masked_diffusion.Options(**options)
+
+
 def test_rows_stay_whole():
     tokens = np.arange(12 * 36, dtype=np.uint16)
     made = packing.sampler(tokens, row_len=36, batch_size=4, seed=3, is_whole=True)
@@ -181,3 +245,49 @@ def test_the_configs_of_the_embedded_models_load(name):
     config = settings.load(root / embedded.config_of(name))
     assert config.name == config.model.name == name
     assert config.data == "tasks" and config.options.prompt_end == task_rows.END_ID
+    plain.check(config.model)
+
+
+def test_configs_of_own_answers_load():
+    root = pathlib.Path(__file__).parent.parent / "configs"
+    for name, objective in (("certainty", "certainty"), ("filter", "block_filter")):
+        config = settings.load(root / f"task_{name}.py")
+        assert (config.name, config.objective) == (f"task_{name}", objective)
+        assert config.data == "rows" and config.own_rows == task_rows.ROW_LEN
+        assert config.options.prompt_end == task_rows.END_ID
+
+
+def test_own_answers_are_rows_of_what_was_right(monkeypatch):
+    """Every second answer is spoiled; what is left is prompt, answer and EOS."""
+    asked = []
+
+    def decoded(entry, value, source, batch, seed):
+        num = 2 * len(set(batch.tasks))
+        some = [
+            each
+            for name in dict.fromkeys(batch.tasks)
+            for each in tasks.generate(name, 9, 2, split="train")
+        ]
+        assert len(some) == num == len(batch.tasks) and entry.knob == "tokens a step"
+        tokens = np.zeros((num, 64), np.int32)
+        starts, lengths = np.zeros(num, int), np.zeros(num, int)
+        for row, each in enumerate(some):
+            answer = "?" + each.answer[1:] if row % 2 else each.answer
+            prompt = tokenizer.encode(each.prompt)
+            own = tokenizer.encode(each.prompt + answer)
+            tokens[row, : len(own)] = own
+            starts[row], lengths[row] = len(prompt), len(own) - len(prompt)
+            if row % 2 == 0:
+                asked.append(each)
+        made = types.SimpleNamespace(tokens=tokens, start=starts, lengths=lengths)
+        return types.SimpleNamespace(generation=made)
+
+    monkeypatch.setattr(suite, "decoded", decoded)
+    model = transformer.make_model(CANVAS)
+    found, counts = answers.rows(model, {}, 9, 2)
+    assert counts == dict.fromkeys(tasks.NAMES, 1)
+    wanted = {each.prompt + each.answer for each in asked}
+    texts_ = {tokenizer.decode(row[row < 256].tolist()) for row in found}
+    assert texts_ == wanted and found.shape == (len(tasks.NAMES), task_rows.ROW_LEN)
+    for row in found:
+        assert row[0] == 257 and (row[int(np.argmax(row == 258)) :] == 258).all()

@@ -8,6 +8,7 @@ import functools
 import hashlib
 import os
 import pathlib
+import tempfile
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
@@ -130,6 +131,22 @@ def save(path: str | os.PathLike, tokens: np.ndarray) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with files.replacing(path) as file:
         np.save(file, tokens)
+
+
+def save_splits(folder: str | os.PathLike, **streams: np.ndarray) -> None:
+    """Writes streams as FOLDER/NAME.npy, all of them or none.
+
+    ValueError for a folder that is there already.
+    """
+    folder = pathlib.Path(folder)
+    if folder.exists():
+        raise ValueError(f"{folder} exists: remove it, or name another folder")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as root:
+        made = pathlib.Path(root) / folder.name
+        for name, tokens in streams.items():
+            save(made / f"{name}.npy", tokens)
+        made.rename(folder)
 
 
 def load_split(

@@ -19,7 +19,7 @@ SPLITS = ("train", "validation")
 class Kind(NamedTuple):
     """Data of rows that stand by themselves."""
 
-    row_len: int
+    row_len: int | None  # None: the run's own
     stream: Callable[[str, str | None], np.ndarray]  # of a split, as in packing.save
     given_ids: tuple[int, ...] = ()  # besides BOS
     is_bytes: bool = False
@@ -30,6 +30,13 @@ def _digits(split: str, data_dir: str | None) -> np.ndarray:
     from pdecode.data import digits as prepared_digits
 
     return prepared_digits.stream(split, data_dir)
+
+
+def _missing(split: str, data_dir: str | None) -> np.ndarray:
+    raise ValueError(
+        f"data='rows' reads {split}.npy, which data_dir={data_dir} does not hold: name "
+        "a folder that a preparation wrote, as python -m pdecode.train.trajectories"
+    )
 
 
 # By `TrainConfig.data`; None there is one text, cut anywhere.
@@ -45,6 +52,7 @@ KINDS = {
         _digits,
         given_ids=tuple(range(digits.FIRST_CLASS, digits.MASK_ID)),
     ),
+    "rows": Kind(None, _missing),
 }
 
 

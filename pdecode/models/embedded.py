@@ -26,12 +26,20 @@ import ml_dtypes
 import numpy as np
 import safetensors
 
-from pdecode.contracts import ChainedHeads, DraftHeads, DraftLayer, Model, Params
+from pdecode.contracts import (
+    ChainedHeads,
+    DraftHeads,
+    DraftLayer,
+    Filter,
+    Model,
+    Params,
+)
 from pdecode.models import bytes as byte_text
 from pdecode.models import config as config_module
 from pdecode.models import (
     digits,
     draft_layers,
+    filters,
     hydra_heads,
     int8,
     medusa_heads,
@@ -50,8 +58,8 @@ FOLDER = pathlib.Path(__file__).parent / "weights"
 
 def load(
     name: str, folder: pathlib.Path = FOLDER, *, dtype: str | None = None
-) -> tuple[Model | DraftHeads | ChainedHeads | DraftLayer, Params, Any]:
-    """(model, params, tokenizer); of heads or a layer the first is their record.
+) -> tuple[Model | DraftHeads | ChainedHeads | DraftLayer | Filter, Params, Any]:
+    """(model, params, tokenizer); the first of what is no model is its record.
 
     In float32, or `dtype`, which may end in +int8 or +int8kv (`models.int8`; heads stay
     as they are).
@@ -239,4 +247,5 @@ KINDS = {
     "draft_heads": lambda record, dtype: heads_module.make_heads(
         holds(record)["num_heads"]
     ),
+    "filter": lambda record, dtype: filters.make_filter(holds(record)["block_length"]),
 }

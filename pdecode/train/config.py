@@ -66,6 +66,7 @@ class TrainConfig:
     # `short_len`, which is cheaper and sees as many tokens.
     # None: text. "tasks": rows of pdecode.data.parallelbench, an instance each.
     # "digits": rows of pdecode.data.digits, an image each behind its class.
+    # "rows": rows of `row_len` tokens that a preparation left in data_dir.
     data: str | None = None
     data_dir: str | None = None
     unit: str | None = (
@@ -141,7 +142,9 @@ class TrainConfig:
     @property
     def own_rows(self) -> int | None:
         """Tokens of each row of the text, where it has rows that may not be cut."""
-        return None if self.data is None else texts.KINDS[self.data].row_len
+        if self.data is None:
+            return None
+        return texts.KINDS[self.data].row_len or self.row_len
 
     @property
     def given_ids(self) -> tuple[int, ...]:

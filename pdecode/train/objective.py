@@ -14,6 +14,7 @@ class Needs(NamedTuple):
     mask: bool = False  # the model must have a mask id
     frozen: tuple[str, ...] = ()  # roles of models that stay as they are
     can_start: bool = True  # `start_from` says where the parameters begin
+    own_rows: bool = False  # the data must be rows that stand by themselves
 
 
 class Objective(NamedTuple):
@@ -65,6 +66,11 @@ def check(name: str, needs: Needs, config: Any) -> None:
             )
     if needs.mask and model.mask_id is None:
         raise ValueError(f"objective={name} needs model.mask_id, which is None")
+    if needs.own_rows and config.data is None:
+        raise ValueError(
+            f"objective={name} needs data='rows' and data_dir, a folder that a "
+            f"preparation wrote: {needs.why}"
+        )
     for role in config.frozen:
         if role not in needs.frozen:
             known = ", ".join(needs.frozen) or "it has none"

@@ -33,4 +33,15 @@ CASES = {
     "eagle3": {"model": MODEL, "frozen": ("target",), "options": {"num_steps": 2}},
     "medusa": {"model": MODEL, "frozen": ("target",), "options": {"num_heads": 2}},
     "hydra": {"model": MODEL, "frozen": ("target",), "options": {"num_heads": 2}},
+    "certainty": {"model": CANVAS, "options": {"block_length": 4}},
+    "block_filter": {
+        "model": CANVAS,
+        "frozen": ("target",),
+        "options": {"block_length": 4},
+    },
+    "consistency": {
+        "model": MODEL,
+        "data": "rows",
+        "options": {"prompt_length": 1, "block_length": 2},
+    },
 }

@@ -12,7 +12,7 @@ import numpy as np
 
 from pdecode import knobs, methods, prompts, rng
 from pdecode import programs as programs_module
-from pdecode.contracts import STOPPED_BY, Model, Params
+from pdecode.contracts import STOPPED_BY, Generation, Model, Params
 from pdecode.data.parallelbench import tasks
 from pdecode.methods import variants
 from pdecode.models.bytes import tokenizer
@@ -160,15 +160,22 @@ def check(entry: Entry, model: Model, max_new_tokens: int) -> None:
         method(model, **sizes, **traced)
 
 
-def trained(model: Model, params: Params, num: int, seed: int) -> Source:
-    """A byte model on `num` held-out instances of every task, in two batches."""
-    return Source(
-        model, [_batch(shape, model, params, num, seed) for shape in SHAPES], {}
-    )
+def trained(
+    model: Model, params: Params, num: int, seed: int, split: str = "heldout"
+) -> Source:
+    """A byte model on `num` instances of every task, held out, in two batches."""
+    batches = [_batch(shape, model, params, num, seed, split) for shape in SHAPES]
+    return Source(model, batches, {})
 
 
-def _batch(shape: Shape, model: Model, params: Params, num: int, seed: int) -> Batch:
-    some = [each for name in shape.tasks for each in tasks.generate(name, seed, num)]
+def _batch(
+    shape: Shape, model: Model, params: Params, num: int, seed: int, split: str
+) -> Batch:
+    some = [
+        each
+        for name in shape.tasks
+        for each in tasks.generate(name, seed, num, split=split)
+    ]
     rows = [tokenizer.encode(each.prompt) for each in some]
     made = prompts.from_rows(
         rows,
@@ -188,34 +195,40 @@ def _batch(shape: Shape, model: Model, params: Params, num: int, seed: int) -> B
 
 def measure(entry: Entry, value: float, source: Source, seed: int) -> list[Cell]:
     """One cell a task, in the order of the batches."""
-    method, own = variants.resolve(entry.method)
     found: dict[str, Cell] = {}
     for batch in source.batches:
-        settings = {**own, **source.settings, **entry.at(value, batch.max_new_tokens)}
-        programs = programs_module.compiled(
-            method, source.model, batch.params, batch.prompt, is_dated=False,
-            max_new_tokens=batch.max_new_tokens, **settings,
-        )  # fmt: skip
-        decoded = programs_module.timed(
-            programs, batch.params, batch.prompt, rng.key(seed)
-        )
-        for cell in _cells(entry, value, batch, decoded):
+        made = decoded(entry, value, source, batch, seed)
+        for cell in _cells(entry, value, batch, made):
             if cell.task in found:
                 cell = _added(found[cell.task], cell)
             found[cell.task] = cell
     return list(found.values())
 
 
+def decoded(entry: Entry, value: float, source: Source, batch: Batch, seed: int) -> Any:
+    """A batch decoded by an entry at a value: generation, stats and times."""
+    method, own = variants.resolve(entry.method)
+    settings = {**own, **source.settings, **entry.at(value, batch.max_new_tokens)}
+    programs = programs_module.compiled(
+        method, source.model, batch.params, batch.prompt, is_dated=False,
+        max_new_tokens=batch.max_new_tokens, **settings,
+    )  # fmt: skip
+    return programs_module.timed(programs, batch.params, batch.prompt, rng.key(seed))
+
+
+def answers(made: Generation) -> Iterator[tuple[int, list[int]]]:
+    """Each row's number and its tokens before EOS."""
+    starts, lengths = np.asarray(made.start), np.asarray(made.lengths)
+    for b, (start, length) in enumerate(zip(starts, lengths, strict=True)):
+        yield b, made.tokens[b, start : start + length].tolist()
+
+
 def _cells(entry: Entry, value: float, batch: Batch, decoded) -> Iterator[Cell]:
     made, stats = decoded.generation, decoded.stats
-    starts, lengths = np.asarray(made.start), np.asarray(made.lengths)
+    lengths = np.asarray(made.lengths)
     ended = np.asarray(made.stopped_by) == STOPPED_BY.index("eos")
-    rows = [
-        made.tokens[b, start : start + length].tolist()
-        for b, (start, length) in enumerate(zip(starts, lengths, strict=True))
-    ]
     right, lenient = (
-        np.array([batch.is_right(b, row, is_strict) for b, row in enumerate(rows)])
+        np.array([batch.is_right(b, row, is_strict) for b, row in answers(made)])
         for is_strict in (True, False)
     )
     columns = {

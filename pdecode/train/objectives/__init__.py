@@ -21,6 +21,9 @@ NAMES = (
     "eagle3",
     "medusa",
     "hydra",
+    "certainty",
+    "block_filter",
+    "consistency",
 )
 
 

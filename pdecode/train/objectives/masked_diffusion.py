@@ -26,14 +26,23 @@ from pdecode.train import evaluate, losses, passes
 from pdecode.train.config import check_ranges
 from pdecode.train.objective import Needs, Objective
 
-WEIGHTINGS = ("llada", "mdlm")
+WEIGHTINGS = ("llada", "mdlm", "cart", "even")
+SCHEDULES = ("linear", "quadratic", "cosine")
 _EPS = 1e-3  # the papers': no mask rate below it
 _NUM_SAMPLES = 4  # of the bound, for every row
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    weighting: str = "llada"  # "llada": 1 / p; "mdlm": -alpha' / (1 - alpha)
+    # "llada": 1 / p; "mdlm": -alpha' / (1 - alpha); "cart": Dream's, by how much is
+    # known near a mask (arXiv:2508.15487); "even": 1. The last two are no bounds.
+    weighting: str = "llada"
+    kernel: float = 0.3  # of "cart": q of its geometric law
+    # Of "mdlm": what is masked at time t is 1 - alpha(t) = t, t^2 or cos(pi/2 (1 - t)).
+    noise_schedule: str = "linear"
+    # Each row twice, masked and the other way round, so that every token is predicted
+    # once (LaViDa, arXiv:2505.16839; Fast-dLLM v2, arXiv:2509.26328, weighs them even).
+    complement: bool = False
     eos_fill: float = 0.5  # rows whose text after a document's end becomes EOS
     # Tokens; a row up to the first of them is a prompt, never masked and not scored (as
     # in LLaDA's fine-tuning). None, or a row without one: there is no prompt.
@@ -46,7 +55,18 @@ class Options:
             raise ValueError(
                 f"unknown weighting {self.weighting!r}; known: {WEIGHTINGS}"
             )
-        check_ranges(self, {"eos_fill": (0, 1), "prompt_drop": (0, 1)})
+        if self.noise_schedule not in SCHEDULES:
+            raise ValueError(
+                f"unknown noise_schedule {self.noise_schedule!r}; known: {SCHEDULES}"
+            )
+        if self.noise_schedule != "linear" and self.weighting != "mdlm":
+            raise ValueError(
+                f"noise_schedule={self.noise_schedule!r} needs weighting='mdlm': that "
+                f"of {self.weighting!r} is of the linear one"
+            )
+        check_ranges(
+            self, {"eos_fill": (0, 1), "prompt_drop": (0, 1), "kernel": (1e-6, 1)}
+        )
         if isinstance(self.prompt_end, list):  # as a record holds it
             object.__setattr__(self, "prompt_end", tuple(self.prompt_end))
         ends = self.prompt_end if isinstance(self.prompt_end, tuple) else ()
@@ -83,20 +103,39 @@ def prepare(config, tokens, step):
     return packing.fill_after_eos(tokens, fraction, config.seed, step, eos)
 
 
-def mask_rates(num_rows: int, key: Array, weighting: str) -> tuple[Array, Array]:
+def mask_rates(
+    num_rows: int, key: Array, weighting: str, schedule: str = "linear"
+) -> tuple[Array, Array]:
     """Each row's mask probability and loss weight, float32 [B]; `key` is consumed.
 
     Times are antithetic: one uniform draw, spread evenly over the rows. LLaDA:
     p = (1 - eps) t + eps, weight 1 / p. MDLM, log-linear: alpha = 1 - (1 - eps) t,
-    p = 1 - alpha, weight -alpha' / (1 - alpha) = 1 / t.
+    p = 1 - alpha, weight -alpha' / (1 - alpha) = 1 / t; its bound is the same under
+    every schedule. CART weighs tokens, and its rows by 1.
     """
     time = (jax.random.uniform(key) + jnp.arange(num_rows) / num_rows) % 1.0
-    if weighting == "llada":
+    if weighting != "mdlm":
         rate = (1 - _EPS) * time + _EPS
-        return rate, 1 / rate
+        return rate, 1 / rate if weighting == "llada" else jnp.ones_like(rate)
     # The bound needs t > 0; a row this close to it has no mask to weigh anyway.
     time = jnp.maximum(time, 1e-4)
-    return (1 - _EPS) * time, 1 / time
+    if schedule == "cosine":
+        angle = jnp.pi / 2 * (1 - time)
+        return (1 - _EPS) * jnp.cos(angle), jnp.pi / 2 * jnp.tan(angle)
+    power = 2 if schedule == "quadratic" else 1
+    return (1 - _EPS) * time**power, power / time
+
+
+def context_weights(masked: Array, kernel: float) -> Array:
+    """float32 [B, L]: half a geometric law over the distances to what is known.
+
+    A token at distance d adds q (1 - q)^(d - 1) / 2.
+    """
+    place = jnp.arange(masked.shape[1])
+    apart = jnp.abs(place[:, None] - place[None])
+    share = 0.5 * kernel * (1.0 - kernel) ** jnp.maximum(apart - 1, 0)
+    share = jnp.where(apart > 0, share, 0.0)
+    return jnp.einsum("bj,ij->bi", (~masked).astype(jnp.float32), share)
 
 
 def is_answer(tokens: Array, prompt_end: int | tuple[int, ...] | None) -> Array:
@@ -122,13 +161,19 @@ def one_block(free: Array, key: Array, block_len: int | None) -> tuple[Array, Ar
     return free & (index == chosen[:, None]), is_free.sum(1).astype(jnp.float32)
 
 
+def _paired(one: Array, other: Array) -> Array:
+    """Rows of two arrays in turn, [2 B, ...]."""
+    return jnp.stack([one, other], axis=1).reshape(-1, *one.shape[1:])
+
+
 def noise(config):
     options, block_len = config.options, config.model.block_len
 
     def apply(batch, key):
         tokens = batch["tokens"]
         key_rate, key_mask = jax.random.split(key)
-        rate, weight = mask_rates(tokens.shape[0], key_rate, options.weighting)
+        how = options.weighting, options.noise_schedule
+        rate, weight = mask_rates(tokens.shape[0], key_rate, *how)
         masked = jax.random.uniform(key_mask, tokens.shape) < rate[:, None]
         answer = is_answer(tokens, options.prompt_end)
         free, num_blocks = one_block(answer, jax.random.fold_in(key, 1), block_len)
@@ -137,6 +182,17 @@ def noise(config):
             draw = jax.random.uniform(jax.random.fold_in(key, 2), tokens.shape[:1])
             dropped = (draw < options.prompt_drop)[:, None] & ~answer
             tokens = jnp.where(dropped, config.model.mask_id, tokens)
+        if options.complement:
+            tokens = jnp.repeat(tokens, 2, axis=0)
+            masked = _paired(masked, free & ~masked)
+            if options.weighting in ("llada", "mdlm"):
+                # At rate 1 - p, which is as likely as p: what was over p is over 1 - p.
+                weight = _paired(weight, weight * rate / jnp.maximum(1 - rate, _EPS))
+            else:
+                weight = jnp.repeat(weight, 2)
+        weight = jnp.broadcast_to(weight[:, None], tokens.shape)
+        if options.weighting == "cart":
+            weight *= context_weights(masked, options.kernel)
         return {**batch, "tokens": tokens, "masked": masked, "weight": weight}
 
     return apply
@@ -150,7 +206,7 @@ def loss(config):
         del frozen, key, step
         masked, weight = batch["masked"], batch["weight"]
         nats = losses.masked_loss(model, params, batch["tokens"], masked, how, bans)
-        value = jnp.mean(jnp.where(masked, nats, 0.0) * weight[:, None])
+        value = jnp.mean(jnp.where(masked, nats, 0.0) * weight)
         place = jnp.arange(masked.shape[1])
         count = jnp.float32(masked.size)
         return value, {"weight": count, "nats": nats, "scored": masked, "places": place}
