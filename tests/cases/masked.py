@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from cases import CAUSAL, EOS, MASKED, NEAR, ON_BLOCKS, ON_MASKS, TARGET, VOCAB, case
 from pdecode.contracts import Background, Guard
-from pdecode.models import filters, transformer
+from pdecode.models import filters, observed, transformer
 
 # Untrained: some positions pass, others do not.
 FILTERED = {
@@ -28,6 +28,8 @@ TINY = {
     "model": transformer.make_model(CONFIG),
     "params": transformer.init(CONFIG, jax.random.key(3)),
 }
+
+TELLS = {"model": observed.rollout(CONFIG), "params": TINY["params"]}
 
 # Says when three tokens of one kind were committed.
 GUARDED = {
@@ -222,6 +224,16 @@ CASES = {
         **ON_BLOCKS,
     ),
     "dkv_cache": case("dkv_cache", "lossy", cache_steps=3, block_length=5, **ON_MASKS),
+    "d2cache": case(
+        "d2cache",
+        "lossy",
+        block_length=5,
+        current_k=3,
+        num_rollout=2,
+        sigma=2,
+        knobs={"rollout_p": 0.3},
+        **TELLS,
+    ),
     "freedave": case("freedave", "lossy", block_length=5, draft_steps=3, **ON_MASKS),
     "apd": case(
         "apd", "lossy", max_lookahead=4, knobs={"mixture_weight": 0.5}, **JUDGED
