@@ -235,11 +235,13 @@ BY_DEFAULT = {
         "test_the_tree_is_the_likeliest_of_all": 1,
     },
     "test_verifiers.py": {
+        "test_a_tree_of_canvases_is_the_static_decode": 0,
         "test_assd_on_a_deep_model_is_its_raster_order": 0,
         "test_freedave_at_best": 1,
         "test_freedave_is_the_static_decode_in_fewer_calls": 1,
         "test_freedave_of_a_block_model_is_its_static_decode": 1,
         "test_freedave_passes_through_the_canvases_of_the_static_decode": 1,
+        "test_trees_that_mix_their_branches_are_caught": 1,
     },
     "test_visual.py": {
         "test_a_query_more_changes_no_other_in_arpg": 1,

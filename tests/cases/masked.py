@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from cases import CAUSAL, EOS, MASKED, NEAR, ON_BLOCKS, ON_MASKS, TARGET, VOCAB, case
 from pdecode.contracts import Background, Guard
-from pdecode.models import filters, observed, transformer
+from pdecode.models import filters, transformer
 
 # Untrained: some positions pass, others do not.
 FILTERED = {
@@ -29,7 +29,10 @@ TINY = {
     "params": transformer.init(CONFIG, jax.random.key(3)),
 }
 
-TELLS = {"model": observed.rollout(CONFIG), "params": TINY["params"]}
+# What a slot holds stands for what attention takes from it.
+TELLS = MASKED._replace(
+    observed=lambda cache: 1.0 + cache["keys"][:, 0, :, :1], name="toy that tells"
+)
 
 # Says when three tokens of one kind were committed.
 GUARDED = {
@@ -232,9 +235,12 @@ CASES = {
         num_rollout=2,
         sigma=2,
         knobs={"rollout_p": 0.3},
-        **TELLS,
+        model=TELLS,
     ),
     "freedave": case("freedave", "lossy", block_length=5, draft_steps=3, **ON_MASKS),
+    "freedave_in_blocks": case(
+        "freedave", "lossy", draft_steps=3, max_calls=13, **ON_BLOCKS
+    ),
     "apd": case(
         "apd", "lossy", max_lookahead=4, knobs={"mixture_weight": 0.5}, **JUDGED
     ),
