@@ -34,6 +34,10 @@ TELLS = MASKED._replace(
     observed=lambda cache: 1.0 + cache["keys"][:, 0, :, :1], name="toy that tells"
 )
 
+SHOWS = MASKED._replace(
+    observed=lambda cache: 1.0 + cache["keys"][:, 0], name="toy that shows"
+)
+
 # Says when three tokens of one kind were committed.
 GUARDED = {
     "model": (
@@ -236,6 +240,14 @@ CASES = {
         sigma=2,
         knobs={"rollout_p": 0.3},
         model=TELLS,
+    ),
+    "uncage": case(
+        "uncage",
+        "lossy",
+        steps=6,
+        row_length=5,
+        knobs={"weight": 3.0},
+        model=SHOWS,
     ),
     "freedave": case("freedave", "lossy", block_length=5, draft_steps=3, **ON_MASKS),
     "freedave_in_blocks": case(
