@@ -9,6 +9,9 @@ BY_DEFAULT = {
         "test_a_shape_has_as_many_weights_as_the_model_it_is_of": 1,
         "test_heads_and_drafters_come_as_the_method_asks": 0,
     },
+    "test_attended.py": {
+        "test_without_weight_it_is_maskgit": 0,
+    },
     "test_attention.py": {
         "test_a_query_that_sees_nothing_is_exactly_zero": 1,
     },
@@ -76,6 +79,10 @@ BY_DEFAULT = {
         "test_bfloat16_decodes": 1,
         "test_choices_are_names_that_their_tables_know": 1,
         "test_rows_of_a_transformer_do_not_see_each_other": 2,
+    },
+    "test_growth.py": {
+        "test_a_part_of_what_is_no_longer_best_is_drawn_again": 1,
+        "test_node_by_node_it_is_the_models_law": 0,
     },
     "test_images.py": {
         "test_a_run_of_digits_draws_by_every_kind_of_method": 0,
