@@ -51,6 +51,10 @@ BY_DEFAULT = {
         "test_decodes_are_the_same_with_64_bit_integers": 1,
         "test_eos_at_awkward_places": 1,
     },
+    "test_controlled.py": {
+        "test_a_model_that_copies_its_control_does_so_in_any_order": 2,
+        "test_it_stays_lossless_and_without_strength_is_the_model": 0,
+    },
     "test_copies.py": {
         "test_a_cascade_calls_its_draft_model_less_often": 0,
         "test_a_cascade_drafts_what_the_draft_model_does": 0,
