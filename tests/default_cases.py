@@ -187,6 +187,9 @@ BY_DEFAULT = {
         "test_guidance_from_a_poorer_context": 0,
         "test_secondary_remasking_keeps_to_the_schedule": 0,
     },
+    "test_scales.py": {
+        "test_a_scale_is_drawn_from_those_before_it": 1,
+    },
     "test_sharding.py": {
         "test_every_device_holds_its_share_of_an_8b_shape": 1,
         "test_tokens_on_a_mesh_are_those_of_one_device": 1,
