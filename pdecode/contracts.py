@@ -203,6 +203,9 @@ class Model(NamedTuple):
     slides: bool = False  # some layers see a window: slots must stand at positions
     # (taps) -> this model with those; None: it has what it has.
     tapped: "Callable[[tuple[str, ...]], Model] | None" = None
+    # What the last calls told of each slot by their attention: cache -> float32
+    # [B, S, C]. None: nothing is told.
+    observed: Callable[[Cache], Array] | None = None
 
 
 class Prompt(NamedTuple):
@@ -332,6 +335,7 @@ class Row(NamedTuple):
     log_probs: Array = NOT_ASKED  # float32 [L]  raw, of each token when committed
     fresh: Array = NOT_ASKED  # bool [L]  filled or changed by the step before
     memory: Any = NOT_ASKED  # of the commit rule, for a window that looks where it says
+    observed: Array = NOT_ASKED  # float32 [L, C]  see `Model.observed`; rules: of now
 
 
 class CommitFn(Protocol):

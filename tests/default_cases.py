@@ -9,8 +9,14 @@ BY_DEFAULT = {
         "test_a_shape_has_as_many_weights_as_the_model_it_is_of": 1,
         "test_heads_and_drafters_come_as_the_method_asks": 0,
     },
+    "test_attended.py": {
+        "test_without_weight_it_is_maskgit": 0,
+    },
     "test_attention.py": {
         "test_a_query_that_sees_nothing_is_exactly_zero": 1,
+    },
+    "test_axial.py": {
+        "test_pixel_by_pixel_is_the_pass_over_whole_images": 1,
     },
     "test_blocks.py": {
         "test_a_hole_in_front_adds_no_call_to_llada": 1,
@@ -19,6 +25,7 @@ BY_DEFAULT = {
     },
     "test_caches.py": {
         "test_a_cache_refreshed_every_step_is_no_cache": 1,
+        "test_a_choice_without_what_was_filled_is_caught": 0,
         "test_a_finished_block_must_be_stored_once_more": 1,
         "test_a_pipeline_that_waits_is_a_row_of_blocks": 1,
         "test_a_response_all_of_which_is_least_alike_is_made_anew": 0,
@@ -47,6 +54,10 @@ BY_DEFAULT = {
         "test_caches_with_block_starts_of_their_own": 1,
         "test_decodes_are_the_same_with_64_bit_integers": 1,
         "test_eos_at_awkward_places": 1,
+    },
+    "test_controlled.py": {
+        "test_a_model_that_copies_its_control_does_so_in_any_order": 2,
+        "test_it_stays_lossless_and_without_strength_is_the_model": 0,
     },
     "test_copies.py": {
         "test_a_cascade_calls_its_draft_model_less_often": 0,
@@ -96,6 +107,10 @@ BY_DEFAULT = {
         "test_no_token_is_another": 1,
         "test_the_loss_is_the_papers_by_hand": 2,
         "test_trees_are_those_of_the_state_before_the_root": 1,
+    },
+    "test_growth.py": {
+        "test_a_part_of_what_is_no_longer_best_is_drawn_again": 1,
+        "test_node_by_node_it_is_the_models_law": 0,
     },
     "test_images.py": {
         "test_a_run_of_digits_draws_by_every_kind_of_method": 0,
@@ -197,6 +212,9 @@ BY_DEFAULT = {
         "test_guidance_from_a_poorer_context": 0,
         "test_secondary_remasking_keeps_to_the_schedule": 0,
     },
+    "test_scales.py": {
+        "test_a_scale_is_drawn_from_those_before_it": 1,
+    },
     "test_sharding.py": {
         "test_every_device_holds_its_share_of_an_8b_shape": 1,
         "test_tokens_on_a_mesh_are_those_of_one_device": 1,
@@ -270,11 +288,13 @@ BY_DEFAULT = {
         "test_the_tree_is_the_likeliest_of_all": 1,
     },
     "test_verifiers.py": {
+        "test_a_tree_of_canvases_is_the_static_decode": 0,
         "test_assd_on_a_deep_model_is_its_raster_order": 0,
         "test_freedave_at_best": 1,
         "test_freedave_is_the_static_decode_in_fewer_calls": 1,
         "test_freedave_of_a_block_model_is_its_static_decode": 1,
         "test_freedave_passes_through_the_canvases_of_the_static_decode": 1,
+        "test_trees_that_mix_their_branches_are_caught": 1,
     },
     "test_visual.py": {
         "test_a_query_more_changes_no_other_in_arpg": 1,

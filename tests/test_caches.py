@@ -11,9 +11,10 @@ from test_revising import SCALE, tiny
 
 from pdecode import cache as caches
 from pdecode import decode, methods, prompts, run
-from pdecode.contracts import Query, Row, Sampling, Visibility
+from pdecode.contracts import CanvasShape, Query, Row, Sampling, Visibility
 from pdecode.families import masked
-from pdecode.models import reused, toy, transformer
+from pdecode.kernels.attention import plain
+from pdecode.models import observed, reused, toy, transformer
 from pdecode.rules import blocks, commit, windows
 
 VOCAB = 4
@@ -477,3 +478,144 @@ def test_slots_beyond_those_that_are_used_change_nothing(
         drawn.append(run(method, model, params, made, jax.random.key(1), **sizes))
     jax.tree.map(np.testing.assert_array_equal, drawn[0][0].tokens, drawn[1][0].tokens)
     jax.tree.map(np.testing.assert_array_equal, drawn[0][1], drawn[1][1])
+
+
+# What attention takes from (d2Cache).
+
+TELLS = observed.rollout(SMALL)
+
+
+def with_choice(model=TELLS, method=methods.d2cache, prompt=EVERY_LENGTH, **settings):
+    knobs = settings.pop("knobs", {})
+    out = run(
+        method, model, BIDIRECTIONAL[1], prompt, jax.random.key(0), knobs=knobs,
+        max_new_tokens=12, **settings,
+    )  # fmt: skip
+    return jax.tree.map(np.asarray, out)
+
+
+@pytest.mark.parametrize("lanes", [[0, 1, 2, 3, 4, 5], [1, 4, 5]])
+def test_rollout_equals_a_product_of_matrices(lanes, monkeypatch):
+    """On scripted weights; slots that are no lanes keep the row of I."""
+    draw, size, end = np.random.default_rng(0), 8, 6
+    maps = draw.dirichlet(np.ones(size), (SMALL.num_layers, 1, len(lanes)))
+    left = iter(jnp.asarray(maps, jnp.float32))
+    monkeypatch.setattr(observed.plain, "weights", lambda *_, **__: next(left))
+    place = jnp.asarray([lanes], jnp.int32)
+    query = Query(place, place, place, Visibility(place * 0, place * 0 + end))
+    cache = TELLS.init_cache(prompts.from_rows([[1]], max_new_tokens=1), size)
+    _, cache = TELLS.apply(BIDIRECTIONAL[1], query, cache)
+    product = np.eye(size)
+    for weights in maps:
+        full = np.eye(size)
+        full[lanes] = (weights[0] + np.eye(size)[lanes]) / 2
+        product = full @ product
+    told = TELLS.observed(cache)[0, :, 0]
+    np.testing.assert_allclose(told, product.sum(0), rtol=1e-5)
+
+
+def test_weights_are_those_of_attention():
+    """Mean over heads of what the values are mixed by; nothing seen is nothing told."""
+    draw = np.random.default_rng(1)
+    query, keys = draw.normal(size=(2, 3, 4, 8)), draw.normal(size=(2, 2, 6, 8))
+    stop = np.array([[6, 4, 0], [1, 6, 3]])
+    visible = Visibility(jnp.zeros((2, 3), jnp.int32), jnp.asarray(stop))
+    found = plain.weights(
+        jnp.asarray(query), jnp.asarray(keys), visible, scale=0.3, soft_cap=2.0
+    )
+    for b, q in np.ndindex(2, 3):
+        expected = np.zeros(6)
+        for head in range(4):
+            score = 2 * np.tanh(0.15 * keys[b, head // 2] @ query[b, q, head])
+            share = np.exp(score) * (np.arange(6) < stop[b, q])
+            expected += share / max(share.sum(), 1e-30) / 4
+        np.testing.assert_allclose(found[b, q], expected, atol=1e-6)
+
+
+def test_lanes_for_the_whole_canvas_are_the_decode_without_a_cache():
+    sizes = dict(sigma=2, block_length=4)
+    whole, stats = with_choice(BIDIRECTIONAL[0], methods.certainty_density, **sizes)
+    every, its = with_choice(
+        current_k=12, num_rollout=20, knobs={"rollout_p": 1.0}, **sizes
+    )
+    assert generated(every) == generated(whole)
+    gap = np.where(whole.committed, every.log_probs - whole.log_probs, 0)
+    assert np.abs(gap).max() < 1e-5
+    np.testing.assert_array_equal(its.num_calls, stats.num_calls)
+    few, its = with_choice(
+        current_k=2, num_rollout=2, knobs={"rollout_p": 0.3}, **sizes
+    )
+    gap = np.where(whole.committed, few.log_probs - whole.log_probs, 0)
+    assert np.abs(gap).max() > 1e-3
+    # The first call asks for all; a later one for what is open, fresh, and carries.
+    n, new = np.array(LENGTHS), np.array(NEW)
+    open_ = np.array([sum(min(2, k) for k in range(1, total)) for total in new])
+    low, high = (n + new + open_ + k * (new - 1) for k in (2, 3))
+    assert ((low <= its.num_query_tokens) & (its.num_query_tokens <= high)).all()
+
+
+def test_the_choice_equals_a_loop():
+    draw = np.random.default_rng(2)
+    grid = blocks.generation(3)
+    shape = CanvasShape(14, 12, False)
+    score = np.float32(draw.random(14))
+    made = windows.important(lambda row: jnp.asarray(score), 4, 2, 3, 0.4)
+    look = jax.jit(made(grid, shape).apply)
+    for _ in range(20):
+        masked_ = (draw.random(14) < 0.6) & (np.arange(14) >= 2)
+        masked_[12] = True
+        fresh = ~masked_ & (draw.random(14) < 0.2)
+        fresh &= np.cumsum(fresh) <= 2
+        taken = np.float32(draw.random(14))
+        block = (int(np.flatnonzero(masked_)[0]) - 2) // 3
+        now = Row(*[None] * len(Row._fields))._replace(
+            prompt_end=jnp.int32(2), block=jnp.int32(block), end=jnp.int32(13),
+            masked=jnp.asarray(masked_), fresh=jnp.asarray(fresh),
+            observed=jnp.asarray(taken)[:, None],
+        )  # fmt: skip
+        first = np.flatnonzero(masked_)[:4]
+        far = (first[-1] - 2) // 3
+        near = [p for p in np.flatnonzero(masked_) if (p - 2) // 3 <= far]
+        near.sort(key=lambda p: ((p - 2) // 3 != block, -score[p]))
+        expected = set(near[:4]) | set(np.flatnonzero(fresh))
+        rest = sorted(set(range(13)) - expected, key=lambda p: -taken[p])
+        total, summed = taken[rest].sum(), 0.0
+        for k, place in enumerate(rest[:3]):
+            summed += taken[place]
+            if k and summed > 0.4 * total:
+                break
+            expected.add(place)
+        lanes = look(now)
+        assert set(lanes.positions[lanes.valid].tolist()) == expected
+        assert lanes.valid.sum() == len(expected)
+
+
+def test_a_choice_without_what_was_filled_is_caught(monkeypatch):
+    """Negative control: the token's keys would stay those of the mask."""
+    sizes = dict(current_k=2, num_rollout=1, sigma=2)
+    true = with_choice(**sizes)[0]
+    important = windows.important
+
+    def hasty(*facts):
+        def window(blocks, shape):
+            made = important(*facts)(blocks, shape)
+            return made._replace(
+                apply=lambda row: made.apply(row._replace(fresh=row.fresh & False))
+            )
+
+        return window
+
+    monkeypatch.setattr(windows, "important", hasty)
+    jax.clear_caches()
+    decoder = methods.d2cache(TELLS, max_new_tokens=12, rollout_p=0.1, **sizes)
+    wrong = decoded(decoder, BIDIRECTIONAL[1])[0]
+    assert generated(true) != generated(wrong)
+
+
+def test_attention_is_told_by_plain_bidirectional_models_only():
+    with pytest.raises(ValueError, match=r"observed\.rollout"):
+        methods.d2cache(TOY, max_new_tokens=8)
+    with pytest.raises(ValueError, match="shift=True"):
+        observed.rollout(dataclasses.replace(SMALL, shift=True))
+    with pytest.raises(ValueError, match="no probes"):
+        decoded(methods.wino(TELLS, max_new_tokens=12), BIDIRECTIONAL[1])

@@ -712,7 +712,7 @@ def test_certainty_is_a_weighted_share_of_known_neighbours():
     open_ = np.array([False, False, True, True, False, True, True])
     for end in (7, 5):
         now = row(open_, end=jnp.int32(end))
-        got = np.asarray(jax.jit(lambda row: certainty_density.density(row, 2))(now))
+        got = np.asarray(jax.jit(lambda row: commit.density(row, 2))(now))
         known = {p: not open_[p] for p in range(end)}
         last = known[end - 1]
         for i in range(end):

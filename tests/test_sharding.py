@@ -16,7 +16,7 @@ from pdecode import decode as decode_module
 from pdecode.contracts import DraftHeads, Model, SlotRun
 from pdecode.decode import run
 from pdecode.hardware import hlo
-from pdecode.models import transformer
+from pdecode.models import observed, transformer
 from pdecode.sharding import placement
 
 VOCAB, MASK = 48, 47
@@ -29,7 +29,7 @@ MESHES = [
 
 
 @functools.cache
-def tiny(seed=0, num_layers=1, **changes):
+def tiny(seed=0, num_layers=1, tells=False, **changes):
     """A transformer that eight devices divide, and its parameters."""
     config = transformer.Config(
         vocab_size=VOCAB,
@@ -44,7 +44,8 @@ def tiny(seed=0, num_layers=1, **changes):
         **changes,
     )
     params = transformer.init(config, jax.random.key(seed))
-    return transformer.make_model(config), params
+    make = observed.rollout if tells else transformer.make_model
+    return make(config), params
 
 
 def _offset_heads(params, hidden):
@@ -77,6 +78,7 @@ def models_of(case):
 def network(model, seed=0):
     """A transformer that attends and predicts as a toy does, and its parameters."""
     facts = {"attention": model.attention, "predicts": model.predicts}
+    facts["tells"] = model.observed is not None
     if model.attention == "block_causal":
         facts["block_len"] = model.block_len
     return tiny(seed, **facts)

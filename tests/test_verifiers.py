@@ -9,7 +9,7 @@ import pytest
 from test_revising import scripted, sure_of, tiny, traced
 
 from pdecode import decode, methods, prompts
-from pdecode.families import canvas_chain
+from pdecode.families import canvas_chain, canvas_tree
 from pdecode.models import toy
 
 VOCAB, LENGTH = 4, 12
@@ -83,6 +83,66 @@ def test_freedave_of_a_block_model_is_its_static_decode(count):
     )
     assert (its.num_calls <= stats.num_calls).all()
     assert its.num_calls.sum() < stats.num_calls.sum()
+
+
+GRID = toy.make_model(
+    VOCAB, 24, predicts="masked", attention="block_causal", block_len=4, eos_ids=(3,)
+)
+# Prompts that end on the grid, before it and behind it; rows that end within a block.
+ON_GRID = prompts.from_rows(
+    [[0, 1, 2, 0], [2], [1, 0, 2, 2, 1], [0] * 7], max_new_tokens=[8, 11, 10, 9]
+)
+
+
+def on_grid(decoder, seeds):
+    run_ = jax.jit(functools.partial(decode.decode, decoder))
+    laws = [toy.chain(seed, VOCAB, 24, sharpness=3.0) for seed in seeds]
+    return [
+        jax.tree.map(np.asarray, run_(law, ON_GRID, jax.random.key(seed)))
+        for law, seed in zip(laws, seeds)
+    ]
+
+
+def test_a_tree_of_canvases_is_the_static_decode(monkeypatch):
+    """40 random laws, sampled: as side by side in tokens and calls, in fewer lanes."""
+    sizes, seeds = dict(max_new_tokens=11, temperature=1.0), range(40)
+    plain = on_grid(methods.llada(GRID, **sizes), seeds)
+    tree = on_grid(methods.freedave(GRID, draft_steps=3, **sizes), seeds)
+    monkeypatch.setattr(canvas_tree, "fits", lambda model, prompt: False)
+    side = on_grid(methods.freedave(GRID, draft_steps=3, **sizes), seeds)
+    fewer = 0
+    for (out, stats), (its_out, its), (beside, theirs) in zip(plain, tree, side):
+        jax.tree.map(np.testing.assert_array_equal, beside.tokens, its_out.tokens)
+        np.testing.assert_array_equal(theirs.num_calls, its.num_calls)
+        assert (its.num_query_tokens < theirs.num_query_tokens).all()
+        np.testing.assert_array_equal(out.lengths, its_out.lengths)
+        for b, length in enumerate(out.start + out.lengths):
+            told = slice(out.start[b], length)
+            assert out.tokens[b, told].tolist() == its_out.tokens[b, told].tolist()
+            np.testing.assert_allclose(
+                out.log_probs[b, told], its_out.log_probs[b, told], atol=1e-5
+            )
+        assert (its.num_calls <= stats.num_calls).all()
+        fewer += int((stats.num_calls - its.num_calls).sum())
+    assert fewer > 40
+
+
+@pytest.mark.parametrize("wrong", ["lanes", "kept"])
+def test_trees_that_mix_their_branches_are_caught(wrong, monkeypatch):
+    """Negative controls: a full block never moved to its place; branches all seen."""
+    sizes, seeds = dict(max_new_tokens=11, temperature=1.0), range(10)
+    right = on_grid(methods.freedave(GRID, draft_steps=3, **sizes), seeds)
+    true = getattr(canvas_tree, wrong)
+
+    def lanes(*facts):
+        positions, slots, visible, is_lane = true(*facts)
+        among = visible.among | is_lane.reshape(len(is_lane), 1, -1)
+        return positions, slots, visible._replace(among=among), is_lane
+
+    instead = {"kept": lambda plan, state, drafts, last, cache: cache, "lanes": lanes}
+    monkeypatch.setattr(canvas_tree, wrong, instead[wrong])
+    mixed = on_grid(methods.freedave(GRID, draft_steps=3, **sizes), seeds)
+    assert any((a.tokens != b.tokens).any() for (a, _), (b, _) in zip(right, mixed))
 
 
 @pytest.mark.parametrize("draft_steps", [1, 3, 8])

@@ -4,7 +4,8 @@ The static decode commits the `count` surest positions of the leftmost open bloc
 by call. What it will do is guessed from the last prediction: the next canvases, each
 with `count` positions more. One call evaluates all of them; a canvas is right if the
 one before it, with its own prediction, leads to it. Canvas for canvas the result is
-that of the static decode with the same noise.
+that of the static decode with the same noise. The canvases stand side by side; those of
+a block-causal model are branches of one tree over what is final (`canvas_tree`).
 """
 
 import functools
@@ -26,8 +27,7 @@ from pdecode.contracts import (
     SlotRun,
     Visibility,
 )
-from pdecode.families import rows
-from pdecode.families.masked_calls import seen_until
+from pdecode.families import canvas_tree, masked_calls, rows
 from pdecode.kernels.head import api as vocab_head
 from pdecode.rules import blocks, commit
 from pdecode.sampling import without_mask
@@ -43,7 +43,8 @@ class ChainState(NamedTuple):
     turn: Array  # int32 [B]  static steps taken
     is_new: Array  # bool [B]  the canvas was never evaluated
     failed: Array  # bool [B]  a statistic was no number: the row stands still
-    cache: Cache  # of B * D rows
+    cache: Cache  # of B * D rows; of B rows in a tree
+    tree: tuple | None  # (): canvases are a tree. Without leaves, so it is static
 
 
 class Plan(NamedTuple):
@@ -93,8 +94,8 @@ def canvas_chain(
 
 
 def init(plan: Plan, params, keys, prompt: Prompt):
-    """The open canvas; nothing is evaluated yet."""
-    del params, keys
+    """The open canvas, of which nothing is evaluated, and a tree's prompt stored."""
+    del keys
     laid = rows.layout(prompt, plan.max_new_tokens, plan.model, _room(plan))
     batch, length = laid.tokens.shape
     reach = _reach(plan, laid.end)[:, None]
@@ -104,7 +105,16 @@ def init(plan: Plan, params, keys, prompt: Prompt):
         holes = jnp.zeros_like(is_open).at[:, :width].set(prompt.masked)
         is_open |= holes & laid.is_text
     zero = jnp.zeros((batch, length))
-    repeated = jax.tree.map(lambda leaf: jnp.repeat(leaf, plan.num_drafts, 0), prompt)
+    if is_tree := canvas_tree.fits(plan.model, prompt):
+        # A tree's branches are stored behind the canvas.
+        behind = plan.num_drafts * (_room(plan) + 1)
+        cache = plan.model.init_cache(prompt, length + behind)
+        cache = masked_calls.prefill(plan, params, prompt, cache)
+        done_so_far = rows.prefill_info(plan.model, prompt)
+    else:
+        each = jax.tree.map(lambda leaf: jnp.repeat(leaf, plan.num_drafts, 0), prompt)
+        cache = plan.model.init_cache(each, length + 1)
+        done_so_far = rows.info(prompt.lengths)
     state = ChainState(
         canvas=rows.Canvas(
             jnp.where(is_open, plan.mask_id, laid.tokens),
@@ -116,9 +126,10 @@ def init(plan: Plan, params, keys, prompt: Prompt):
         turn=jnp.zeros(batch, jnp.int32),
         is_new=jnp.ones(batch, bool),
         failed=jnp.zeros(batch, bool),
-        cache=plan.model.init_cache(repeated, length + 1),
+        cache=cache,
+        tree=() if is_tree else None,
     )  # fmt: skip
-    return state, rows.info(state.turn)
+    return state, done_so_far
 
 
 def step(plan: Plan, params, keys, state: ChainState):
@@ -126,7 +137,8 @@ def step(plan: Plan, params, keys, state: ChainState):
     active = ~done(plan, state)
     depth, num_distinct = guessed_depth(plan, state)
     drafts = guessed(plan, state, depth)  # leaves [B, D, ...]
-    guess, score, cache = evaluate(plan, params, keys, state, drafts)
+    call = evaluate if state.tree is None else canvas_tree.evaluate
+    guess, score, cache = call(plan, params, keys, state, drafts)
     num_right = accepted(plan, drafts, guess, score, num_distinct)
     last = num_right - 1
     taken = jax.tree.map(lambda leaf: _at(leaf, last), drafts)
@@ -149,14 +161,21 @@ def step(plan: Plan, params, keys, state: ChainState):
         return jnp.where(jnp.expand_dims(active, tuple(range(1, now.ndim))), now, old)
 
     new = jax.tree.map(keep, new._replace(cache=()), state._replace(cache=()))
+    if state.tree is None:
+        asked = num_distinct * _reach(plan, state.canvas.end)
+        computed = plan.num_drafts * depth.shape[1]
+    else:
+        cache = canvas_tree.kept(plan, state, drafts, last, cache)
+        asked = canvas_tree.num_lanes(plan, state, drafts, num_distinct)
+        computed = (plan.num_drafts + 1) * (_room(plan) + 1)  # by the block
     per_call = jnp.where(active, plan.model.num_calls, 0)
     return new._replace(cache=cache), rows.info(
         per_call,
         num_calls=per_call,
         num_committed=_counted(plan, new) - _counted(plan, state),
         num_proposed=jnp.where(active, num_distinct, 0),
-        num_query_tokens=per_call * num_distinct * _reach(plan, state.canvas.end),
-        num_query_tokens_computed=per_call * (plan.num_drafts * depth.shape[1]),
+        num_query_tokens=per_call * asked,
+        num_query_tokens_computed=per_call * computed,
         num_dispatches=jnp.ones((), jnp.int32),
     )
 
@@ -194,7 +213,7 @@ def evaluate(plan: Plan, params, keys, state: ChainState, drafts: rows.Canvas):
     flat = batch * size
     place = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), (flat, length))
     reach = _reach(plan, drafts.end.reshape(flat, 1))
-    stop = seen_until(plan.model, place, reach[:, 0])
+    stop = masked_calls.seen_until(plan.model, place, reach[:, 0])
     query = Query(
         tokens=drafts.tokens.reshape(flat, length),
         positions=place,

@@ -67,6 +67,7 @@ class CanvasState(NamedTuple):
     cache: Cache
     memory: tuple  # of the commit, remask and edit rules, then of the lenses
     holes: tuple | None  # (): the prompt has holes. Without leaves, so it is static
+    observed: Array | None  # float32 [B, L, C]  by the last call, see `Model.observed`
 
 
 class Plan(NamedTuple):
@@ -170,6 +171,8 @@ def init(plan: Plan, params, keys, prompt: Prompt):
         holes = jnp.zeros_like(masked).at[:, :width].set(prompt.masked)
         masked |= holes & laid.is_text
     zero = jnp.zeros(batch, jnp.int32)
+    # One slot more: a canvas-sized call must not alias the whole cache.
+    cache = plan.model.init_cache(prompt, caches.num_slots(length + 1))
     state = CanvasState(
         tokens=jnp.where(masked, plan.mask_id, laid.tokens),
         masked=masked,
@@ -187,10 +190,10 @@ def init(plan: Plan, params, keys, prompt: Prompt):
         is_cut=zero == 1,
         fresh=jnp.zeros_like(masked),
         settling=zero,
-        # One slot more: a canvas-sized call must not alias the whole cache.
-        cache=plan.model.init_cache(prompt, caches.num_slots(length + 1)),
+        cache=cache,
         memory=_memory(plan, batch, length),
         holes=None if prompt.masked is None else (),
+        observed=calls.observed(plan, cache, length),
     )
     block = progress_of.block_of(plan, state)
     num_initial = progress_of.num_open(plan, state, block)
@@ -206,6 +209,8 @@ def step(plan: Plan, params, keys, state: CanvasState):
     active = ~progress_of.done(plan, state)
     lanes = calls.look(plan, state, active)
     output, cache, cost = calls.evaluate(plan, params, state, lanes)
+    told = calls.observed(plan, cache, state.tokens.shape[1])
+    state = state._replace(observed=told)
     prediction, lens_memory = predict(plan, params, keys, state, lanes, output)
     # A row whose law is no number keeps what it has and stops.
     is_number = jnp.isfinite(prediction.log_prob) | ~lanes.open

@@ -162,6 +162,13 @@ def evaluate(plan: Any, params, state: Any, lanes: Looked) -> tuple[Output, Any,
     return output, cache, Cost(asked, jnp.broadcast_to(computed, (batch,)))
 
 
+def observed(plan: Any, cache: Any, length: int) -> Array | None:
+    """float32 [B, L, C]: what the model's calls told of each position, if it tells."""
+    if plan.model.observed is None:
+        return None
+    return plan.model.observed(cache)[:, :length]
+
+
 def _inside(state: Any, positions: Array, valid: Array) -> tuple[Array, Array]:
     """Positions that index the canvas, and which of them the row reaches."""
     valid &= (positions >= 0) & (positions < state.reach[:, None])
@@ -220,6 +227,7 @@ def _rows(
         log_probs=state.log_probs,
         fresh=state.fresh,
         memory=state.memory[0],
+        observed=state.observed,
     )
 
 

@@ -206,6 +206,7 @@ class Attention(nn.Module):
         if angles is not None:
             query, key = rotate(query, angles), rotate(key, angles)
         key, value = key.swapaxes(1, 2), value.swapaxes(1, 2)
+        self.sow("intermediates", "queries", query)  # for who asks for the weights
         if cache is not None:
             # Writes happen before reads: a lane may see what this call stores.
             stored_key, key = caches.store(cache["k"], slots, key)

@@ -172,7 +172,7 @@ def forward(
     @functools.partial(jax.checkpoint, prevent_cse=False)
     def body(stream, group):
         for layer, block in enumerate(group):
-            stream, _ = _layer(config, layer, block, query, stream, None)
+            stream, _ = one_layer(config, layer, block, query, stream, None)
         return stream, None
 
     stream, _ = jax.lax.scan(body, stream, stacked)
@@ -296,7 +296,7 @@ def _run(config, params, query, stream, cache) -> tuple[Output, Cache]:
     caches = [None] * config.num_layers if cache is None else list(cache)
     for layer in range(config.num_layers):
         block = params[f"layer_{layer}"]
-        stream, caches[layer] = _layer(
+        stream, caches[layer] = one_layer(
             config, layer, block, query, stream, caches[layer]
         )
         if f"layer_{layer}" in config.taps:
@@ -324,7 +324,8 @@ def _apply_in_groups(config: Config, group: int, params, query: Query, cache: Ca
     return Output(final_norm(config, params, stream)), tuple(caches)
 
 
-def _layer(config, layer: int, block, query: Query, stream: Array, cache: Any):
+def one_layer(config, layer: int, block, query: Query, stream: Array, cache: Any):
+    """(stream, cache) of one layer with parameters `block`."""
     visible = _visible(config, layer, query)
     angles = _angles(config, layer, query.positions)
     return parts.Block(own_config(config, layer)).apply(

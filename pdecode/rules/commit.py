@@ -28,8 +28,10 @@ __all__ = [
     "best",
     "best_of_each",
     "by_rank",
+    "certain",
     "confidence_without",
     "damped",
+    "density",
     "entropy_bounded",
     "factor",
     "lead",
@@ -98,6 +100,32 @@ def damped(ids: tuple[int, ...], factor: Callable[[Row], Array]) -> Order:
         del key
         late = among(prediction.token, ids)
         return prediction.log_prob + jnp.where(late, jnp.log(factor(row)), 0)
+
+    return Order(score, (), False)
+
+
+def density(row: Row, sigma: int) -> Array:
+    """[L]: the share of known positions around each, by a Gaussian (d2Cache's prior).
+
+    What lies left of the canvas is known, what lies behind the row's end is known once
+    its last position is. Deviation: the Gaussian ends at four `sigma`.
+    """
+    length, reach = row.masked.shape[0], 4 * sigma
+    last = ~row.masked[jnp.maximum(row.end - 1, 0)]
+    place = jnp.arange(-reach, length + reach)
+    inside = (place >= 0) & (place < row.end)
+    here = ~row.masked[jnp.clip(place, 0, length - 1)]
+    known = jnp.where(inside, here, (place < 0) | last).astype(jnp.float32)
+    kernel = jnp.exp(-0.5 * (jnp.arange(-reach, reach + 1) / sigma) ** 2)
+    return jnp.convolve(known, kernel, mode="valid") / kernel.sum()
+
+
+def certain(sigma: int) -> Order:
+    """Confidence of the drawn token, times the `density` around its position."""
+
+    def score(key, row: Row, prediction: Prediction) -> Array:
+        del key
+        return jnp.exp(prediction.log_prob) * density(row, sigma)[row.positions]
 
     return Order(score, (), False)
 

@@ -73,7 +73,10 @@ def guided(
             cache.prompt_lengths,
         )
 
+    tells = model.observed
+
     return model._replace(
+        observed=tells and (lambda cache: tells(cache.cond)),
         init_cache=init_cache,
         apply=both(model.apply),
         encode=both(model.encode),

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from pdecode.contracts import Blocks, CanvasShape, Lanes, Model, Refresh, Row, Window
+from pdecode.rules import commit
 
 __all__ = [
     "active_block",
@@ -19,6 +20,7 @@ __all__ = [
     "every",
     "finished",
     "from_block_on",
+    "important",
     "open_blocks",
     "shadowed",
     "unit",
@@ -138,6 +140,51 @@ def delayed(blocks: Blocks, shape: CanvasShape) -> Window:
         return Lanes(positions, moving.at[positions].get(mode="fill", fill_value=False))
 
     return Window(width, apply, is_run=True)
+
+
+def important(
+    score: Callable[[Row], Array],
+    num_next: int,
+    num_fresh: int,
+    num_carriers: int,
+    share: Array | float,
+):
+    """What may be filled next, what was just filled, and what attention takes from.
+
+    The first are the `num_next` open positions of highest `score(row)` [L] in [0, 1],
+    those of the active block before others, in the blocks that hold the first
+    `num_next`. The last are those of the rest that most was taken from
+    (`Row.observed`), together at most `share` of what is taken from the rest, at least
+    one and at most `num_carriers`. Where a step fills more than `num_fresh`, the others
+    have less room (d2Cache).
+    """
+
+    def window(blocks: Blocks, shape: CanvasShape) -> Window:
+        width = min(num_next + num_fresh + num_carriers, shape.length)
+        place = jnp.arange(shape.length, dtype=jnp.int32)
+
+        def apply(row: Row) -> Lanes:
+            block = blocks.index(place, row)
+            first = row.masked & (jnp.cumsum(row.masked) <= num_next)
+            far = jnp.where(first, block, -1).max()
+            near = row.masked & (block <= far)
+            likely = score(row) + 2.0 * (block == row.block)
+            next_ = commit.best(likely, near, num_next)
+            rest = ~(next_ | row.fresh) & (place < row.end)
+            taken = jnp.where(rest, row.observed[:, 0], 0)
+            rank = commit.ranks(taken, rest)
+            falling = jnp.argsort(rank)
+            summed = jnp.cumsum(taken[falling])[rank]
+            is_within = (rank == 0) | (summed <= jnp.maximum(share * summed.max(), 0))
+            carries = rest & (rank < num_carriers) & is_within
+            asked = next_ | row.fresh | carries
+            asked = commit.best(2.0 * row.fresh + next_, asked, width)
+            positions = jnp.sort(jnp.where(asked, place, shape.length))[:width]
+            return Lanes(positions, positions < shape.length)
+
+        return Window(width, apply)
+
+    return window
 
 
 # The whole canvas on the first step of every block.

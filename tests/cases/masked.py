@@ -29,6 +29,15 @@ TINY = {
     "params": transformer.init(CONFIG, jax.random.key(3)),
 }
 
+# What a slot holds stands for what attention takes from it.
+TELLS = MASKED._replace(
+    observed=lambda cache: 1.0 + cache["keys"][:, 0, :, :1], name="toy that tells"
+)
+
+SHOWS = MASKED._replace(
+    observed=lambda cache: 1.0 + cache["keys"][:, 0], name="toy that shows"
+)
+
 # Says when three tokens of one kind were committed.
 GUARDED = {
     "model": (
@@ -222,7 +231,28 @@ CASES = {
         **ON_BLOCKS,
     ),
     "dkv_cache": case("dkv_cache", "lossy", cache_steps=3, block_length=5, **ON_MASKS),
+    "d2cache": case(
+        "d2cache",
+        "lossy",
+        block_length=5,
+        current_k=3,
+        num_rollout=2,
+        sigma=2,
+        knobs={"rollout_p": 0.3},
+        model=TELLS,
+    ),
+    "uncage": case(
+        "uncage",
+        "lossy",
+        steps=6,
+        row_length=5,
+        knobs={"weight": 3.0},
+        model=SHOWS,
+    ),
     "freedave": case("freedave", "lossy", block_length=5, draft_steps=3, **ON_MASKS),
+    "freedave_in_blocks": case(
+        "freedave", "lossy", draft_steps=3, max_calls=13, **ON_BLOCKS
+    ),
     "apd": case(
         "apd", "lossy", max_lookahead=4, knobs={"mixture_weight": 0.5}, **JUDGED
     ),

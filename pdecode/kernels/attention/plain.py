@@ -75,6 +75,35 @@ def attention(
     return output.reshape(batch, num_queries, num_heads, head_dim).astype(query.dtype)
 
 
+def weights(
+    query: Array,
+    key_cache: Array,
+    visible: Visibility,
+    *,
+    scale: float,
+    soft_cap: float | None = None,
+) -> Array:
+    """The weights that `attention` gives to slots, mean over heads, float32 [B, Q, S].
+
+    Those of a query that sees nothing are zero. For calls without `visible.among`.
+    """
+    batch, num_queries, num_heads, head_dim = query.shape
+    num_kv_heads = key_cache.shape[1]
+    rows = query.reshape(
+        batch, num_queries, num_kv_heads, num_heads // num_kv_heads, head_dim
+    )
+    score = scale * jnp.einsum(
+        "bqhgd,bhkd->bhgqk", rows, key_cache, preferred_element_type=jnp.float32
+    )
+    if soft_cap is not None:
+        score = soft_cap * jnp.tanh(score / soft_cap)
+    seen = reference.visible_mask(visible, key_cache.shape[2])[:, None, None]
+    top = jnp.max(score, -1, keepdims=True, where=seen, initial=HIDDEN)
+    share = jnp.where(seen, jnp.exp(score - top), 0.0)
+    total = share.sum(-1, keepdims=True)
+    return (share / jnp.where(total > 0, total, 1.0)).mean((1, 2))
+
+
 def with_gradient(
     kernel: Callable[..., Array], *, scale: float, soft_cap: float | None
 ) -> Callable[..., Array]:

@@ -9,6 +9,7 @@ from pdecode.methods.masked.audited import audited
 from pdecode.methods.masked.bd3lm import bd3lm
 from pdecode.methods.masked.certainty_density import certainty_density
 from pdecode.methods.masked.credit_decoding import credit_decoding
+from pdecode.methods.masked.d2cache import d2cache
 from pdecode.methods.masked.d2f import d2f
 from pdecode.methods.masked.dimple import dimple
 from pdecode.methods.masked.discrete_diffusion_vla import discrete_diffusion_vla
@@ -46,6 +47,7 @@ from pdecode.methods.masked.recap import recap
 from pdecode.methods.masked.refine import refine
 from pdecode.methods.masked.remdm import remdm
 from pdecode.methods.masked.remdm_llada import remdm_llada
+from pdecode.methods.masked.uncage import uncage
 from pdecode.methods.masked.wino import wino
 
 __all__ = [
@@ -57,6 +59,7 @@ __all__ = [
     "bd3lm",
     "certainty_density",
     "credit_decoding",
+    "d2cache",
     "d2f",
     "dimple",
     "discrete_diffusion_vla",
@@ -94,6 +97,7 @@ __all__ = [
     "refine",
     "remdm",
     "remdm_llada",
+    "uncage",
     "wino",
 ]
 

@@ -6,10 +6,7 @@ left of the generation is known; what lies behind it is known once its last posi
 Deviation: the Gaussian ends at four `sigma`.
 """
 
-import jax.numpy as jnp
-from jax import Array
-
-from pdecode.contracts import Decoder, Row, Sampling
+from pdecode.contracts import Decoder, Sampling
 from pdecode.families import masked
 from pdecode.knobs import Count, MaskedModel, Temperature
 from pdecode.rules import blocks, commit
@@ -30,29 +27,11 @@ def certainty_density(
     tokens drawn.
     Cost: `steps` calls of the whole canvas.
     """
-
-    def score(key, row: Row, prediction) -> Array:
-        del key
-        return jnp.exp(prediction.log_prob) * density(row, sigma)[row.positions]
-
     grid = blocks.of(model, block_length)
-    by = commit.Order(score, (), False)
     return masked.masked_diffusion(
         model,
-        commit.shared(by, max_new_tokens, steps, grid),
+        commit.shared(commit.certain(sigma), max_new_tokens, steps, grid),
         max_new_tokens=max_new_tokens,
         sampling=Sampling(temperature, undrawn=masked.undrawn(model)),
         blocks=grid,
     )
-
-
-def density(row: Row, sigma: int) -> Array:
-    """[L]: the share of known positions around each."""
-    length, reach = row.masked.shape[0], 4 * sigma
-    last = ~row.masked[jnp.maximum(row.end - 1, 0)]
-    place = jnp.arange(-reach, length + reach)
-    inside = (place >= 0) & (place < row.end)
-    here = ~row.masked[jnp.clip(place, 0, length - 1)]
-    known = jnp.where(inside, here, (place < 0) | last).astype(jnp.float32)
-    kernel = jnp.exp(-0.5 * (jnp.arange(-reach, reach + 1) / sigma) ** 2)
-    return jnp.convolve(known, kernel, mode="valid") / kernel.sum()

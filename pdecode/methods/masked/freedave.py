@@ -1,8 +1,10 @@
 """FreeDave: the static decode of a masked model, verified several steps at a time.
 
 Wu & Zhang, 2025, arXiv:2510.00294. The drafts come from the last prediction, at no
-cost. A block-causal model is decoded in its blocks. Deviation: canvases are evaluated
-side by side and whole, not as a tree over one context.
+cost. A block-causal model is decoded in its blocks, and its drafts are one tree over
+what is final. Deviation: the tree has the block after a full one too, which the authors
+begin in calls of their own. Where tokens see later ones there is nothing final: then,
+for shifted models and for prompts with holes, canvases are evaluated side by side.
 """
 
 from pdecode.contracts import Decoder, Sampling
@@ -25,8 +27,8 @@ def freedave(
     `steps` must fill equally many positions each (None: one). The authors draft 4
     steps, and 8 with block models.
     Guarantee: lossy as LLaDA is, whose every canvas it returns; nothing is added.
-    Cost: at most LLaDA's calls, each of `draft_steps` canvases; at best one and
-    (steps - 1) / draft_steps.
+    Cost: at most LLaDA's calls, each of `draft_steps` canvases, or of a block more than
+    `draft_steps`; at best one and (steps - 1) / draft_steps.
     """
     grid = blocks.of(model, block_length)
     length = grid.length if grid.is_absolute else None

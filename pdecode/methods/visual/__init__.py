@@ -7,6 +7,8 @@ from pdecode.methods.visual.diagonal_decoding import diagonal_decoding
 from pdecode.methods.visual.lpd import lpd
 from pdecode.methods.visual.nar import nar
 from pdecode.methods.visual.next_block import next_block
+from pdecode.methods.visual.next_scale import next_scale
+from pdecode.methods.visual.octgpt import octgpt
 from pdecode.methods.visual.zipar import zipar
 
 __all__ = [
@@ -16,6 +18,8 @@ __all__ = [
     "lpd",
     "nar",
     "next_block",
+    "next_scale",
+    "octgpt",
     "zipar",
 ]
 
