@@ -153,6 +153,6 @@ def _second(recipe: Recipe, choice: Choice) -> str | None:
     roles = knobs.roles(recipe.method)
     if choice.drafter is None or len(roles) == 1:
         return None
-    given = assembly.load(choice.drafter, choice.dtype, choice.mesh)[0]
+    given = assembly.load_drafter(choice.drafter, choice.dtype, choice.mesh)[0]
     is_heads = not isinstance(given, Model)
     return choice.drafter if is_heads == ("heads" in roles) else None
