@@ -14,8 +14,10 @@ from jax.sharding import Mesh
 from pdecode import knobs, names, sharding
 from pdecode.contracts import DraftLayer, Model, Params
 from pdecode.data import datastore
+from pdecode.drafters import spelled
 from pdecode.methods import variants
-from pdecode.models import fusing, transformer
+from pdecode.models import bytes as byte_text
+from pdecode.models import fusing, transformer, translated
 from pdecode.recipes import Recipe
 
 # By what a model predicts: what it is in words, and the method it gets by default.
@@ -33,6 +35,10 @@ HELD = {
     "filter": "a filter",
 }
 BESIDE = ("heads", "chained_heads", "layer", "filter")
+
+
+# What a drafter may be made of a named model: NAME@group=2, NAME@shared.
+GROUP, SHARED = "group=", "shared"
 
 
 class Assembled(NamedTuple):
@@ -76,7 +82,7 @@ def assemble(
     found, models, trees = [model_name], [target], [params]
     for role in roles[1:]:
         wanted = knobs.needs(recipe.method).get(role, "next")
-        if wanted not in (*KINDS, *BESIDE):
+        if wanted not in (*KINDS, *BESIDE, "spelled"):
             raise ValueError(
                 f"{recipe.label} needs a {role}, which no model folder holds: make "
                 "its record and params in Python and call pdecode.run"
@@ -84,12 +90,21 @@ def assemble(
         name, second, tree, words = _second(
             role, recipe, model_name, drafter, dtype, mesh, fused
         )
-        if isinstance(second, Model) and second.predicts != wanted:
+        kind = "next" if wanted == "spelled" else wanted
+        if isinstance(second, Model) and second.predicts != kind:
             raise ValueError(
-                f"{recipe.label} needs {KINDS[wanted][0]} as its drafter, but {name} "
+                f"{recipe.label} needs {KINDS[kind][0]} as its drafter, but {name} "
                 f"is {KINDS[second.predicts][0]}"
             )
-        if getattr(second, "vocab_size", target.vocab_size) != target.vocab_size:
+        if wanted == "spelled" or parted(name)[1] == SHARED:
+            own, its = (
+                _words(name, second, words),
+                _words(model_name, target, tokenizer),
+            )
+            second, tree = _of_other_words(
+                wanted, second, tree, own, its, target.vocab_size, mesh
+            )
+        elif getattr(second, "vocab_size", target.vocab_size) != target.vocab_size:
             second, tree = _resized(second, tree, words, target, tokenizer, mesh)
         if not isinstance(second, Model) and role != "corpus":
             embedded.check_drafter(model_name, params, name)
@@ -152,6 +167,49 @@ def load(
     if fused is None:
         fused = fusing.by_default(mesh)
     return _load(name, dtype, mesh, fused, _stamp(name))
+
+
+def load_drafter(
+    name: str,
+    dtype: str | None = None,
+    mesh: Mesh | None = None,
+    fused: bool | None = None,
+) -> tuple[Any, Params, Any]:
+    """`load` of a drafter, which may be made of a named model.
+
+    NAME@group=2: two of its layers attend at a time (`transformer.layer_parallel`).
+    NAME@shared: a model of another tokenizer, drafting the tokens that both have
+    (`models.translated`, which `assemble` makes, as it knows the target).
+    """
+    name, made = parted(name)
+    model, params, tokenizer = load(name, dtype, mesh, fused)
+    if made is None:
+        return model, params, tokenizer
+    if not isinstance(model, Model):
+        what = HELD[knobs.word(model)]
+        raise ValueError(f"{name} is {what}: give it without @{made}")
+    if made != SHARED:
+        model = transformer.layer_parallel(model, int(made.removeprefix(GROUP)))
+    return model, params, tokenizer
+
+
+def parted(name: str) -> tuple[str, str | None]:
+    """A drafter's name without what is made of it, and that, if anything.
+
+    A folder may be called anything. ValueError for what cannot be made.
+    """
+    base, at, made = name.rpartition("@")
+    if not at or os.path.isdir(name):
+        return name, None
+    group = made.removeprefix(GROUP)
+    is_group = made.startswith(GROUP) and group.isascii() and group.isdigit()
+    if made != SHARED and not is_group:
+        raise ValueError(
+            f"drafter={name!r}: no such folder, and of a model can be made "
+            f"NAME@{GROUP}N, with N of its layers side by side, or NAME@{SHARED}, by "
+            "the tokens that are the target's too"
+        )
+    return base, made
 
 
 def _stamp(folder: str) -> tuple:
@@ -224,13 +282,35 @@ def _second(
                 "a folder as the drafter"
             )
         drafter = role
-    second, tree, words = load(drafter, dtype, mesh, fused)
+    second, tree, words = load_drafter(drafter, dtype, mesh, fused)
     word = knobs.word(second)
     if word != (role if role in BESIDE else "model"):
         raise ValueError(
             f"{recipe.label} takes a {role}, but {drafter} is {HELD[word]}"
         )
     return drafter, second, tree, words
+
+
+def _words(name: str, model: Model, tokenizer: Any) -> dict[str, int]:
+    """The ids of a tokenizer's words that a model has, by the word."""
+    if isinstance(tokenizer, byte_text.ByteTokenizer):
+        return {chr(byte): byte for byte in range(256)}
+    if not hasattr(tokenizer, "backend"):
+        raise ValueError(f"{name} has no tokenizer whose words another one could share")
+    every = tokenizer.backend.get_vocab()
+    return {word: index for word, index in every.items() if index < model.vocab_size}
+
+
+def _of_other_words(wanted: str, drafter: Any, params: Params, own, its, size, mesh):
+    """A drafter of another tokenizer: its words, and the target's over `size` ids."""
+    if wanted == "spelled":
+        params = spelled.tables(params, own, its, size)
+    else:
+        drafter, params = translated.translated(drafter, params, own, its, size)
+    if mesh is not None:
+        own = params.pop("own")
+        params = {**sharding.replicate(params, mesh), "own": own}
+    return drafter, params
 
 
 def _resized(drafter: Model, params: Params, own, target: Model, tokenizer, mesh):
@@ -244,7 +324,9 @@ def _resized(drafter: Model, params: Params, own, target: Model, tokenizer, mesh
     num_words = min(drafter.vocab_size, target.vocab_size)
     if words[0] is None or words[0] != words[1] or max(words[0].values()) >= num_words:
         raise ValueError(
-            f"{sizes}: they need one vocabulary, or one tokenizer and padding behind it"
+            f"{sizes}: they need one vocabulary, or one tokenizer and padding behind "
+            f"it; a drafter of another tokenizer is asked for as NAME@{SHARED}, or by "
+            "the methods slem and slrs"
         )
     warnings.warn(
         f"{sizes}; their tokenizer is one, so what lies behind {num_words} is padding, "

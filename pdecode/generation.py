@@ -70,9 +70,11 @@ def generate(
     diffusion_gemma, by the model), or is one: a function, or where its code is
     ("file.py:name", "module:name"). `model` and `drafter` are an embedded model or a
     checkpoint folder (default: the embedded one that fits the method; a method that
-    takes heads gets them as its drafter). Further settings are the method's knobs and
-    sizes. A row's noise is named by its prompt and by its number among equal ones, so
-    that it decodes the same in any company; `row_ids` names it otherwise.
+    takes heads gets them as its drafter). A drafter may be made of a model:
+    "NAME@group=2" has two of its layers attend at a time, "NAME@shared" is of another
+    tokenizer and drafts the tokens that both have. Further settings are the method's
+    knobs and sizes. A row's noise is named by its prompt and by its number among equal
+    ones, so that it decodes the same in any company; `row_ids` names it otherwise.
     `keep_eos_tail` decodes and returns what lies behind EOS too. With `mesh`
     (`sharding.make_mesh`) weights, caches and rows are split over it; its devices may
     be those of several processes that make the same call. `fused` computes the

@@ -49,6 +49,7 @@ __all__ = [
     "Numbers",
     "Parameter",
     "Size",
+    "SpelledModel",
     "Temperature",
     "TopK",
     "TopP",
@@ -110,6 +111,8 @@ TopP = Annotated[float, Knob(0, 1)]
 CallCosts = Annotated[tuple[float, ...], Numbers(6, 0, 1e9)]
 Count = Annotated[int, Size()]
 NextModel = Annotated[Model, Needs("next")]
+# Causal, with tokens of its own that spell the target's (`drafters.spelled.tables`).
+SpelledModel = Annotated[Model, Needs("spelled")]
 MaskedModel = Annotated[Model, Needs("masked")]
 UniformModel = Annotated[Model, Needs("uniform")]
 

@@ -2,11 +2,15 @@
 
 import json
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pdecode import prompts
 from pdecode.cli import bench
+from pdecode.contracts import Prefix
 from pdecode.decode import Stats
+from pdecode.drafters import paced
 from pdecode.evals.bench import growth, speculative
 
 
@@ -52,6 +56,68 @@ def test_a_chosen_length_is_held_against_its_neighbours():
     (told,) = speculative.verdicts([*fixed, line("auto_lookup", 8, 6.0, 1.2)])
     assert "4: 1.20, 4: 1.20; over the better 1.000" in told
     assert speculative.verdicts(fixed) == []
+
+
+def test_a_drafters_call_costs_what_it_adds_to_the_loop():
+    """Rounds of 3 ms and 4 lanes at 1 ms more, whose four drafts take 0.5 ms each."""
+    target = speculative.roofline.Curve((1, 4, 8), (1e-3, 1.5e-3, 2e-3))
+    at_five = target.at(5) - target.at(1)
+    plain = speculative.rounds_of(
+        [
+            stats(num_calls=[7, 10], num_query_tokens_computed=[7, 10]),
+            stats(num_calls=[5, 4], num_query_tokens_computed=[5, 4]),
+        ],
+        15 * 3e-3,
+    )
+    assert plain == speculative.Rounds(15 * 3e-3, 15, 15, 0)
+    drafting = speculative.rounds_of(
+        [stats(num_calls=[2, 5], num_query_tokens_computed=[10, 25],
+               num_draft_calls=[8, 20])],
+        5 * (3e-3 + at_five + 4 * 0.5e-3),
+    )  # fmt: skip
+    assert drafting[1:] == (5, 25, 20)
+    found = speculative.in_loop(plain, drafting, target)
+    np.testing.assert_allclose(found, 0.5e-3)
+    # Noise makes no call pay for itself, and none that was not made costs.
+    assert speculative.in_loop(plain, drafting._replace(seconds=0.0), target) == 0
+    assert speculative.in_loop(plain, plain, target) == 0
+
+
+@pytest.mark.parametrize("name", speculative.FIXED)
+def test_prices_leave_one_length(name, monkeypatch):
+    """What is timed to know the costs never drafts, and drafts PROBE tokens a round."""
+    asked = []
+
+    def prepared(name, settings, prompt):
+        asked.append(settings)
+        return None
+
+    blank = stats(num_calls=[4, 4], num_query_tokens_computed=[4, 4])
+    monkeypatch.setattr(speculative, "_prepared", prepared)
+    monkeypatch.setattr(speculative, "_timed", lambda *_: ([blank], 4.0))
+    curve = speculative.roofline.Curve((1, 32), (1.0, 2.0))
+    monkeypatch.setattr(speculative, "_bare", lambda *_: curve)
+    batch = prompts.from_rows([[1], [2]], max_new_tokens=4)
+    costs, bare = speculative.measured_costs(name, {}, [batch], 1, 0)
+    assert costs["call_costs"][0] == 1 and costs["call_costs"][-1] == 2
+    assert ("draft_cost" in costs) == (name == "auto_speculation") == (bare > 0)
+    prefix = Prefix(None, jnp.ones(1, jnp.int32), jnp.full(1, 99), None)
+    chosen = []
+    for settings in asked:
+        prices = paced.Prices(settings["call_costs"], settings.get("draft_cost", 0.0))
+        for rate in (0.0, 0.5, 1.0):
+            pace = paced.started((), prefix._replace(length=prefix.length - 1), 8)
+            pace = pace._replace(
+                kept=pace.kept + 20 * rate,
+                tried=pace.tried + 20,
+                seen=prefix.length - 1,
+            )
+            length = paced.chosen(pace, prefix, paced.lengths(8), prices)
+            chosen.append((rate, int(length[0])))
+    none = [(rate, 0) for rate in (0.0, 0.5, 1.0)]
+    assert chosen[:3] == none
+    if len(asked) > 1:
+        assert chosen[3:] == [(rate, speculative.PROBE) for rate in (0.0, 0.5, 1.0)]
 
 
 def test_a_run_that_was_cut_short_goes_on(tmp_path, monkeypatch, capsys):

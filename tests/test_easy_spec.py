@@ -63,7 +63,7 @@ def by_hand(params, group, query):
 @pytest.mark.parametrize("group", [1, 2])
 def test_groups_attend_from_where_they_begin(group):
     asked = query()
-    model = transformer.layer_parallel(CONFIG, group)
+    model = transformer.layer_parallel(MODEL, group)
     empty = model.init_cache(PROMPT._replace(tokens=PROMPT.tokens[:2]), 8)
     output, cache = apply(model, OWN, asked, empty)
     wanted = jax.jit(by_hand, static_argnums=1)(OWN, group, asked)
@@ -89,14 +89,14 @@ def test_a_group_of_one_is_every_kind_of_layer():
     model = transformer.make_model(config)
     empty = model.init_cache(PROMPT._replace(tokens=PROMPT.tokens[:2]), 8)
     wanted = apply(model, params, query(), empty)
-    found = apply(transformer.layer_parallel(config, 1), params, query(), empty)
+    found = apply(transformer.layer_parallel(model, 1), params, query(), empty)
     jax.tree.map(np.testing.assert_array_equal, found, wanted)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def decoded(group, keeps_drafts, temperature):
     """(generation, stats, last state) of drafts by layers in groups."""
-    drafter = transformer.layer_parallel(CONFIG, group)
+    drafter = transformer.layer_parallel(MODEL, group)
     sampling = Sampling(temperature)
     decoder = speculative.draft_verify(
         MODEL,
@@ -165,7 +165,10 @@ def test_each_round_begins_on_an_exact_cache():
 
 def test_what_cannot_run_side_by_side_is_refused():
     with pytest.raises(ValueError, match="group=0 must be"):
-        transformer.layer_parallel(CONFIG, 0)
+        transformer.layer_parallel(MODEL, 0)
     tapped = dataclasses.replace(CONFIG, taps=("layer_0",))
     with pytest.raises(ValueError, match="taps"):
-        transformer.layer_parallel(tapped, 2)
+        transformer.layer_parallel(transformer.make_model(tapped), 2)
+    wrapped = transformer.shifted(MODEL, CONFIG.width)
+    with pytest.raises(ValueError, match="no plain transformer"):
+        transformer.layer_parallel(wrapped, 2)

@@ -9,11 +9,11 @@ from test_model_free import CAUSAL, LAW, ROWS, WIDTH
 
 from pdecode import decode as decode_module
 from pdecode import methods, prompts
-from pdecode.contracts import STOPPED_BY, Prefix, Sampling
+from pdecode.contracts import STOPPED_BY, Codes, Prefix, Sampling
 from pdecode.decode import run
 from pdecode.drafters import guesses, iterates
 from pdecode.families import speculative
-from pdecode.rules import accept
+from pdecode.rules import accept, relaxed
 
 NEW = 9
 BEST = np.argmax(np.asarray(LAW.moves[1, 1]), 1)
@@ -260,6 +260,41 @@ def test_groups_of_one_token_are_plain_speculative_jacobi():
     assert same_calls == num_calls
     _, fewer = tokens(methods.gsd, max_gap=1.0)
     assert fewer < num_calls
+
+
+def test_groups_by_codes_are_between_plain_jacobi_and_groups_by_rank():
+    """No distance allowed: speculative Jacobi; any: the groups of rank alone."""
+    codes = Codes(CAUSAL.vocab_size)
+    line = jnp.arange(CAUSAL.vocab_size, dtype=jnp.float32)[:, None]
+
+    def tokens(method, params=None, knobs=None):
+        given = {"model": LAW} if params is None else {"model": LAW, "codes": params}
+        out, stats = run(
+            method, CAUSAL if params is None else (CAUSAL, codes), given, PROMPT,
+            jax.random.key(3), knobs={"temperature": 1.0, **(knobs or {})},
+            max_new_tokens=NEW, window=4,
+            **({"transport": "independent"} if method is methods.sjd else {}),
+        )  # fmt: skip
+        return np.asarray(out.tokens), int(stats.num_calls.sum())
+
+    plain, num_calls = tokens(methods.sjd)
+    ranked, fewer = tokens(methods.gsd, knobs={"max_gap": 1.0})
+    near = {"max_gap": 1.0, "max_distance": 1.5}
+    for knobs, wanted in (
+        ({**near, "max_distance": 0.0}, plain),
+        ({**near, "max_distance": 1e9}, ranked),
+    ):
+        found, _ = tokens(methods.gsd_codebook, line, knobs)
+        np.testing.assert_array_equal(found, wanted)
+    _, between = tokens(methods.gsd_codebook, line, near)
+    assert fewer <= between <= num_calls and fewer < num_calls
+    single = jnp.asarray(relaxed.clusters(line, 0.0))
+    found, _ = tokens(methods.gsd_partition, single)
+    np.testing.assert_array_equal(found, plain)
+    # One group: whatever is guessed is kept, so a call gives 1 + window tokens.
+    one = jnp.asarray(relaxed.clusters(line, 1e9))
+    _, fewest = tokens(methods.gsd_partition, one)
+    assert fewest == len(ROWS) * -(-NEW // 5)
 
 
 def test_ids_that_no_guess_is_drawn_from_are_refused():

@@ -177,6 +177,58 @@ def test_drafters_of_another_tokenizer_or_none_are_refused(tmp_path):
         generation.prepare([[1]], **(given | dict(drafter=short)))
 
 
+@pytest.mark.parametrize(
+    "method, made, settings",
+    [
+        ("easy_spec", "@group=2", {"acceptance": "coupled"}),
+        ("speculative_sampling", "@shared", {"acceptance": "coupled"}),
+        ("slem", "", {}),
+    ],
+)
+def test_drafters_are_made_of_a_named_model(method, made, settings, tmp_path):
+    """Whatever they propose, the tokens are those of plain sampling."""
+    target = causal_folder(tmp_path / "target", 1, 20, 32)
+    drafter = target
+    if made != "@group=2":  # of another tokenizer, which shares all words but one
+        drafter = causal_folder(tmp_path / "drafter", 1, 24, 32)
+        path = tmp_path / "drafter" / "tokenizer.json"
+        path.write_text(path.read_text().replace('"world"', '"earth"'))
+    given = dict(model=target, max_new_tokens=10, temperature=1.0, num_draft=3)
+    job = generation.prepare(
+        [[1, 7, 8], [5]], **given, method=method, drafter=drafter + made, **settings
+    )
+    again = generation.prepare(
+        [[1, 7, 8], [5]], **given, method=method, drafter=drafter + made, **settings
+    )
+    assert again.models == job.models  # programs are kept by their models
+    assert job.drafter_name == drafter + made
+    found = generation.decoded(job)
+    del given["num_draft"]
+    assert found.tokens == pdecode.generate([[1, 7, 8], [5]], **given).tokens
+    if made == "@shared":
+        bias = job.models[1].head(job.params["drafter"]).bias
+        words = pdecode.load(target)[2].backend.get_vocab()
+        absent = {index for index in range(20) if bias[index] < -1e9}
+        assert words["world"] in absent and words["hello"] not in absent
+
+
+@pytest.mark.parametrize(
+    "drafter, message",
+    [
+        ("target@group=0", "group=0 must be at least 1"),
+        ("target@group=x", "no such folder, and of a model can be made NAME@group=N"),
+        ("target@layers=2", "or NAME@shared, by the tokens that are"),
+        ("heads@group=2", "heads is a set of heads: give it without @group=2"),
+        ("no/such@shared", "unknown model 'no/such'"),
+    ],
+)
+def test_what_no_drafter_is_made_of_is_one_line(capsys, drafter, message):
+    words = ("generate", "--prompt", "x", "--method", "easy_spec", "--drafter", drafter)
+    assert cli.main(words) == 2
+    told = capsys.readouterr().err
+    assert message in told and len(told.splitlines()) == 1
+
+
 # Output.
 
 

@@ -205,6 +205,52 @@ def test_whatever_is_proposed_the_output_is_plain_sampling(num_nodes, max_depth)
     assert faults(decoder, num_nodes, 40) == 0
 
 
+# Ids that are fine, and never meant: one of these, by the number in the params.
+ADVERSARIES = ("random", "constant", "always EOS", "stale")
+ENDING = toy.make_model(VOCAB, LENGTH, eos_ids=(3,))
+
+
+def adversary(num_draft):
+    nth = jnp.arange(num_draft, dtype=jnp.int32)[None]
+
+    def init(params, keys, prompt, prefix, output):
+        return jnp.zeros((prefix.length.shape[0], num_draft), jnp.int32)
+
+    def propose(params, keys, before, prefix):
+        place = prefix.length[:, None] + nth
+        drafts = jnp.stack(
+            [(7 * place + 3 * place**2) % VOCAB, 0 * place + 1, 0 * place + 3, before]
+        )
+        return ngram.chain(drafts[params["drafter"]]), before
+
+    def observe(params, keys, before, round):
+        """What the target wanted there a round ago."""
+        return round.prediction.token[:, :num_draft]
+
+    return Drafter(num_draft, num_draft, init, propose, observe)
+
+
+def test_adversaries_change_no_token_and_cost_no_call():
+    """Under EOS too: a row ends where it does without drafts."""
+    plainly, made = (
+        speculative.draft_verify(ENDING, drafter, max_new_tokens=NEW, sampling=SAMPLING)
+        for drafter in (nothing(), adversary(15))  # more than there is room for
+    )
+    num_ended = 0
+    for seed in range(25):
+        key = jax.random.key(seed)
+        wanted, _ = run(plainly, {"model": TARGET}, key)
+        num_ended += int((wanted.lengths < NEW - 2).sum())
+        for kind, name in enumerate(ADVERSARIES):
+            params = {"model": TARGET, "drafter": jnp.int32(kind)}
+            out, stats = run(made, params, key)
+            for told, found in zip(wanted[:3], out[:3]):  # tokens, start, lengths
+                np.testing.assert_array_equal(found, told, err_msg=name)
+            np.testing.assert_array_equal(out.stopped_by, wanted.stopped_by)
+            assert (stats.num_calls <= stats.num_committed).all(), name
+    assert num_ended > 40
+
+
 def test_unsanitised_nonsense_is_caught(monkeypatch):
     """Negative control: the same drafts taken as they are."""
     monkeypatch.setattr(speculative_calls, "sanitized", lambda draft, plan: draft)

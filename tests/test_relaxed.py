@@ -48,7 +48,13 @@ EXACT = {
     "lantern_plus": lambda: (lantern(2, ratio=1.0), TREE),
     "coarse": lambda: (coarse(1.0), CHAIN),
     "grouped": lambda: (accept.by_node(relaxed.grouped(0)), CHAIN),
-}
+    "codebook": lambda: (
+        with_params(relaxed.grouped(2, 1.0, 0.0), jnp.asarray(LATENTS)), CHAIN
+    ),
+    "partition": lambda: (
+        with_params(relaxed.coarse(), jnp.asarray(relaxed.clusters(LATENTS, 0))), CHAIN
+    ),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", EXACT)
@@ -197,6 +203,88 @@ def test_a_partition_keeps_its_groups_law_and_the_heuristic_does_not():
     assert off["fixed"] < 1e-12 and off["window"] > 0.01
 
 
+def group_gaps(rule, shares, seed):
+    """How far the groups of a round's first and second token are from the target's law.
+
+    The second is held against its law behind the first, as it was accepted.
+    """
+    target, drafter = tables(seed, 2)
+    laws = [target[()], *(target[(t,)] for t in range(VOCAB))]
+    first = np.zeros(VOCAB)
+    second, reached = np.zeros((VOCAB, VOCAB)), np.zeros(VOCAB)
+    for tokens, weight, q in all_drafts(CHAIN, drafter, "iid"):
+        one, _ = tokens
+        p = [target[context(CHAIN, tokens, node)] for node in range(-1, 2)]
+        draft = Draft(jnp.array(tokens), jnp.array([-1, 0]), q=jnp.array(q))
+        stop, rest = jitted(rule)(
+            jax.tree.map(lambda leaf: leaf[None], draft),
+            Prediction(probs=jnp.array([p])),
+        )
+        stop, rest = np.asarray(stop[0]), np.asarray(rest[0])
+        first += weight * stop[0] * rest[0]
+        first[one] += weight * stop[1:].sum()
+        reached[one] += weight * stop[1:].sum()
+        second[one] += weight * stop[1] * rest[1]
+        second[one, tokens[1]] += weight * stop[2]
+    behind = reached[:, None] * np.stack(laws[1:])
+    return (
+        np.abs(shares @ (first - laws[0])).max(),
+        np.abs((second - behind) @ shares.T).max(),
+    )
+
+
+def test_groups_of_a_codebook_have_the_targets_law_where_they_are_fixed():
+    """Of a codebook's groups those of a partition; the paper's, around x, do not."""
+    found = {"fixed": 0.0, "around": 0.0}
+    codebook = np.array([[0.0, 0.0], [0.4, 0.0], [3.0, 0.0]])
+    shares = relaxed.clusters(codebook, 0.5)
+    np.testing.assert_array_equal(shares, [[1, 1, 0], [0, 0, 1]])
+    rules = {
+        "fixed": with_params(relaxed.coarse(), jnp.asarray(shares, jnp.float64)),
+        "around": with_params(relaxed.grouped(2, 1.0, 10.0), jnp.asarray(codebook)),
+    }
+    for name, rule in rules.items():
+        for seed in range(3):
+            gaps = group_gaps(rule, shares, seed)
+            found[name] = max(found[name], *gaps)
+    assert found["fixed"] < 1e-12 and found["around"] > 1e-3, found
+
+
+def test_the_distance_between_codes_bounds_a_group():
+    """Against a plain search; without a code, or at distance 0, tokens are alone."""
+    draw = np.random.default_rng(5)
+    codebook = draw.normal(size=(8, 2))
+    codebook[6] = np.nan
+    kept = {}
+    for limit in (0.0, 1.5, 1e9):
+        kept[limit] = []
+        for token in range(8):
+            p, q = draw.dirichlet(np.ones(8)), draw.dirichlet(np.ones(8))
+            got, _ = relaxed.grouped(2, 0.2, limit).apply(
+                jnp.asarray(p), jnp.asarray(q[None]), jnp.array([token]), codebook
+            )
+            rank = np.argsort(np.argsort(p, kind="stable"), kind="stable")
+            group = [
+                other
+                for other in range(8)
+                if other == token
+                or (
+                    abs(rank[other] - rank[token]) <= 2
+                    and abs(p[other] - p[token]) < 0.2
+                    and ((codebook[other] - codebook[token]) ** 2).sum() < limit
+                )
+            ]
+            wanted = min(1, p[group].sum() / q[group].sum())
+            np.testing.assert_allclose(float(got[0]), wanted, atol=1e-12)
+            assert group == [token] or (limit > 0 and token != 6 and 6 not in group)
+            kept[limit].append(len(group))
+    assert sum(kept[1e9]) > sum(kept[1.5]) > sum(kept[0.0]) == 8
+    # A partition: alone too, and one group of all that is near.
+    made = relaxed.clusters(codebook, 1e9)
+    assert made.shape == (2, 8) and made[1].tolist() == [0] * 6 + [1, 0]
+    np.testing.assert_array_equal(relaxed.clusters(codebook, 0.0), np.eye(8))
+
+
 def test_typical_accepts_what_its_bar_says_and_the_likeliest_of_the_longest():
     rule = relaxed.typical(0.25, 0.6)
     for seed in range(4):
@@ -306,8 +394,23 @@ def test_bad_values_are_named():
             relaxed.lantern(1, **kw)
     with pytest.raises(ValueError, match="the other codes"):
         relaxed.nearest(LATENTS, VOCAB)
+    codes = Codes(MODEL.vocab_size)
+    for make in (methods.lantern, methods.pcg):
+        with pytest.raises(ValueError, match="codes tell of 2 tokens, but"):
+            make(MODEL, MODEL, Codes(2), max_new_tokens=4)
+    for make in (methods.gsd_codebook, methods.gsd_partition):
+        with pytest.raises(ValueError, match="codes tell of 2 tokens, but"):
+            make(MODEL, Codes(2), max_new_tokens=4)
+    p, one = jnp.ones(4) / 4, jnp.zeros(1, jnp.int32)
+    for rule, params in (
+        (relaxed.grouped(1, 1.0, 0.5), jnp.ones((3, 2))),
+        (relaxed.coarse(), jnp.ones((4, 3))),
+        (relaxed.lantern(1, delta=0.1), jnp.zeros((3, 1), jnp.int32)),
+    ):
+        with pytest.raises(ValueError, match="tell of 3 tokens, but the law has 4"):
+            rule.apply(p, p[None], one, params)
     with pytest.raises(ValueError, match="'codes'"), jax.enable_x64(False):
-        decoder = methods.lantern(MODEL, MODEL, Codes(5), max_new_tokens=12)
+        decoder = methods.lantern(MODEL, MODEL, codes, max_new_tokens=12)
         run(
             lambda *_, **__: decoder, MODEL, {"model": TARGET, "drafter": DRAFTER},
             PROMPT, jax.random.key(0),

@@ -2,6 +2,7 @@
 
 import jax
 import numpy as np
+import pytest
 import table
 from cases import LENGTH
 
@@ -74,9 +75,9 @@ def best(params, text):
     return int(np.argmax(law(params, text)))
 
 
-def test_a_refused_step_is_rewritten_to_its_end():
-    """Greedy, row by row in Python."""
-    threshold = -1.0
+@pytest.mark.parametrize("threshold", [-1.0, -1.1])
+def test_a_refused_step_is_rewritten_to_its_end(threshold):
+    """Greedy, row by row in Python; at -1.1 what lies behind EOS would decide."""
     out, _ = decode(threshold)
     num_refused = num_kept = 0
     for b, row in enumerate(table.ROWS):
@@ -87,8 +88,8 @@ def test_a_refused_step_is_rewritten_to_its_end():
                 draft.append(best(FAR, draft))
             draft = draft[len(text) :]
             step = draft[:3]
-            if 2 in step:
-                step = step[: step.index(2) + 1]
+            ends = [nth for nth, token in enumerate(step) if token in (2, table.EOS)]
+            step = step[: ends[0] + 1] if ends else step
             if not is_rewritten and score(text, step) >= threshold:
                 text += draft[: len(step) + 1]
                 num_kept += 1

@@ -94,6 +94,35 @@ def test_the_size_follows_the_cost_of_calls():
         trees.sized(rates, {2: 1.0}, 0.0, max_depth=2)
 
 
+def num_lines(method, **settings):
+    """Of the program that decodes, before the compiler sees it."""
+    model = toy.make_model(9, 24)
+    params = {"model": toy.chain(1, 9, 24), "drafter": toy.chain(2, 9, 24)}
+    prompt = prompts.from_rows([[0, 1], [2]], max_new_tokens=8)
+    decoder = method(model, model, max_new_tokens=8, **settings)
+    program = jax.jit(lambda key: decode(decoder, params, prompt, key)[0].tokens)
+    return len(program.lower(jax.random.key(0)).as_text().splitlines())
+
+
+@pytest.mark.parametrize(
+    "method, small, large",
+    [
+        (
+            methods.dynamic_tree,
+            {"num_nodes": 6, "width": 2},
+            {"num_nodes": 60, "width": 8},
+        ),
+        (methods.sequoia, {"num_nodes": 8}, {"num_nodes": 60}),
+    ],
+)
+def test_a_tree_of_sixty_nodes_makes_no_longer_program(method, small, large):
+    """Nodes are an axis of arrays: levels are what a program grows with."""
+    if method is methods.sequoia:
+        small, large = ({**each, "rates": (60, 30, 15, 8)} for each in (small, large))
+    sizes = [num_lines(method, **each, max_depth=4) for each in (small, large)]
+    assert sizes[1] < 1.4 * sizes[0], sizes
+
+
 # Growth on laws that depend on the last token: log q [V, V], row V - 1 is the root.
 VOCAB, WIDTH, DEPTH = 5, 3, 3
 

@@ -4,6 +4,8 @@ import hashlib
 import pathlib
 from typing import Any
 
+from pdecode import assembly
+
 _OWN = ("process_id", "command", "debug", "json")
 
 
@@ -29,6 +31,8 @@ def check(args) -> None:
             facts[what] = _hash(pathlib.Path(name))
     for option in ("model", "drafter"):
         name = getattr(args, option)
+        if name is not None and option == "drafter":
+            name, _ = assembly.parted(name)
         if name is not None and pathlib.Path(name).is_dir():
             facts[f"the weights of --{option}"] = _hash(pathlib.Path(name))
     facts["the version of pdecode"] = processes.code_version()

@@ -93,7 +93,10 @@ def parser() -> argparse.ArgumentParser:
         "--methods", help="names, file.py:name or module:name, separated by commas"
     )
     made.add_argument("--model", help="folder or embedded name in place of the target")
-    made.add_argument("--drafter", help="the same, for methods that take one")
+    made.add_argument(
+        "--drafter", help="the same, for methods that take one; or made of it: "
+        "NAME@group=2, NAME@shared",
+    )  # fmt: skip
     made.add_argument("--judge", help="a causal model that judges the text")
     made.add_argument("--dtype", help=f"of checkpoint folders{_INT8}")
     made.add_argument("--mesh", help="split over devices: axes, as data=2,tensor=4")
@@ -335,7 +338,10 @@ def _info(args) -> int:
 def _add_decode(made) -> None:
     """The options that say which program decodes."""
     made.add_argument("--model", help="embedded name or checkpoint folder")
-    made.add_argument("--drafter", help="the same, for the drafter or the heads")
+    made.add_argument(
+        "--drafter", help="the same, for the drafter or the heads; NAME@group=2: two "
+        "layers at a time; NAME@shared: another tokenizer's, by the tokens both have",
+    )  # fmt: skip
     made.add_argument("--method", help="see pdecode methods")
     made.add_argument("--max-new-tokens", type=int, default=64)
     made.add_argument("--temperature", type=float)

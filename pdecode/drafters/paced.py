@@ -56,11 +56,15 @@ WIDTHS = (1, 2, 4, 8, 16, 32)  # lanes of the calls whose costs are given
 # Of a call over that of a call of one lane: one H200, 1.3 million parameters.
 COSTS = (1.0, 1.0, 1.0, 1.0, 1.16, 1.61)
 
-KEEP = 0.97  # what a round before counts of the one after it
-# Before anything is known a draft is accepted with RATE, as if seen TRIALS times; rows
-# that stopped drafting come back to it, and try again.
-RATE, TRIALS = 0.85, 3.0
-SHARED = 4.0  # trials that the row's rate at all depths counts at each of them
+# What a round before counts of the one after it: if that drafted, and if it did not.
+# Rows that stopped drafting come back to what they began with, and try again, seldom.
+KEEP, REST = 0.98, 0.99
+# Before anything is known a first draft is accepted with FIRST and one behind another
+# with BEHIND, as if seen TRIALS times. The two have nothing to do with each other: a
+# copy is right or wrong at its first token, so what first drafts teach would keep a row
+# from ever learning how well it goes on. Too low, and what pays is never tried.
+FIRST, BEHIND, TRIALS = 0.85, 0.8, 2.0
+SHARED = 8.0  # trials that the rate at all later depths counts at each of them
 
 
 class Prices(NamedTuple):
@@ -123,21 +127,27 @@ def chosen(
 ) -> Array:
     """The length int32 [B] of `choices` that gives most tokens for its price.
 
-    A row that stands still, which is done, drafts nothing.
+    What would lie behind the row's end is worth nothing. A row that stands still, which
+    is done, drafts nothing.
     """
     sizes = jnp.asarray(choices, jnp.int32)
-    speed = expected(pace)[:, sizes] / cost_of(choices, prices)[None]
+    worth = expected(pace, prefix.end - prefix.length)
+    speed = worth[:, sizes] / cost_of(choices, prices)[None]
     best = sizes[jnp.argmax(speed, 1)]  # of equals the shortest
     return jnp.where(prefix.length > pace.seen, best, 0)
 
 
-def expected(pace: Pace) -> Array:
-    """Tokens float32 [B, 1 + N] of a round of 0 to N drafts."""
-    total = RATE * TRIALS + pace.kept.sum(1, keepdims=True)
-    rate = total / (TRIALS + pace.tried.sum(1, keepdims=True))
-    rates = (pace.kept + SHARED * rate) / (pace.tried + SHARED)
-    reached = jnp.concatenate([jnp.ones_like(total), jnp.cumprod(rates, 1)], 1)
-    return jnp.cumsum(reached, 1)
+def expected(pace: Pace, room: Array) -> Array:
+    """Tokens float32 [B, 1 + N] of a round of 0 to N drafts, `room` [B] at most."""
+    kept, tried = pace.kept, pace.tried
+    first = (kept[:, :1] + TRIALS * FIRST) / (tried[:, :1] + TRIALS)
+    behind = kept[:, 1:].sum(1, keepdims=True) + TRIALS * BEHIND
+    behind /= tried[:, 1:].sum(1, keepdims=True) + TRIALS
+    later = (kept[:, 1:] + SHARED * behind) / (tried[:, 1:] + SHARED)
+    rates = jnp.concatenate([first, later], 1)
+    reached = jnp.concatenate([jnp.ones_like(first), jnp.cumprod(rates, 1)], 1)
+    nth = jnp.arange(reached.shape[1])[None]
+    return jnp.cumsum(jnp.where(nth < room[:, None], reached, 0), 1)
 
 
 def cost_of(choices: tuple[int, ...], prices: Prices) -> Array:
@@ -155,8 +165,9 @@ def recorded(pace: Pace, round: Round) -> Pace:
     was_kept = nth < round.num_accepted[:, None]
     # What stands behind the first one refused was not tried.
     was_tried = (nth <= round.num_accepted[:, None]) & (round.draft.tokens >= 0)
+    fade = jnp.where(was_tried.any(1, keepdims=True), KEEP, REST)
     return pace._replace(
-        kept=KEEP * pace.kept + was_kept, tried=KEEP * pace.tried + was_tried
+        kept=fade * pace.kept + was_kept, tried=fade * pace.tried + was_tried
     )
 
 

@@ -48,6 +48,7 @@ __all__ = [
 ]
 
 WIDE = 16  # own tokens stored by one call
+MOST = 2**28  # entries of the trie's table
 
 
 class Trie(NamedTuple):
@@ -77,7 +78,8 @@ def tables(
     """`params` of a model of `own_words`, with how it spells the target's `words`.
 
     A word is spelled by the longest own words that fit, from left to right; one that
-    cannot be is not read and not drafted. ValueError if no word can be spelled.
+    cannot be is not read and not drafted. ValueError if no word can be spelled, and for
+    so many words on both sides that their table would be too large.
     """
     own = {translated.plain(word): index for word, index in own_words.items()}
     longest = max(map(len, own), default=0)
@@ -105,7 +107,14 @@ def tables(
                 own_id.append(each)
             node = child[node][each]
         token[node] = index
-    table = np.full((len(child), max(own.values()) + 1), -1, np.int32)
+    shape = len(child), max(own.values()) + 1
+    if shape[0] * shape[1] > MOST:
+        raise ValueError(
+            f"a table of {shape[0]} spellings by {shape[1]} tokens is too large: take "
+            "a draft model of few tokens, or what it shares with the target "
+            "(models.translated, NAME@shared)"
+        )
+    table = np.full(shape, -1, np.int32)
     for node, below in enumerate(child):
         for each, target in below.items():
             table[node, each] = target

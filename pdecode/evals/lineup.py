@@ -154,6 +154,6 @@ def _second(recipe: Recipe, choice: Choice) -> str | None:
     roles = knobs.roles(recipe.method)
     if choice.drafter is None or len(roles) == 1:
         return None
-    given = assembly.load(choice.drafter, *choice[2:])[0]
+    given = assembly.load_drafter(choice.drafter, *choice[2:])[0]
     held = [role for role in assembly.BESIDE if role in roles] or ["model"]
     return choice.drafter if knobs.word(given) in held else None

@@ -104,24 +104,24 @@ def make_model(config: Config) -> Model:
 
 
 @functools.cache
-def layer_parallel(config: Config, group: int) -> Model:
-    """`make_model(config)` whose `apply` runs the attention of `group` layers at once.
+def layer_parallel(model: Model, group: int) -> Model:
+    """`model`, of `make_model`, whose `apply` has `group` layers attend at once.
 
     EasySpec (2025, arXiv:2502.02493): between the first and the last layer, those of a
-    group attend from the stream that the group begins with, so none waits for another;
-    then each adds its attention and its MLP in turn. What such a call says and stores
-    is an approximation, good for drafts; `encode` is exact, and so is a group of 1.
-    Raises ValueError for a group below 1, a shifted model and taps.
+    group attend from the stream that it begins with; then each adds its attention and
+    its MLP in turn. Such a call is an approximation, for drafts; `encode` is exact, and
+    so is a group of 1. ValueError for a group below 1, a shifted model, and taps.
     """
-    if group < 1 or config.shift or config.taps:
-        raise ValueError(
-            f"{group=} must be at least 1, of a model without shift ({config.shift}) "
-            f"and taps {config.taps}"
-        )
-    return make_model(config)._replace(
-        apply=functools.partial(_apply_in_groups, config, group),
-        name=f"{config.name} in groups of {group}",
-    )
+    call = model.apply
+    if not isinstance(call, functools.partial) or call.func is not _apply:
+        raise ValueError(f"{model.name} is no plain transformer: it has no groups")
+    config = call.args[0]
+    if group < 1:
+        raise ValueError(f"{group=} must be at least 1")
+    if config.taps:
+        raise ValueError(f"{model.name} keeps taps {config.taps}, which groups do not")
+    apply = functools.partial(_apply_in_groups, config, group)
+    return model._replace(apply=apply, name=f"{model.name} in groups of {group}")
 
 
 def forward(

@@ -5,6 +5,7 @@ restricted to the strings that are tokens of both, renormalised, and written in 
 target's ids. That is a law like any other, so every acceptance rule stays exact.
 """
 
+import functools
 from collections.abc import Mapping
 
 import jax.numpy as jnp
@@ -29,9 +30,9 @@ def translated(
     """(model, params) over the `vocab_size` ids of `words`, those of another tokenizer.
 
     `own_words` are the tokens of `model`. Ids that it has no token for are never
-    drafted, and it reads `unknown_id` where the text has one. Make it once. Raises
-    ValueError if no token is shared, and for a head with a soft cap, under which a
-    token cannot be made impossible.
+    drafted, and it reads `unknown_id` where the text has one. Raises ValueError if no
+    token is shared, and for a head with a soft cap, under which a token cannot be made
+    impossible.
     """
     to_own = matched(own_words, words, vocab_size)
     if model.mask_id is not None:
@@ -58,6 +59,13 @@ def translated(
         ),
     }
 
+    return _over(model, vocab_size), made
+
+
+@functools.cache
+def _over(model: Model, vocab_size: int) -> Model:
+    """One object for equal arguments: programs are kept by their models."""
+
     def read(call):
         def apply(params, query: Query, cache):
             own = params["to_own"][query.tokens]
@@ -65,17 +73,14 @@ def translated(
 
         return apply
 
-    return (
-        model._replace(
-            apply=read(model.apply),
-            encode=read(model.encode),
-            head=lambda params: params["head"],
-            vocab_size=vocab_size,
-            mask_id=None,
-            eos_ids=(),
-            name=f"translated {model.name}",
-        ),
-        made,
+    return model._replace(
+        apply=read(model.apply),
+        encode=read(model.encode),
+        head=lambda params: params["head"],
+        vocab_size=vocab_size,
+        mask_id=None,
+        eos_ids=(),
+        name=f"translated {model.name}",
     )
 
 

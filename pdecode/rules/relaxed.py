@@ -12,11 +12,21 @@ import numpy as np
 from jax import Array
 
 from pdecode import trees
-from pdecode.contracts import BlockRule, Draft, Judge, NodeRule, Prediction
+from pdecode.contracts import (
+    BlockRule,
+    Codes,
+    Draft,
+    Judge,
+    Model,
+    NodeRule,
+    Prediction,
+)
 from pdecode.rules import accept
 from pdecode.sampling import entropy
 
 __all__ = [
+    "check_codes",
+    "clusters",
     "coarse",
     "conditional",
     "grouped",
@@ -137,6 +147,7 @@ def lantern(max_children: int = 1, *, delta: Any = None, ratio: Any = None) -> N
     plain = accept.rejection(1)
 
     def apply(p, q, tokens, neighbours) -> tuple[Array, Array]:
+        _check_size(neighbours.shape[0], p.shape[0])
         kept = []
         for c in range(max_children):
             moved, _ = relaxed_law(p, tokens[c], neighbours, delta, ratio)
@@ -175,20 +186,44 @@ def nearest(latents: np.ndarray, num: int) -> np.ndarray:
     return np.argsort(distance, 1, kind="stable")[:, 1 : num + 1].astype(np.int32)
 
 
-def grouped(size: int = 7, max_gap: Any = 0.15) -> NodeRule:
+def check_codes(codes: Codes, model: Model) -> None:
+    """ValueError if `codes` are not those of the model's tokens."""
+    if codes.size != model.vocab_size:
+        raise ValueError(
+            f"{codes.name} tell of {codes.size} tokens, but {model.name} has "
+            f"{model.vocab_size}: give a row (of groups: a column) for every id"
+        )
+
+
+def _check_size(found: int, vocab_size: int) -> None:
+    if found != vocab_size:
+        raise ValueError(
+            f"params of the role 'codes' tell of {found} tokens, but the law has "
+            f"{vocab_size}"
+        )
+
+
+def grouped(size: int = 7, max_gap: Any = 0.15, max_distance: Any = None) -> NodeRule:
     """Grouped acceptance: x with min(1, p(C) / q(C)), C the tokens ranked around x.
 
     GSD, So et al., 2025, arXiv:2508.07747: C has `size` tokens on either side of x in
-    the target's order whose p differs from p(x) by less than `max_gap` (no codebook
-    distance here). After a refusal norm((p - q)+), which keeps no law of groups: a
-    heuristic. size = 0 is plain rejection.
+    the target's order whose p differs from p(x) by less than `max_gap`. With
+    `max_distance` their codes must also lie at a squared distance below it from x's:
+    params of the role "codes" are the codebook [V, D], and a token whose row is not
+    finite is alone. After a refusal norm((p - q)+), which keeps no law of groups: a
+    heuristic. Groups of one token (size, max_gap or max_distance 0) are plain
+    rejection.
     """
 
-    def apply(p: Array, q: Array, tokens: Array) -> tuple[Array, Array]:
+    def apply(p: Array, q: Array, tokens: Array, *codebook) -> tuple[Array, Array]:
         token, law = jnp.maximum(tokens[0], 0), q[0]
         rank = jnp.argsort(jnp.argsort(p, stable=True), stable=True)
         near = jnp.abs(rank - rank[token]) <= size
-        near &= (jnp.abs(p - p[token]) < max_gap) | (rank == rank[token])
+        near &= jnp.abs(p - p[token]) < max_gap
+        for codes in codebook:
+            _check_size(codes.shape[0], p.shape[0])
+            near &= ((codes - codes[token][None]) ** 2).sum(-1) < max_distance
+        near |= jnp.arange(p.shape[0]) == token
         mine = jnp.where(near, p, 0).sum()
         its = jnp.where(near, law, 0).sum()
         is_real = (tokens[0] >= 0) & (law[token] > 0)
@@ -196,7 +231,24 @@ def grouped(size: int = 7, max_gap: Any = 0.15) -> NodeRule:
         rest = accept.normalised(jnp.maximum(p - law, 0), p)
         return kept[None], jnp.where(is_real, rest, p)
 
-    return NodeRule(apply, 1)
+    return NodeRule(apply, 1, role=None if max_distance is None else "codes")
+
+
+def clusters(codebook: np.ndarray, max_distance: float) -> np.ndarray:
+    """float32 [G, V]: a partition of the tokens by their codes [V, D], for `coarse`.
+
+    Token by token: one joins the first group whose first token lies at a squared
+    distance below `max_distance`, or begins one. Rows that are not finite are alone.
+    """
+    codes = np.where(np.isfinite(codebook), codebook, np.nan)
+    firsts: list[int] = []
+    group = []
+    for token, code in enumerate(codes):
+        near = ((codes[firsts] - code) ** 2).sum(-1) < max_distance
+        group.append(int(np.argmax(near)) if near.any() else len(firsts))
+        if not near.any():
+            firsts.append(token)
+    return np.eye(len(firsts), dtype=np.float32)[:, group]
 
 
 def coarse() -> NodeRule:
@@ -211,6 +263,7 @@ def coarse() -> NodeRule:
     """
 
     def apply(p, q, tokens, shares) -> tuple[Array, Array]:
+        _check_size(shares.shape[1], p.shape[0])
         token = jnp.maximum(tokens[0], 0)
         shares = shares.astype(p.dtype)
         kept, rest = of_groups(shares @ p, shares @ q[0])

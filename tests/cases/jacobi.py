@@ -2,9 +2,11 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from cases import CAUSAL, VOCAB, case
-from pdecode.contracts import Embedding
+from cases import CAUSAL, TARGET, VOCAB, case
+from pdecode.contracts import Codes, Embedding
+from pdecode.rules import relaxed
 
 
 def _read(params, query, cache):
@@ -21,6 +23,19 @@ EMBEDDED = CAUSAL._replace(
     encode=_read,
     embedding=Embedding(lambda params: jnp.eye(VOCAB + 1), VOCAB + 1, "float32"),
 )
+
+_CODES = np.array([[0.0], [0.5], [2.0], [9.0], [np.nan]])
+
+
+def _coded(params):
+    """The causal toy and what its tokens stand for; the mask for nothing."""
+    return {
+        "model": (CAUSAL, Codes(VOCAB + 1)),
+        "params": {"model": TARGET, "codes": jnp.asarray(params, jnp.float32)},
+    }
+
+
+CODED, PARTED = _coded(_CODES), _coded(relaxed.clusters(_CODES, 0.5))
 
 CASES = {
     "jacobi": case("jacobi", "plain", window=4),
@@ -47,5 +62,7 @@ CASES = {
     ),
     "gs_equal": case("sjd", "plain", window=4, transport="gumbel_equal"),
     "gsd": case("gsd", "lossy", window=4, size=2),
+    "gsd_codebook": case("gsd_codebook", "lossy", window=4, size=2, **CODED),
+    "gsd_partition": case("gsd_partition", "lossy", window=4, **PARTED),
     "gs_sjd": case("sjd", "law", window=4, transport="gumbel"),
 }

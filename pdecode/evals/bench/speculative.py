@@ -3,7 +3,8 @@
 Drafters, acceptance rules and draft sizes on the embedded models, at several batch
 sizes and temperatures. Every line is repeated in turn with autoregressive decoding of
 the same prompts, so that the wall ratio is of neighbours in one run. Methods that
-choose the length of their drafts get the costs of calls as they are measured first.
+choose the length of their drafts get the costs of calls as their loop is measured to
+pay them.
 """
 
 import operator
@@ -74,6 +75,19 @@ FIXED = {
 }
 
 
+PROBE = 4  # drafts a round whose cost is measured
+DEAR = 1e9  # a price that nothing is worth
+
+
+class Rounds(NamedTuple):
+    """What decodes took, and did."""
+
+    seconds: float
+    steps: int  # rounds
+    lanes: int  # of the target's calls
+    calls: int  # of the drafter
+
+
 class Line(NamedTuple):
     """One drafter, rule and size at one batch size."""
 
@@ -133,47 +147,108 @@ def lines(
             )
             for i in range(0, num_prompts, batch_size)
         ]
-        costs: dict[str, Any] = {}
+        costs: dict[str, dict[str, Any]] = {}  # by name
         for name, size, temperature in _places(cases, temperatures):
             place = (name, size, batch_size, temperature)
             if place in done:
                 yield done[place]
                 continue
             is_told(f"{name} of {size} nodes, batch {batch_size}, at {temperature}")
-            if name in FIXED and not costs:
-                costs = measured_costs(batch_size, max(map(len, rows)))
-                told = ", ".join(f"{each:.2f}" for each in costs["call_costs"])
-                is_told(
-                    f"with calls at {told}, a drafter's at {costs['draft_cost']:.2f}"
-                )
             common = {"max_new_tokens": max_new_tokens, "temperature": temperature}
+            settings = {**dict(cases)[name][size], **common}
+            if name in FIXED and name not in costs:
+                costs[name], bare = measured_costs(
+                    name, settings, batches, repeats, seed
+                )
+                is_told(_told(costs[name], bare))
             plain = _prepared(BASELINE, common, batches[0])
-            takes = knobs.parameters(variants.resolve(name)[0])
-            priced = {knob: each for knob, each in costs.items() if knob in takes}
-            own = _prepared(name, {**priced, **dict(cases)[name][size], **common},
-                            batches[0])  # fmt: skip
+            own = _prepared(name, {**costs.get(name, {}), **settings}, batches[0])
             stats, ratio = _raced(own, plain, batches, repeats, seed)
             yield _line(*place, stats, ratio)
 
 
-def measured_costs(batch_size: int, context: int) -> dict[str, Any]:
-    """`call_costs` and `draft_cost` of the embedded models here, over a call of one."""
+def measured_costs(
+    name: str, settings: dict[str, Any], batches, repeats: int, seed: int
+) -> tuple[dict[str, Any], float]:
+    """Costs that a method of chosen lengths is given, and that of a bare drafter call.
 
-    def seconds(role: str, widths: tuple[int, ...]) -> tuple[float, ...]:
-        model, params, _ = assembly.load(role)
-        calls = [
-            roofline.compiled_call(
-                model, params, width, batch=batch_size, context=context
-            )
-            for width in widths
-        ]
-        return roofline.measure(widths, calls).seconds
-
-    target = seconds("target", paced.WIDTHS)
-    return {
-        "call_costs": tuple(each / target[0] for each in target),
-        "draft_cost": seconds("drafter", (1,))[0] / target[0],
+    All over a round without a draft, as the method's own loop takes it: its program is
+    timed at prices under which it never drafts, and again drafting PROBE tokens a round
+    (see `in_loop`). The bare call is `roofline`'s, of the drafter's model and head.
+    """
+    takes = knobs.parameters(variants.resolve(name)[0])
+    width, batch_size = batches[0].tokens.shape[1], batches[0].tokens.shape[0]
+    target = _bare("target", paced.WIDTHS, batch_size, width)
+    # A width that no call may have is dear, the others cost nothing more than one lane.
+    none = {"call_costs": (1.0, *(DEAR,) * 5)}
+    some = {"call_costs": tuple(1.0 if w <= PROBE * 2 else DEAR for w in paced.WIDTHS)}
+    free = {"draft_cost": 0.0} if "draft_cost" in takes else {}
+    timed = []
+    for prices in (none, some)[: 1 + len(free)]:
+        own = _prepared(name, {**settings, **prices, **free}, batches[0])
+        stats, seconds = _timed(own, batches, repeats, seed)
+        timed.append(rounds_of(stats, seconds))
+    plain = timed[0].seconds / timed[0].steps
+    found: dict[str, Any] = {
+        "call_costs": tuple(
+            (plain + target.at(w) - target.at(1)) / plain for w in paced.WIDTHS
+        )
     }
+    if not free:
+        return found, 0.0
+    found["draft_cost"] = in_loop(timed[0], timed[1], target) / plain
+    return found, _bare("drafter", (1,), batch_size, width).at(1) / plain
+
+
+def _told(costs: dict[str, Any], bare: float) -> str:
+    told = ", ".join(f"{each:.2f}" for each in costs["call_costs"])
+    told = f"with calls at {told} of a round without a draft"
+    if "draft_cost" not in costs:
+        return told
+    return f"{told}, a drafter's at {costs['draft_cost']:.2f} (a bare one: {bare:.2f})"
+
+
+def rounds_of(stats: Sequence[Stats], seconds: float) -> Rounds:
+    """Of the rows that took longest, one a batch: their counts are the batch's."""
+    steps = lanes = calls = 0
+    for each in stats:
+        row = int(np.argmax(np.asarray(each.num_calls)))
+        steps += int(each.num_calls[row])
+        lanes += int(each.num_query_tokens_computed[row])
+        calls += int(each.num_draft_calls[row])
+    return Rounds(seconds, steps, lanes, calls)
+
+
+def in_loop(plain: Rounds, drafting: Rounds, target: roofline.Curve) -> float:
+    """Seconds that a drafter's call adds to the loop that makes it.
+
+    What rounds that draft take above as many that do not, less what the target's calls
+    cost more for their lanes, over the drafter's calls. So the draw, the law that is
+    kept of it and the rule that reads it count, which a bare call has not.
+    """
+    more = drafting.seconds - drafting.steps * plain.seconds / plain.steps
+    wider = target.at(drafting.lanes / drafting.steps) - target.at(1)
+    return max(more - drafting.steps * wider, 0.0) / max(drafting.calls, 1)
+
+
+def _bare(
+    role: str, widths: tuple[int, ...], batch: int, context: int
+) -> roofline.Curve:
+    model, params, _ = assembly.load(role)
+    calls = [
+        roofline.compiled_call(model, params, width, batch=batch, context=context)
+        for width in widths
+    ]
+    return roofline.measure(widths, calls)
+
+
+def _timed(decode, batches, repeats: int, seed: int) -> tuple[list[Stats], float]:
+    """The counters of all batches and their seconds, the median of `repeats`."""
+    key = jax.random.key(seed)
+    decode(batches[0], key)  # warm
+    made = [[decode(batch, key) for batch in batches] for _ in range(repeats)]
+    spent = [sum(each.decode_s for each in some) for some in made]
+    return [each.stats for each in made[0]], statistics.median(spent)
 
 
 def _places(cases, temperatures: Sequence[float]) -> Iterator[tuple[str, int, float]]:

@@ -3,6 +3,8 @@
 from pdecode.knobs import Variant
 from pdecode.methods.jacobi.early_exit import early_exit
 from pdecode.methods.jacobi.gsd import gsd
+from pdecode.methods.jacobi.gsd_codebook import gsd_codebook
+from pdecode.methods.jacobi.gsd_partition import gsd_partition
 from pdecode.methods.jacobi.jacobi import jacobi
 from pdecode.methods.jacobi.lookahead import lookahead
 from pdecode.methods.jacobi.sjd import sjd
@@ -11,6 +13,8 @@ from pdecode.methods.jacobi.sjd2 import sjd2
 __all__ = [
     "early_exit",
     "gsd",
+    "gsd_codebook",
+    "gsd_partition",
     "jacobi",
     "lookahead",
     "sjd",

@@ -1,7 +1,8 @@
 """GSD: speculative Jacobi whose guesses pass by the probability of a group of tokens.
 
 So et al., 2025, arXiv:2508.07747, on SJD's redraws. Deviation: groups are by rank and
-probability; the released distance between image codes is not applied.
+probability alone; `gsd_codebook` tests the distance between codes too, which takes a
+codebook.
 """
 
 from typing import Annotated

@@ -1,7 +1,8 @@
 """EasySpec: a drafter whose layers attend side by side, set right once a round.
 
-2025, arXiv:2502.02493. `models.transformer.layer_parallel(config, group)` makes such a
-drafter of any transformer; one whose `apply` is exact drafts as it always does.
+2025, arXiv:2502.02493. `models.transformer.layer_parallel(model, group)` makes such a
+drafter of any transformer, by name drafter="NAME@group=2", NAME the target's own or
+another; one whose `apply` is exact drafts as it always does.
 Deviation: what runs side by side is left to the compiler, on whatever mesh there is.
 """
 

@@ -36,7 +36,7 @@ def lantern(
     and greedy decoding at temperature 0, where a code has no mass to share.
     Cost: 1 + number of nodes query tokens a call; len(branching) drafter calls.
     """
-    del codes
+    relaxed.check_codes(codes, model)
     sampling = Sampling(temperature, top_k, top_p)
     topology = trees.expand(branching)
     delta = lantern_delta if lantern_lambda is None else None

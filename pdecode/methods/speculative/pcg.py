@@ -31,7 +31,7 @@ def pcg(
     groups of one token are lossless in distribution.
     Cost: 1 + num_draft query tokens a call; num_draft drafter calls.
     """
-    del codes
+    relaxed.check_codes(codes, model)
     sampling = Sampling(temperature, top_k, top_p)
     return speculative.draft_verify(
         model,

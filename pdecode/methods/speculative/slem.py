@@ -8,12 +8,12 @@ is read back by the longest tokens that fit in place of the target's own tokeniz
 from pdecode.contracts import Decoder, Sampling
 from pdecode.drafters import spelled
 from pdecode.families import speculative
-from pdecode.knobs import Count, NextModel, Temperature, TopK, TopP
+from pdecode.knobs import Count, NextModel, SpelledModel, Temperature, TopK, TopP
 
 
 def slem(
     model: NextModel,
-    drafter: NextModel,
+    drafter: SpelledModel,
     *,
     max_new_tokens: Count,
     num_draft: Count = 8,

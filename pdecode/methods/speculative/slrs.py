@@ -8,13 +8,13 @@ continuation is read as, and not by writing the continuation.
 from pdecode.contracts import Decoder, Sampling
 from pdecode.drafters import spelled
 from pdecode.families import speculative
-from pdecode.knobs import Count, NextModel, Temperature, TopK, TopP
+from pdecode.knobs import Count, NextModel, SpelledModel, Temperature, TopK, TopP
 from pdecode.rules import accept
 
 
 def slrs(
     model: NextModel,
-    drafter: NextModel,
+    drafter: SpelledModel,
     *,
     max_new_tokens: Count,
     per_token: Count = 4,

@@ -2,8 +2,8 @@
 
 Pan et al., 2025, arXiv:2504.07891. Deviations: a step's score is its mean log-
 probability under the target, which the verifying call gives, in place of a digit the
-target is asked for; a step ends with one of the ids `delimiters`, or after `num_draft`
-tokens.
+target is asked for; a step ends with one of the ids `delimiters`, with EOS, or after
+`num_draft` tokens.
 """
 
 from typing import Annotated
@@ -40,13 +40,14 @@ def specreason(
     that the target writes included.
     """
     sampling = Sampling(temperature, top_k, top_p)
+    ends = (*delimiters, *model.eos_ids)  # nothing behind a text's end is judged
     drafts = causal.draft_model(drafter, trees.chain(num_draft), sampling)
     return speculative.draft_verify(
         model,
-        stepwise.stepwise(drafts, delimiters),
+        stepwise.stepwise(drafts, ends),
         max_new_tokens=max_new_tokens,
         sampling=sampling,
-        acceptance=by_step(threshold, delimiters),
+        acceptance=by_step(threshold, ends),
     )
 
 
