@@ -13,6 +13,8 @@ class Needs(NamedTuple):
     shift: bool = False  # a model that reads its answers one slot to the left may come
     mask: bool = False  # the model must have a mask id
     frozen: tuple[str, ...] = ()  # roles of models that stay as they are
+    # Those of them that need not be `config.model`; they share its vocabulary.
+    of_any_size: tuple[str, ...] = ()
     can_start: bool = True  # `start_from` says where the parameters begin
     own_rows: bool = False  # the data must be rows that stand by themselves
 

@@ -24,6 +24,7 @@ CASES = {
     "autoregressive": {"model": MODEL},
     "masked_diffusion": {"model": CANVAS},
     "any_order": {"model": dataclasses.replace(MODEL, predicts="masked")},
+    "distillation": {"model": MODEL, "frozen": ("target",)},
     "blockwise_heads": {
         "model": MODEL,
         "frozen": ("target",),

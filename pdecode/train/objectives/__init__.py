@@ -24,6 +24,7 @@ NAMES = (
     "certainty",
     "block_filter",
     "consistency",
+    "distillation",
 )
 
 
