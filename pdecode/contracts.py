@@ -203,6 +203,9 @@ class Model(NamedTuple):
     slides: bool = False  # some layers see a window: slots must stand at positions
     # (taps) -> this model with those; None: it has what it has.
     tapped: "Callable[[tuple[str, ...]], Model] | None" = None
+    # Sub-models of its first layers on one cache of their own, the last of them all of
+    # it. Each goes on where the one before it stopped, in the lanes that this stored.
+    exits: tuple["Model", ...] = ()
 
 
 class Prompt(NamedTuple):

@@ -100,7 +100,60 @@ def make_model(config: Config) -> Model:
         ),
         slides=any(config.sliding),
         tapped=lambda taps: make_model(dataclasses.replace(config, taps=taps)),
+        exits=_exits(config),
     )
+
+
+def _exits(config: Config) -> tuple[Model, ...]:
+    """The sub-models of `config.exits`, as S2D has them (2024, arXiv:2407.01955).
+
+    Their cache is {"layers": the model's own, "held": the stream behind each sub-model
+    but the last, leaf [B, 1, S, E]}: what a lane was when an earlier sub-model left it.
+    A lane of a later one stands at its position and reads no token.
+    """
+    if not config.exits:
+        return ()
+    whole = make_model(dataclasses.replace(config, exits=()))
+    found = []
+    for nth, stop in enumerate(config.exits):
+        apply = functools.partial(_apply_between, config, nth)
+        found.append(
+            whole._replace(
+                init_cache=functools.partial(_init_exits, config),
+                apply=apply,
+                encode=apply,
+                taps=(),
+                name=f"{config.name} to layer {stop}",
+            )
+        )
+    return tuple(found)
+
+
+def _init_exits(config: Config, prompt: Prompt, num_slots: int) -> Cache:
+    batch = prompt.tokens.shape[0]
+    held = jnp.zeros((batch, 1, num_slots, config.width), config.dtype)
+    return {
+        "layers": _init_cache(config, prompt, num_slots),
+        "held": (held,) * (len(config.exits) - 1),
+    }
+
+
+def _apply_between(config: Config, nth: int, params, query: Query, cache: Cache):
+    layers, held = list(cache["layers"]), list(cache["held"])
+    if nth == 0:
+        stream = embedded(config, params, query)
+    else:
+        read = jax.vmap(lambda row, slot: row[0].at[slot].get(mode="clip"))
+        stream = read(held[nth - 1], query.positions)
+    for layer in range(config.exits[nth - 1] if nth else 0, config.exits[nth]):
+        block = params[f"layer_{layer}"]
+        stream, layers[layer] = _layer(
+            config, layer, block, query, stream, layers[layer]
+        )
+    if nth < len(held):
+        held[nth] = caches.write(held[nth], query.slots, stream[:, None])
+    output = Output(final_norm(config, params, stream))
+    return output, {"layers": tuple(layers), "held": tuple(held)}
 
 
 @functools.cache

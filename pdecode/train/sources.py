@@ -19,11 +19,12 @@ _MAY_CHANGE = (
     "mask_id",
     "eos_ids",
     "taps",
+    "exits",
     "dtype",
     "name",
 )
 # Where a model stays as it is, nothing of its function may differ.
-_MAY_DIFFER = ("dtype", "name", "taps")
+_MAY_DIFFER = ("dtype", "name", "taps", "exits")
 
 
 _FIELDS = dataclasses.fields(Config)

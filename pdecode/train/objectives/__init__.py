@@ -25,6 +25,7 @@ NAMES = (
     "block_filter",
     "consistency",
     "distillation",
+    "sorted_exits",
 )
 
 
