@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -14,9 +15,10 @@ from pdecode.data.texts import Text
 from pdecode.decode import run
 from pdecode.models import bytes as text
 from pdecode.models import transformer
-from pdecode.train import export, objectives, passes, sources, train
+from pdecode.train import export, objectives, passes, settings, sources, train
 from pdecode.train.objectives import distillation
 
+ROOT = pathlib.Path(__file__).parent.parent
 WIDE = dataclasses.replace(
     MODEL, width=24, num_layers=2, sliding=(), head_dim=8, name="wide"
 )
@@ -241,6 +243,17 @@ def test_some_steps_write_and_the_others_take_what_is_given(target):
         # What is given is scored from the second token on.
         written.append(not np.asarray(aux["scored"])[:, 0].any())
     assert 5 < sum(written) < 19
+    # Rows write the same in any company, so parts of a batch add up to it.
+    step = written.index(True)
+    parts = [
+        batch,
+        *(jax.tree.map(lambda x, at=at: x[at : at + 2], batch) for at in (0, 2)),
+    ]
+    (whole, aux), *halves = (
+        loss(params, frozen, part, jax.random.key(0), step) for part in parts
+    )
+    total = sum(value * told["weight"] for value, told in halves)
+    np.testing.assert_allclose(total / aux["weight"], whole, rtol=1e-5)
 
 
 def test_the_first_draft_is_accepted_as_often_as_the_laws_overlap():
@@ -289,6 +302,14 @@ def test_what_does_not_fit_is_refused(target, tmp_path, options, fields, message
     with pytest.raises(ValueError, match=message) as caught:
         train(config_of(target, options=options, **fields), tmp_path, **quiet())
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["distilled", "sorted"])
+def test_the_shipped_configs_begin_with_the_embedded_models(name):
+    config = settings.load(ROOT / "configs" / f"byte_{name}.py")
+    found = sources.read(config, None)
+    assert set(found) == {"start_from", *(f"frozen.{role}" for role in config.frozen)}
+    objectives.find(config.objective).loss(config)
 
 
 def test_a_run_learns_to_be_accepted(target, tmp_path):

@@ -2,9 +2,10 @@
 
     python experiments/distill/train.py results/distill tvd-drafter forward_kl-given
 
-A run is named DIVERGENCE-TEXTS, or "data" for more of the drafter's own objective; more
-settings as in `pdecode train --set`. Figures are on the first part of the validation
-text, because the whole of it takes longer than the training.
+A run is named DIVERGENCE-TEXTS, "data" for more of the drafter's own objective, or
+"sorted" for nested sub-models; more settings as in `pdecode train --set`. Figures are
+on the first part of the validation text, because the whole of it takes longer than the
+training.
 """
 
 import argparse
@@ -14,13 +15,15 @@ import pathlib
 from pdecode.data import texts
 from pdecode.train import settings, train
 
-CONFIG = pathlib.Path(__file__).parents[2] / "configs" / "byte_distilled.py"
+CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 NUM_VALIDATION = 50_000
 
 
 def config_of(name, sets):
     """The shipped config with the divergence and texts that `name` says."""
-    config = settings.load(CONFIG)
+    if name == "sorted":
+        return settings.override(settings.load(CONFIGS / "byte_sorted.py"), sets)
+    config = settings.load(CONFIGS / "byte_distilled.py")
     if name == "data":
         config = dataclasses.replace(
             config, objective="autoregressive", frozen={}, options=None
@@ -42,10 +45,7 @@ def main():
     training, validation = texts.read(None, None)
     streams = training, validation[:NUM_VALIDATION]
     for name in args.names:
-        sets = args.set
-        if name == "data":
-            sets = [each for each in sets if not each.startswith("frozen")]
-        train(config_of(name, sets), args.out / name, streams=streams)
+        train(config_of(name, args.set), args.out / name, streams=streams)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
 """A draft model of sub-models, each draft by the first of them that is sure of it.
 
-S2D (2024, arXiv:2407.01955). A token is read by the first layers; where their best
-token's probability stays below a threshold, the layers up to the next exit go on from
-there. Their caches are filled late: tokens that an earlier exit answered keep their
-stream, and all that are waiting go through in one call when a later sub-model is asked.
-What a row has waiting is behind its prefix too, so nothing is computed twice.
+S2D (Kavehzadeh et al., 2024, arXiv:2407.01955). A token is read by the first layers;
+where the probability of their best token is no more than a threshold, the layers up to
+the next exit go on from there. The caches of later layers are filled late: a token that
+an earlier exit answered leaves its stream behind, and all that wait go through together
+when their row asks a later sub-model, perhaps rounds afterwards. No layer reads a
+committed token twice.
 """
 
 import functools

@@ -105,7 +105,7 @@ def make_model(config: Config) -> Model:
 
 
 def _exits(config: Config) -> tuple[Model, ...]:
-    """The sub-models of `config.exits`, as S2D has them (2024, arXiv:2407.01955).
+    """The sub-models of `config.exits`, as S2D has them (arXiv:2407.01955).
 
     Their cache is {"layers": the model's own, "held": the stream behind each sub-model
     but the last, leaf [B, 1, S, E]}: what a lane was when an earlier sub-model left it.

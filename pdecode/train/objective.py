@@ -73,6 +73,7 @@ def check(name: str, needs: Needs, config: Any) -> None:
         raise ValueError(
             f"objective={name} needs data='rows' and data_dir, a folder that a "
             f"preparation wrote: {needs.why}"
+        )
     if needs.exits and not model.exits:
         raise ValueError(
             f"objective={name} needs model.exits, such as (1, {model.num_layers}): the "

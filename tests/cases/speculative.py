@@ -86,6 +86,7 @@ OWN_HEADS = {
         ),
     ),
     "params": TWO_HEADS["params"],
+}
 # Of two sub-models the first is less sure, of all it says and of what is unlikely.
 _UNSURE = CAUSAL._replace(
     head=lambda params: CAUSAL.head(params)._replace(scale=0.5), name="unsure"

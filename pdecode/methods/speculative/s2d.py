@@ -1,8 +1,9 @@
 """S2D: a drafter of nested sub-models, each draft by the first that is sure of it.
 
-2024, arXiv:2407.01955. `objective=sorted_exits` trains such a drafter, and one drafter
-serves several targets. Deviations: above temperature 0 drafts are drawn under the
-target's own noise, where the paper has each law's best token; drafts are chains.
+Kavehzadeh et al., 2024, arXiv:2407.01955. `objective=sorted_exits` trains such a
+drafter. Deviations: one threshold for all exits but the last, which answers in any
+case; above temperature 0 drafts are drawn under the target's own noise, where the paper
+has each law's best token; drafts are chains.
 """
 
 from typing import Annotated

@@ -1,7 +1,8 @@
 """Cross entropy of the next token at every exit of a model: sub-models in one.
 
-S2D's sorted fine-tuning (2024, arXiv:2407.01955): the sub-models that end at
-`model.exits` share the last norm and the head, and their losses are averaged.
+S2D's sorted fine-tuning (Kavehzadeh et al., 2024, arXiv:2407.01955): the sub-models
+that end at `model.exits` share the last norm and the head, and their losses are
+averaged.
 """
 
 import dataclasses
