@@ -7,12 +7,13 @@ The columns: the share of tested drafts that were accepted; tokens a call; the c
 a draft's acceptance, sum min(p, q), at every token of the texts that the first drafter
 helped to write (at temperature 1 these follow the target's law, whoever drafts); calls
 of drafters a call of the target. Intervals are of a bootstrap over prompts, 95%; those
-of differences to the first drafter are paired. With --threshold drafters have exits and
+of differences to the first line are paired. With --thresholds drafters have exits and
 are decoded by s2d.
 """
 
 import argparse
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -29,12 +30,12 @@ from pdecode.train.objectives import distillation
 NUM_DRAFT = 5
 
 
-def decoded(drafter, args, prompt, temperature):
+def decoded(drafter, threshold, args, prompt, temperature):
     """What was written, and each row's accepted and tested drafts, tokens and calls."""
     models, params = zip(*(embedded.load(name)[:2] for name in (args.target, drafter)))
     method, more = methods.speculative_sampling, {}
-    if args.threshold is not None:
-        method, more = methods.s2d, {"threshold": args.threshold}
+    if threshold is not None:
+        method, more = methods.s2d, {"threshold": threshold}
     made, stats = run(
         method, models, dict(zip(("model", "drafter"), params, strict=True)), prompt,
         jax.random.key(0), max_new_tokens=args.new, num_draft=NUM_DRAFT,
@@ -98,7 +99,7 @@ def main():
     parser.add_argument("--copies", type=int, default=2)
     parser.add_argument("--new", type=int, default=96)
     parser.add_argument("--temperatures", type=float, nargs="+", default=[1.0, 0.0])
-    parser.add_argument("--threshold", type=float)
+    parser.add_argument("--thresholds", type=float, nargs="+", default=[None])
     args = parser.parse_args()
     rows = [tokenizer.encode(each.prompt) for each in snippets.prompts(args.prompts)]
     for temperature in args.temperatures:
@@ -107,11 +108,11 @@ def main():
             [row for row in rows for _ in range(copies)], max_new_tokens=args.new
         )
         texts, firsts = None, None
-        for drafter in args.drafters:
-            made, found = decoded(drafter, args, prompt, temperature)
+        for threshold, drafter in itertools.product(args.thresholds, args.drafters):
+            made, found = decoded(drafter, threshold, args, prompt, temperature)
             texts = made if texts is None else texts
             pairs = [found[0:2], found[2:4]]
-            if temperature == 1 and args.threshold is None:
+            if temperature == 1 and threshold is None:
                 pairs.append(chances(drafter, args, texts))
             columns = [
                 told(pair, None if firsts is None else firsts[nth], len(rows))
@@ -120,6 +121,7 @@ def main():
             firsts = pairs if firsts is None else firsts
             calls = f"{found[4].sum() / found[3].sum():.2f}"
             name = f"{drafter} T={temperature:g}"
+            name += "" if threshold is None else f" threshold={threshold:g}"
             print(" | ".join([name, *columns, calls]), flush=True)
 
 

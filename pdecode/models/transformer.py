@@ -77,6 +77,8 @@ def make_model(config: Config) -> Model:
     builds no causal mask: queries see what `query.visible` says. Sliding layers narrow
     its intervals, which needs slot == position for stored keys.
     """
+    from pdecode.models import exits  # which are made of this module's layers
+
     if config.shift:
         base = make_model(dataclasses.replace(config, shift=False))
         return shifted(base, config.width, config.dtype)
@@ -100,60 +102,8 @@ def make_model(config: Config) -> Model:
         ),
         slides=any(config.sliding),
         tapped=lambda taps: make_model(dataclasses.replace(config, taps=taps)),
-        exits=_exits(config),
+        exits=exits.sub_models(config),
     )
-
-
-def _exits(config: Config) -> tuple[Model, ...]:
-    """The sub-models of `config.exits`, as S2D has them (arXiv:2407.01955).
-
-    Their cache is {"layers": the model's own, "held": the stream behind each sub-model
-    but the last, leaf [B, 1, S, E]}: what a lane was when an earlier sub-model left it.
-    A lane of a later one stands at its position and reads no token.
-    """
-    if not config.exits:
-        return ()
-    whole = make_model(dataclasses.replace(config, exits=()))
-    found = []
-    for nth, stop in enumerate(config.exits):
-        apply = functools.partial(_apply_between, config, nth)
-        found.append(
-            whole._replace(
-                init_cache=functools.partial(_init_exits, config),
-                apply=apply,
-                encode=apply,
-                taps=(),
-                name=f"{config.name} to layer {stop}",
-            )
-        )
-    return tuple(found)
-
-
-def _init_exits(config: Config, prompt: Prompt, num_slots: int) -> Cache:
-    batch = prompt.tokens.shape[0]
-    held = jnp.zeros((batch, 1, num_slots, config.width), config.dtype)
-    return {
-        "layers": _init_cache(config, prompt, num_slots),
-        "held": (held,) * (len(config.exits) - 1),
-    }
-
-
-def _apply_between(config: Config, nth: int, params, query: Query, cache: Cache):
-    layers, held = list(cache["layers"]), list(cache["held"])
-    if nth == 0:
-        stream = embedded(config, params, query)
-    else:
-        read = jax.vmap(lambda row, slot: row[0].at[slot].get(mode="clip"))
-        stream = read(held[nth - 1], query.positions)
-    for layer in range(config.exits[nth - 1] if nth else 0, config.exits[nth]):
-        block = params[f"layer_{layer}"]
-        stream, layers[layer] = _layer(
-            config, layer, block, query, stream, layers[layer]
-        )
-    if nth < len(held):
-        held[nth] = caches.write(held[nth], query.slots, stream[:, None])
-    output = Output(final_norm(config, params, stream))
-    return output, {"layers": tuple(layers), "held": tuple(held)}
 
 
 @functools.cache
@@ -196,9 +146,7 @@ def forward(
     in `among`. `train=True` scans over the layers, one period of the layer pattern at a
     time, and recomputes activations in the backward pass; `train=False` unrolls.
     Hidden states are not shifted for a shifted model: row i predicts token i + 1.
-
-    Raises:
-      ValueError: taps together with train=True (the scan does not keep them).
+    Raises ValueError for taps together with train=True (the scan does not keep them).
     """
     if visible is None:
         visible, counted = sequence_visibility(config, tokens, segments)
@@ -225,7 +173,7 @@ def forward(
     @functools.partial(jax.checkpoint, prevent_cse=False)
     def body(stream, group):
         for layer, block in enumerate(group):
-            stream, _ = _layer(config, layer, block, query, stream, None)
+            stream, _ = one_layer(config, layer, block, query, stream, None)
         return stream, None
 
     stream, _ = jax.lax.scan(body, stream, stacked)
@@ -346,15 +294,13 @@ def _apply(
 
 def _run(config, params, query, stream, cache) -> tuple[Output, Cache]:
     taps = {"embed": stream} if "embed" in config.taps else {}
-    caches = [None] * config.num_layers if cache is None else list(cache)
+    stored = [None] * config.num_layers if cache is None else list(cache)
     for layer in range(config.num_layers):
-        block = params[f"layer_{layer}"]
-        stream, caches[layer] = _layer(
-            config, layer, block, query, stream, caches[layer]
-        )
+        block, own = params[f"layer_{layer}"], stored[layer]
+        stream, stored[layer] = one_layer(config, layer, block, query, stream, own)
         if f"layer_{layer}" in config.taps:
             taps[f"layer_{layer}"] = stream
-    return Output(final_norm(config, params, stream), taps), tuple(caches)
+    return Output(final_norm(config, params, stream), taps), tuple(stored)
 
 
 def _apply_in_groups(config: Config, group: int, params, query: Query, cache: Cache):
@@ -377,7 +323,8 @@ def _apply_in_groups(config: Config, group: int, params, query: Query, cache: Ca
     return Output(final_norm(config, params, stream)), tuple(caches)
 
 
-def _layer(config, layer: int, block, query: Query, stream: Array, cache: Any):
+def one_layer(config, layer: int, block, query: Query, stream: Array, cache: Any):
+    """The stream [B, Q, E] behind a layer of parameters `block`, and its cache."""
     visible = _visible(config, layer, query)
     angles = _angles(config, layer, query.positions)
     return parts.Block(own_config(config, layer)).apply(
