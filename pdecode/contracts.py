@@ -206,6 +206,9 @@ class Model(NamedTuple):
     # What the last calls told of each slot by their attention: cache -> float32
     # [B, S, C]. None: nothing is told.
     observed: Callable[[Cache], Array] | None = None
+    # Sub-models of its first layers on one cache of their own, the last of them all of
+    # it. Each goes on where the one before it stopped, in the lanes that this stored.
+    exits: tuple["Model", ...] = ()
 
 
 class Prompt(NamedTuple):

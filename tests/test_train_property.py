@@ -98,6 +98,7 @@ def fields_of(kind, sizes, run, odd):
         "attention": needs.attention[0],
         "predicts": needs.predicts[0],
         "shift": kind["shift"] and needs.shift,
+        "exits": (sizes["num_layers"],) if needs.exits else (),
     }
     own = tiny.CASES[kind["objective"]]
     run = {"objective": kind["objective"], "data": own.get("data"), **run}

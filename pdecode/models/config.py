@@ -144,6 +144,7 @@ class Config:
     mask_id: int | None = None
     eos_ids: tuple[int, ...] = ()
     taps: tuple[str, ...] = ()  # "embed", or "layer_i": the stream after layer i
+    exits: tuple[int, ...] = ()  # layers after which the head may read, the last too
     dtype: str = "float32"  # of activations and cache; parameters keep their own
     name: str = "transformer"
 
@@ -166,7 +167,7 @@ class Config:
             put(self, "mlp_width", 4 * self.width)
         if not self.sliding:
             put(self, "sliding", (self.window is not None,) * self.num_layers)
-        for field in ("sliding", "eos_ids", "taps"):
+        for field in ("sliding", "eos_ids", "taps", "exits"):
             put(self, field, tuple(getattr(self, field)))
         self._check()
 
@@ -210,6 +211,15 @@ class Config:
             raise ValueError(
                 f"block_len={self.block_len} with attention={self.attention!r}: "
                 "block_causal attention needs a block_len, no other has one"
+            )
+        if self.exits and (
+            list(self.exits) != sorted({*self.exits, self.num_layers})
+            or self.exits[0] < 1
+            or self.shift
+        ):
+            raise ValueError(
+                f"exits={self.exits} must rise from at least 1 to num_layers="
+                f"{self.num_layers}, of a model without shift ({self.shift})"
             )
         for tap in self.taps:
             layer = tap.removeprefix("layer_")

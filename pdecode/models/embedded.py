@@ -127,6 +127,16 @@ def check_drafter(model: str, params: Params, drafter: str) -> None:
         )
 
 
+def record_of(name: str | os.PathLike) -> dict:
+    """The record of an embedded model's name, or of a folder that a run wrote.
+
+    ValueError where there is none.
+    """
+    if not is_run(name) and name not in NAMES:
+        raise ValueError(f"{name} is no folder of a finished run and no embedded model")
+    return _record(str(name))
+
+
 def _record(name: str) -> dict:
     folder, stem = (pathlib.Path(name), "weights") if is_run(name) else (FOLDER, name)
     return json.loads((folder / f"{stem}.json").read_text(encoding="utf-8"))

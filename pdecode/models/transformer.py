@@ -77,6 +77,8 @@ def make_model(config: Config) -> Model:
     builds no causal mask: queries see what `query.visible` says. Sliding layers narrow
     its intervals, which needs slot == position for stored keys.
     """
+    from pdecode.models import exits  # which are made of this module's layers
+
     if config.shift:
         base = make_model(dataclasses.replace(config, shift=False))
         return shifted(base, config.width, config.dtype)
@@ -100,6 +102,7 @@ def make_model(config: Config) -> Model:
         ),
         slides=any(config.sliding),
         tapped=lambda taps: make_model(dataclasses.replace(config, taps=taps)),
+        exits=exits.sub_models(config),
     )
 
 
@@ -143,9 +146,7 @@ def forward(
     in `among`. `train=True` scans over the layers, one period of the layer pattern at a
     time, and recomputes activations in the backward pass; `train=False` unrolls.
     Hidden states are not shifted for a shifted model: row i predicts token i + 1.
-
-    Raises:
-      ValueError: taps together with train=True (the scan does not keep them).
+    Raises ValueError for taps together with train=True (the scan does not keep them).
     """
     if visible is None:
         visible, counted = sequence_visibility(config, tokens, segments)
@@ -293,15 +294,13 @@ def _apply(
 
 def _run(config, params, query, stream, cache) -> tuple[Output, Cache]:
     taps = {"embed": stream} if "embed" in config.taps else {}
-    caches = [None] * config.num_layers if cache is None else list(cache)
+    stored = [None] * config.num_layers if cache is None else list(cache)
     for layer in range(config.num_layers):
-        block = params[f"layer_{layer}"]
-        stream, caches[layer] = one_layer(
-            config, layer, block, query, stream, caches[layer]
-        )
+        block, own = params[f"layer_{layer}"], stored[layer]
+        stream, stored[layer] = one_layer(config, layer, block, query, stream, own)
         if f"layer_{layer}" in config.taps:
             taps[f"layer_{layer}"] = stream
-    return Output(final_norm(config, params, stream), taps), tuple(caches)
+    return Output(final_norm(config, params, stream), taps), tuple(stored)
 
 
 def _apply_in_groups(config: Config, group: int, params, query: Query, cache: Cache):
@@ -325,7 +324,7 @@ def _apply_in_groups(config: Config, group: int, params, query: Query, cache: Ca
 
 
 def one_layer(config, layer: int, block, query: Query, stream: Array, cache: Any):
-    """(stream, cache) of one layer with parameters `block`."""
+    """The stream [B, Q, E] behind a layer of parameters `block`, and its cache."""
     visible = _visible(config, layer, query)
     angles = _angles(config, layer, query.positions)
     return parts.Block(own_config(config, layer)).apply(

@@ -12,7 +12,10 @@ class Needs(NamedTuple):
     why: str  # completes "objective=NAME needs FIELD=...: "
     shift: bool = False  # a model that reads its answers one slot to the left may come
     mask: bool = False  # the model must have a mask id
+    exits: bool = False  # the model must name the layers after which it may be left
     frozen: tuple[str, ...] = ()  # roles of models that stay as they are
+    # Those of them that need not be `config.model`; they share its vocabulary.
+    of_any_size: tuple[str, ...] = ()
     can_start: bool = True  # `start_from` says where the parameters begin
     own_rows: bool = False  # the data must be rows that stand by themselves
 
@@ -70,6 +73,11 @@ def check(name: str, needs: Needs, config: Any) -> None:
         raise ValueError(
             f"objective={name} needs data='rows' and data_dir, a folder that a "
             f"preparation wrote: {needs.why}"
+        )
+    if needs.exits and not model.exits:
+        raise ValueError(
+            f"objective={name} needs model.exits, such as (1, {model.num_layers}): the "
+            "layers after which a token may be answered"
         )
     for role in config.frozen:
         if role not in needs.frozen:

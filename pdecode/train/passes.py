@@ -25,9 +25,15 @@ class Pass(NamedTuple):
     matmul_dtype: str = "float32"
 
 
-def of_run(config) -> Pass:
-    """The pass of a `TrainConfig`."""
-    return Pass(config.model, config.forward, config.remat, config.matmul_dtype)
+def of_run(config, model: Config | None = None) -> Pass:
+    """The pass of a `TrainConfig`, for its model or for a frozen one of another size.
+
+    Raises ValueError for a model that the plain pass does not do.
+    """
+    model = config.model if model is None else model
+    if config.forward == "plain":
+        plain.check(model)
+    return Pass(model, config.forward, config.remat, config.matmul_dtype)
 
 
 def of_decoding(model: Config) -> Pass:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from pdecode.contracts import Params
 from pdecode.models import embedded
 from pdecode.models.config import Config
+from pdecode.train import objectives
 from pdecode.train.config import TrainConfig
 
 # How a model is decoded, not what its parameters are: may differ where one begins.
@@ -18,11 +19,17 @@ _MAY_CHANGE = (
     "mask_id",
     "eos_ids",
     "taps",
+    "exits",
     "dtype",
     "name",
 )
 # Where a model stays as it is, nothing of its function may differ.
-_MAY_DIFFER = ("dtype", "name", "taps")
+_MAY_DIFFER = ("dtype", "name", "taps", "exits")
+
+
+_FIELDS = dataclasses.fields(Config)
+# What two models that speak of the same next tokens have in common.
+_SHARED = ("vocab_size", "mask_id", "attention", "predicts", "shift")
 
 
 class Source(NamedTuple):
@@ -45,6 +52,7 @@ def read(config: TrainConfig, workdir: pathlib.Path | None) -> dict[str, Source]
     named = {f"frozen.{role}": origin for role, origin in config.frozen.items()}
     if config.start_from is not None:
         named["start_from"] = config.start_from
+    needs = objectives.find(config.objective).needs
     found = {}
     for field, origin in named.items():
         is_own = workdir is not None and pathlib.Path(origin).resolve() == (
@@ -64,9 +72,17 @@ def read(config: TrainConfig, workdir: pathlib.Path | None) -> dict[str, Source]
                 f"{field}={origin} holds {embedded.holds(record)['kind']}, no model"
             )
         free = _MAY_CHANGE if field == "start_from" else _MAY_DIFFER
+        if field.removeprefix("frozen.") in needs.of_any_size:
+            free = tuple(each.name for each in _FIELDS if each.name not in _SHARED)
         _check(field, origin, embedded.transformer_config(record), config.model, free)
         found[field] = Source(params, origin, record["sha256"])
     return found
+
+
+def model_of(config: TrainConfig, role: str) -> Config:
+    """What a frozen model is, as its record says; it computes in the run's dtype."""
+    made = embedded.transformer_config(embedded.record_of(config.frozen[role]))
+    return dataclasses.replace(made, dtype=config.model.dtype)
 
 
 def _check(
@@ -74,7 +90,7 @@ def _check(
 ) -> None:
     differ = [
         f"model.{name}={getattr(mine, name)!r} here, {getattr(theirs, name)!r} there"
-        for name in (each.name for each in dataclasses.fields(Config))
+        for name in (each.name for each in _FIELDS)
         if name not in free and getattr(mine, name) != getattr(theirs, name)
     ]
     if differ:

@@ -24,6 +24,10 @@ CASES = {
     "autoregressive": {"model": MODEL},
     "masked_diffusion": {"model": CANVAS},
     "any_order": {"model": dataclasses.replace(MODEL, predicts="masked")},
+    "distillation": {"model": MODEL, "frozen": ("target",)},
+    "sorted_exits": {
+        "model": dataclasses.replace(MODEL, num_layers=2, sliding=(), exits=(1, 2)),
+    },
     "blockwise_heads": {
         "model": MODEL,
         "frozen": ("target",),

@@ -87,6 +87,14 @@ OWN_HEADS = {
     ),
     "params": TWO_HEADS["params"],
 }
+# Of two sub-models the first is less sure, of all it says and of what is unlikely.
+_UNSURE = CAUSAL._replace(
+    head=lambda params: CAUSAL.head(params)._replace(scale=0.5), name="unsure"
+)
+NESTED = {
+    "model": (CAUSAL, CAUSAL._replace(exits=(_UNSURE, CAUSAL), name="nested")),
+    "params": {"model": TARGET, "drafter": NEAR},
+}
 
 CASES = {
     "autoregressive": case("autoregressive", "plain"),
@@ -166,6 +174,7 @@ CASES = {
     ),
     "pearl": case("pearl", "law", window=3, **TWO),
     "pearl_coupled": case("pearl", "plain", window=2, acceptance="coupled", **TWO),
+    "s2d": case("s2d", "plain", num_draft=3, **NESTED),
     "easy_spec": case("easy_spec", "law", num_draft=3, **TWO),
     "quantspec": case("quantspec", "law", num_draft=3, group=4),
     "quantspec_coupled": case(

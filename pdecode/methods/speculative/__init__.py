@@ -28,6 +28,7 @@ from pdecode.methods.speculative.pearl import pearl
 from pdecode.methods.speculative.prompt_lookup import prompt_lookup
 from pdecode.methods.speculative.quantspec import quantspec
 from pdecode.methods.speculative.rest import rest
+from pdecode.methods.speculative.s2d import s2d
 from pdecode.methods.speculative.sam_decoding import sam_decoding
 from pdecode.methods.speculative.sequoia import sequoia
 from pdecode.methods.speculative.slem import slem
@@ -68,6 +69,7 @@ __all__ = [
     "prompt_lookup",
     "quantspec",
     "rest",
+    "s2d",
     "sam_decoding",
     "sequoia",
     "slem",

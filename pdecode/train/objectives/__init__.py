@@ -24,6 +24,8 @@ NAMES = (
     "certainty",
     "block_filter",
     "consistency",
+    "distillation",
+    "sorted_exits",
 )
 
 
