@@ -78,6 +78,7 @@ BY_DEFAULT = {
         "test_drafts_are_those_of_a_drafter_that_keeps_nothing": 1,
         "test_guessed_features_kept_as_true_are_caught": 0,
         "test_two_layers_with_a_cache_are_those_without": 0,
+    },
     "test_distillation.py": {
         "test_a_run_learns_to_be_accepted": 0,
         "test_a_writer_goes_on_as_it_decodes_and_nothing_flows_through_it": 1,
