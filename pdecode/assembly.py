@@ -90,20 +90,13 @@ def assemble(
         name, second, tree, words = _second(
             role, recipe, model_name, drafter, dtype, mesh, fused
         )
-        kind = "next" if wanted == "spelled" else wanted
-        if isinstance(second, Model) and second.predicts != kind:
-            raise ValueError(
-                f"{recipe.label} needs {KINDS[kind][0]} as its drafter, but {name} "
-                f"is {KINDS[second.predicts][0]}"
-            )
+        if isinstance(second, Model):
+            _check_kind(recipe, name, second, "next" if wanted == "spelled" else wanted)
         if wanted == "spelled" or parted(name)[1] == SHARED:
-            own, its = (
-                _words(name, second, words),
-                _words(model_name, target, tokenizer),
-            )
-            second, tree = _of_other_words(
-                wanted, second, tree, own, its, target.vocab_size, mesh
-            )
+            own = _words(name, second, words)
+            its = _words(model_name, target, tokenizer)
+            size = target.vocab_size
+            second, tree = _of_other_words(wanted, second, tree, own, its, size, mesh)
         elif getattr(second, "vocab_size", target.vocab_size) != target.vocab_size:
             second, tree = _resized(second, tree, words, target, tokenizer, mesh)
         if not isinstance(second, Model) and role != "corpus":
@@ -289,6 +282,14 @@ def _second(
             f"{recipe.label} takes a {role}, but {drafter} is {HELD[word]}"
         )
     return drafter, second, tree, words
+
+
+def _check_kind(recipe: Recipe, name: str, drafter: Model, kind: str) -> None:
+    if drafter.predicts != kind:
+        raise ValueError(
+            f"{recipe.label} needs {KINDS[kind][0]} as its drafter, but {name} is "
+            f"{KINDS[drafter.predicts][0]}"
+        )
 
 
 def _words(name: str, model: Model, tokenizer: Any) -> dict[str, int]:

@@ -7,7 +7,6 @@ traceback; `--debug` shows it. Heavy imports happen inside the commands.
 import argparse
 import io
 import json
-import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from typing import NoReturn
 
 from pdecode import names
 from pdecode.cli import (
+    aot,
     arguments,
     eval_drafter,
     program_cache,
@@ -191,7 +191,7 @@ def parser() -> argparse.ArgumentParser:
     suites.options(made)
     _add_precision(made)
 
-    made = add("aot", _aot, "what a decode costs on hardware that is not here")
+    made = add("aot", aot.run, "what a decode costs on hardware that is not here")
     made.add_argument(
         "--target", default="tpu-v5e-2x4", help="tpu-GENERATION-TOPOLOGY or cuda"
     )
@@ -280,33 +280,6 @@ def _train(args) -> int:
     from pdecode.cli import generate
 
     return train.run(args, generate.join(args))
-
-
-def _aot(args) -> int:
-    import jax
-
-    if not os.environ.get("JAX_PLATFORMS"):
-        # libtpu would look for the hardware that is not here.
-        jax.config.update("jax_platforms", "cpu")
-    from pdecode import recipes
-    from pdecode.hardware import aot, costs
-
-    if args.set and args.method is None:
-        raise ValueError("--set needs --method: knobs belong to a method")
-    method = recipes.find(args.method).method if args.method else None
-    found = aot.report(
-        args.target,
-        args.model,
-        args.method,
-        drafter=args.drafter,
-        mesh=arguments.mesh(args.mesh),
-        batch_size=args.batch_size,
-        prompt_len=args.prompt_len,
-        max_new_tokens=args.max_new_tokens,
-        settings=arguments.settings(method, args.set),
-    )
-    print(json.dumps(found, indent=1) if args.json else costs.text(found))
-    return 0
 
 
 def _doctor(args) -> int:

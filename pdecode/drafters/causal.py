@@ -137,9 +137,8 @@ def draft_model(
 def init(plan: Plan, params, keys, prompt, prefix: Prefix, output) -> CausalState:
     """The prompt but its last token in the drafter's cache."""
     del keys, output
-    room = plan.num_pending + plan.topology.max_depth
-    num_slots = caches.num_slots(prefix.tokens.shape[1] + room)
-    cache = plan.model.init_cache(prompt, num_slots)
+    room = prefix.tokens.shape[1] + plan.num_pending + plan.topology.max_depth
+    cache = plan.model.init_cache(prompt, caches.num_slots(room))
     _, cache = prompts.prefill(plan.model, params["drafter"], prompt, cache, drop=1)
     return CausalState(cache, prompt.lengths - 1)
 
