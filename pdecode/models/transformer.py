@@ -294,11 +294,9 @@ def _apply(
 def _run(config, params, query, stream, cache) -> tuple[Output, Cache]:
     taps = {"embed": stream} if "embed" in config.taps else {}
     caches = [None] * config.num_layers if cache is None else list(cache)
-    for layer in range(config.num_layers):
+    for layer, old in enumerate(caches):
         block = params[f"layer_{layer}"]
-        stream, caches[layer] = one_layer(
-            config, layer, block, query, stream, caches[layer]
-        )
+        stream, caches[layer] = one_layer(config, layer, block, query, stream, old)
         if f"layer_{layer}" in config.taps:
             taps[f"layer_{layer}"] = stream
     return Output(final_norm(config, params, stream), taps), tuple(caches)
