@@ -116,13 +116,19 @@ def main():
     made.add_argument("--certainty")
     made.add_argument("--filter")
     made.add_argument("--instances", type=int, default=100, help="of each task")
+    made.add_argument("--methods", nargs="*", help="besides llada; default: all")
     made.add_argument("--out", type=pathlib.Path, required=True)
     args = made.parse_args()
     model, params, _ = assembly.load(args.model)
-    jobs = [(("before", model, params, None), entry) for entry in ENTRIES]
+    entries = [
+        entry
+        for entry in ENTRIES
+        if args.methods is None or entry.name in ("llada", *args.methods)
+    ]
+    jobs = [(("before", model, params, None), entry) for entry in entries]
     if args.certainty is not None:
         _, after, _ = assembly.load(args.certainty)
-        jobs += [(("certainty", model, after, None), entry) for entry in ENTRIES]
+        jobs += [(("certainty", model, after, None), entry) for entry in entries]
     if args.filter is not None:
         jobs.append((("before", model, params, assembly.load(args.filter)), FILTERED))
     lines, careful = [], None
