@@ -122,6 +122,20 @@ def entries(wanted=None, overrides=None, *, max_new_tokens=48, **choice):
     )
 
 
+def test_a_drafter_that_spells_is_timed_by_its_own_weights():
+    made, _ = entries(["slem"], max_new_tokens=8)
+    model, params = curve.drafter_of(made)
+    prompt = prompts.from_rows([[1]], max_new_tokens=1)
+
+    def call(params):
+        cache = model.init_cache(prompt, 4)
+        return prompts.prefill(model, params, prompt, cache)[0].hidden
+
+    assert jax.eval_shape(call, params).shape[:2] == (1, 1)
+    # Beside them, in what the method decodes with, stand spellings of every byte.
+    assert made[-1].params["drafter"]["spelling"].shape[0] == model.vocab_size
+
+
 def test_default_lineup():
     assert len(lineup.defaults(48)) >= 15
     made, notes = entries()

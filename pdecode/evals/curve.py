@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from pdecode import files, precision, prompts
+from pdecode import files, knobs, precision, prompts
 from pdecode.contracts import Model
 from pdecode.evals.lineup import Entry
 from pdecode.evals.rows import Row
@@ -127,7 +127,10 @@ def drafter_of(entries: Sequence[Entry]) -> tuple[Model, Any] | None:
     """The drafter that the methods call, and its parameters."""
     for entry in entries:
         if len(entry.models) > 1 and isinstance(entry.models[1], Model):
-            return entry.models[1], entry.params["drafter"]
+            params = entry.params["drafter"]
+            if knobs.needs(entry.recipe.method).get("drafter") == "spelled":
+                params = params["own"]  # what it spells stands beside
+            return entry.models[1], params
     return None
 
 

@@ -7,6 +7,7 @@ choose the length of their drafts get the costs of calls as their loop is measur
 pay them.
 """
 
+import functools
 import operator
 import statistics
 from collections.abc import Callable, Iterator, Sequence
@@ -147,7 +148,6 @@ def lines(
             )
             for i in range(0, num_prompts, batch_size)
         ]
-        costs: dict[str, dict[str, Any]] = {}  # by name
         for name, size, temperature in _places(cases, temperatures):
             place = (name, size, batch_size, temperature)
             if place in done:
@@ -156,13 +156,12 @@ def lines(
             is_told(f"{name} of {size} nodes, batch {batch_size}, at {temperature}")
             common = {"max_new_tokens": max_new_tokens, "temperature": temperature}
             settings = {**dict(cases)[name][size], **common}
-            if name in FIXED and name not in costs:
-                costs[name], bare = measured_costs(
-                    name, settings, batches, repeats, seed
-                )
-                is_told(_told(costs[name], bare))
+            costs: dict[str, Any] = {}
+            if name in FIXED:
+                costs, bare = measured_costs(name, settings, batches, repeats, seed)
+                is_told(_told(costs, bare))
             plain = _prepared(BASELINE, common, batches[0])
-            own = _prepared(name, {**costs.get(name, {}), **settings}, batches[0])
+            own = _prepared(name, {**costs, **settings}, batches[0])
             stats, ratio = _raced(own, plain, batches, repeats, seed)
             yield _line(*place, stats, ratio)
 
@@ -231,6 +230,7 @@ def in_loop(plain: Rounds, drafting: Rounds, target: roofline.Curve) -> float:
     return max(more - drafting.steps * wider, 0.0) / max(drafting.calls, 1)
 
 
+@functools.cache
 def _bare(
     role: str, widths: tuple[int, ...], batch: int, context: int
 ) -> roofline.Curve:
