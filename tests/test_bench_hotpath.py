@@ -82,10 +82,11 @@ def test_a_whole_decode_is_printed_and_stored_whatever_becomes_of_the_next(
     assert coded["weight_bytes"] < 0.6 * line["weight_bytes"]
     assert line["share"] == pytest.approx(line["floor_ms"] / line["ms"])
     assert line["tokens_per_s"] == pytest.approx(32 / line["every_s"][0])
-    # Negative control: a decode faster than its floor is refused.
-    fast = whole.Decode(**{**line, "share": 1.5})
+    # Negative control: a decode faster than its floor is refused, but of small sizes.
+    fast = whole.Decode(**{**line, "share": 1.5, "bound": "memory"})
     with pytest.raises(ValueError, match="autoregressive, weights separate: 1,500 GB"):
         whole.judge([fast], FOUND)
+    whole.judge([fast], None)
 
 
 def test_a_share_over_all_is_an_error_of_the_benchmark():

@@ -75,7 +75,7 @@ def run(args: Any) -> dict[str, Any]:
     _keep(made, args.out)
     if args.out:
         print(f"written: {args.out}")
-    whole.judge(ended, found)
+    whole.judge(ended, None if args.quick else found)
     hotpath.judge(lines, found)
     return made
 
