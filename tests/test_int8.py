@@ -112,7 +112,9 @@ def test_a_call_that_reads_its_own_lanes_as_they_were_is_another_model(monkeypat
     empty = CODED.init_cache(prompts.from_rows([[1]], max_new_tokens=1), 8)
 
     def hidden():
-        return np.asarray(CODED.apply(PARAMS, query, empty)[0].hidden)
+        return np.asarray(
+            jax.jit(lambda: CODED.apply(PARAMS, query, empty)[0].hidden)()
+        )
 
     wanted = read(CODED, PARAMS, TOKENS[:1, :4], (1,) * 4)
     np.testing.assert_allclose(hidden(), wanted, atol=1e-5)
