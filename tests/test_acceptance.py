@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from pdecode import generation
+from pdecode.cli import eval_drafter
 from pdecode.cli import main as cli
 from pdecode.evals import acceptance, quality
 
@@ -54,6 +55,28 @@ def test_a_chain_of_embedded_heads_is_measured_as_it_decodes(capsys):
     np.testing.assert_allclose(found["tokens_per_call"], tokens.sum() / calls.sum())
     assert len(found["depths"]) == 3 and found["model"] == "target"
     assert found["depths"][0]["reached"] > 0
+
+
+def test_the_table_says_what_was_counted():
+    depths = acceptance.by_depth(np.array([[3, 4], [1, 1], [2, 0], [0, 0]]), 2)
+    found = acceptance.Acceptance(
+        "eagle", "target", "results/eagle", 5, depths, 1.5, 2.2, (1.75, 2.5)
+    )
+    lines = eval_drafter.text(found).splitlines()
+    assert lines[0] == "eagle: results/eagle drafts for target"
+    assert lines[3].split()[:4] == ["1", "4", "3", "0.750"]
+    assert lines[-1] == (
+        "accepted length 1.50; tokens a call 2.20 (1.75-2.50) in 5 rounds"
+    )
+
+
+def test_a_record_names_its_method_and_target():
+    method, model, sizes = acceptance._of_record("heads", None, None, {})
+    assert (method, model, sizes) == ("blockwise", None, {"num_draft": 6})
+    assert acceptance._values(["branching=4,2,1"]) == {"branching": (4, 2, 1)}
+    given = acceptance._of_record("heads", "medusa", "target", {"a": 1})
+    assert given == ("medusa", "target", {"a": 1})
+    assert acceptance._of_record("drafter", None, None, {})[0] == "speculative_sampling"
 
 
 def test_what_drafts_nothing_is_refused(capsys):

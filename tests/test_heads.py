@@ -255,8 +255,9 @@ def test_no_token_is_another(name, temperature):
 
 
 def test_a_tree_is_cut_to_the_heads_there_are():
-    assert drafters.cut(TREE, 2).parents == (-1, -1, -1, 0, 0, 1)
-    assert drafters.cut(TREE, 9) == TREE
+    few, many = (DraftHeads(count, OF_MEDUSA.apply) for count in (2, 9))
+    assert drafters.cut(TREE, few).parents == (-1, -1, -1, 0, 0, 1)
+    assert drafters.cut(TREE, many) == TREE
     decoder = methods.medusa(MODEL._replace(vocab_size=10), OF_MEDUSA, max_new_tokens=4)
     assert decoder.init.args[0].drafter.num_nodes == 61  # two are of the fourth level
     for make, heads, message in (

@@ -47,7 +47,7 @@ def row(name, method, settings, num_prompts, max_new_tokens):
         max_new_tokens=max_new_tokens, **settings,
     )  # fmt: skip
     return {
-        "drafter": record["objective"],
+        "objective": record["objective"],
         "params": record["num_params"],
         "steps": record["steps"],
         "tokens_a_step": config["batch_size"] * config["row_len"],
@@ -64,7 +64,7 @@ def line(made):
     low, high = made["tokens_per_call_interval"]
     rates = " ".join(f"{each['rate']:.2f}" for each in made["depths"])
     return (
-        f"| {made['drafter']} | {made['params']} | {made['steps']} x "
+        f"| {made['objective']} | {made['params']} | {made['steps']} x "
         f"{made['tokens_a_step']} | {made['method']} | {made['tree']} | "
         f"{made['mean_accepted']:.2f} | {made['tokens_per_call']:.2f} "
         f"({low:.2f}-{high:.2f}) | {rates} |"
@@ -78,7 +78,7 @@ def main():
     parser.add_argument("--max-new-tokens", type=int, default=48)
     args = parser.parse_args()
     rows = json.loads(TABLE.read_text()) if TABLE.exists() else []
-    known = {(each["drafter"], each["steps"], each["method"], each["tree"])
+    known = {(each["objective"], each["steps"], each["method"], each["tree"])
              for each in rows}  # fmt: skip
     for name in args.drafters:
         record = embedded.read_from(name)[1]
@@ -87,7 +87,7 @@ def main():
             if key in known:
                 continue
             made = row(name, method, settings, args.num_prompts, args.max_new_tokens)
-            rows.append(made | {"drafter_name": pathlib.Path(name).name})
+            rows.append(made | {"drafter": pathlib.Path(name).name})
             TABLE.write_text(json.dumps(rows, indent=1) + "\n")
             print(line(rows[-1]), flush=True)
     print("\n".join(["", *map(line, rows)]))

@@ -142,8 +142,9 @@ def best_tokens(head: Head, hidden: Array, count: int, sampling: Sampling) -> Ar
     return jnp.where(found.top_log_probs > -1e20, found.top_ids, -1)
 
 
-def cut(topology: trees.Topology, max_depth: int) -> trees.Topology:
-    """The levels of `topology` down to `max_depth`."""
+def cut(topology: trees.Topology, heads: DraftHeads) -> trees.Topology:
+    """As many levels of `topology` as there are heads."""
+    max_depth = heads.num_heads
     depths = [depth for depth in topology.depths if depth <= max_depth]
     kept = [i for i, depth in enumerate(topology.depths) if depth <= max_depth]
     place = {-1: -1, **{old: new for new, old in enumerate(kept)}}

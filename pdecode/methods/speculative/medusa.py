@@ -44,7 +44,7 @@ def medusa(
     Cost: 1 + number of nodes query tokens a call; no drafter call at all.
     """
     topology = trees.choices([tuple(map(int, path)) for path in _TREE.split()])
-    topology = head_drafters.cut(topology, heads.num_heads)
+    topology = head_drafters.cut(topology, heads)
     if branching is not None:
         topology = trees.expand(branching)
     typical = relaxed.typical(posterior_threshold, posterior_alpha)
