@@ -1,10 +1,11 @@
 """The embedded model of the tasks, made certain of its own answers (dParallel).
 
-    python -m pdecode.evals.parallelbench.answers task_masked results/task_answers
+    python -m pdecode.evals.parallelbench.answers task_masked results/task_answers \
+        --instances 800
     pdecode train --config configs/task_certainty.py
 
-What it reaches: experiments/diffusion/README.md. The last block of a row is 16 long as
-the canvas of a grid is; that of a line is shorter.
+Blocks of 16 are a grid's canvas; answers of other tasks fill less than one. What it
+reaches: experiments/diffusion/README.md.
 """
 
 import dataclasses

@@ -1,6 +1,7 @@
 """The filter of Learn2PD for the embedded model of the tasks.
 
-    python -m pdecode.evals.parallelbench.answers task_masked results/task_answers
+    python -m pdecode.evals.parallelbench.answers task_masked results/task_answers \
+        --instances 800
     pdecode train --config configs/task_filter.py
     pdecode generate --model task_masked --drafter results/task_filter \
         --method learn2pd --prompt "Sdbca....=" --max-new-tokens 8
@@ -26,7 +27,7 @@ def get_config() -> TrainConfig:
         options={"block_length": 8, "prompt_end": base.options.prompt_end},
         data="rows",
         data_dir="results/task_answers",
-        steps=600,
+        steps=300,
         batch_size=64,
         optimizer="adamw",
         learning_rate=2e-2,
@@ -35,6 +36,6 @@ def get_config() -> TrainConfig:
         decay_steps=0,
         warmup_steps=20,
         matmul_dtype="float32",
-        checkpoint_every=600,
-        eval_every=200,
+        checkpoint_every=300,
+        eval_every=100,
     )

@@ -28,13 +28,18 @@ SEED = 77
 
 
 def decoded(model, params, rows, window, start, max_new):
-    """Tokens and calls of each row, int [N], and the texts."""
+    """Of each row, int [N]: tokens, calls, and how often on end one token comes."""
     prompt = prompts.from_rows(rows.tolist(), max_new_tokens=max_new, model=model)
     made, stats = decode.run(
         methods.jacobi, model, params, prompt, rng.key(0), max_new_tokens=max_new,
         window=window, block_length=window, start=start,
     )  # fmt: skip
-    return np.asarray(stats.num_committed), np.asarray(stats.num_calls), made
+    starts, lengths = np.asarray(made.start), np.asarray(made.lengths)
+    runs = [
+        trajectories.longest_run(np.asarray(row)[start : start + length])
+        for row, start, length in zip(made.tokens, starts, lengths)
+    ]
+    return np.asarray(stats.num_committed), np.asarray(stats.num_calls), np.array(runs)
 
 
 def interval(values):
@@ -80,6 +85,7 @@ def main():
                 "before": [both[0][0].sum() / both[0][1].sum(), *interval(speeds[0])],
                 "after": [both[1][0].sum() / both[1][1].sum(), *interval(speeds[1])],
                 "ratio": interval(speeds[1] / speeds[0]),
+                "longest_run": [float(np.median(each[2])) for each in both],
             }
         )  # fmt: skip
         print(lines[-1], flush=True)
