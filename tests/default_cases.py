@@ -127,6 +127,7 @@ BY_DEFAULT = {
     "test_jacobi.py": {
         "test_an_early_exit_is_a_state_of_the_trajectory": 1,
         "test_calls_are_those_of_an_iteration_by_hand": 1,
+        "test_groups_by_codes_are_between_plain_jacobi_and_groups_by_rank": 0,
     },
     "test_kernels.py": {
         "test_kernels_equal_the_oracle": 1,
@@ -159,6 +160,7 @@ BY_DEFAULT = {
         "test_no_weight_moves_nothing_and_weights_are_shares": 0,
     },
     "test_options.py": {
+        "test_drafters_are_made_of_a_named_model": 1,
         "test_drafters_may_be_padded_to_another_size": 1,
     },
     "test_overlapped.py": {
@@ -296,6 +298,7 @@ BY_DEFAULT = {
     },
     "test_trees.py": {
         "test_a_row_stops_growing_by_itself": 0,
+        "test_a_tree_of_sixty_nodes_makes_no_longer_program": 1,
         "test_growth_is_what_lists_give": 1,
         "test_the_grown_tree_accepts_most_and_as_much_as_it_says": 0,
     },

@@ -24,8 +24,9 @@ def slem(
 ) -> Decoder:
     """`num_draft` tokens of the drafter's own vocabulary, as tokens of the target's.
 
-    `drafter` keeps its own ids; its params are those of `drafters.spelled.tables`, and
-    its cache has `per_token` slots for each token of the target's text.
+    `drafter` keeps its own ids; its params are those of `drafters.spelled.tables`, made
+    of both tokenizers where models are named, and its cache has `per_token` slots for
+    each token of the target's text.
 
     Guarantee: lossless; token for token plain decoding with the same seed.
     Cost: 1 + num_draft query tokens a call; num_draft calls of the drafter, and more
