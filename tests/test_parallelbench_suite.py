@@ -221,4 +221,4 @@ def test_the_embedded_models_are_as_good_as_their_records_say(name):
         total += cell.right - num * share
         variance += num * max(share * (1 - share), 0.01)
     assert abs(total) < 4 * math.sqrt(variance)
-    assert told["copy"]["percent"] > 90 and told["sudoku"]["percent"] > 90
+    assert told["copy"]["percent"] > 95 and told["sudoku"]["percent"] > 95
