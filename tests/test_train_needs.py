@@ -246,15 +246,18 @@ def test_options_follow_the_objective():
     assert settings.override(found, ["eos_fill=0.25"]).options.weighting == "mdlm"
 
 
-@pytest.mark.parametrize("name", ["target", "drafter", "heads", "diffusion"])
+DRAFTING = ("heads", "eagle", "eagle3", "medusa", "hydra")
+
+
+@pytest.mark.parametrize("name", ["target", "drafter", "diffusion", *DRAFTING])
 def test_the_settings_for_gpus_are_settings_of_every_config(name):
     config = settings.load(ROOT / "configs" / f"byte_{name}.py")
     sets = ["forward=transformer", "model.dtype=bfloat16"]
     found = settings.override(config, sets)
     weights = sources.read(found, None)
-    assert set(weights) == (
-        {"heads": {"frozen.target"}, "diffusion": {"start_from"}}.get(name, set())
-    )
+    expected = {role: {"frozen.target"} for role in DRAFTING}
+    expected["diffusion"] = {"start_from"}
+    assert set(weights) == expected.get(name, set())
 
 
 EVERY_FIELD = {
