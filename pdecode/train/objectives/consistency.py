@@ -142,6 +142,19 @@ def _laws(model, params, decoded, state, own: Options, how: Pass) -> Array:
     return jnp.stack([logits[:, :length], logits[:, length:]])
 
 
+def label_nats(
+    model: Config, params: Params, labels: Array, own: Options,
+    given_ids: tuple[int, ...], how: Pass | None = None,
+) -> tuple[Array, Array]:  # fmt: skip
+    """Nats [B, L - 1] of the labels, and which are scored: from the prompt's end to the
+    text's.
+    """
+    nats, scored = losses.next_token_loss(model, params, labels, how, given_ids)
+    scored &= jnp.arange(1, labels.shape[1])[None] >= own.prompt_length
+    is_end = jnp.isin(labels[:, 1:], jnp.asarray(model.eos_ids, jnp.int32))
+    return nats, scored & (jnp.cumsum(is_end, axis=1) <= is_end)
+
+
 def _row_mean(values: Array, chosen: Array) -> Array:
     total = jnp.where(chosen, values, 0.0).sum(-1)
     return total / jnp.maximum(chosen.sum(-1), 1)
@@ -157,12 +170,9 @@ def loss(config):
         length = parts.shape[2]
         chosen = counted(parts[:, 0], parts[:, 1], own, model.eos_ids)
         apart = _row_mean(soft_nats(model, params, parts, own, how), chosen)
-        nats, scored = losses.next_token_loss(
-            model, params, parts[:, 3], how, config.given_ids
+        nats, scored = label_nats(
+            model, params, parts[:, 3], own, config.given_ids, how
         )
-        scored &= jnp.arange(1, length)[None] >= own.prompt_length
-        is_end = jnp.isin(parts[:, 3, 1:], jnp.asarray(model.eos_ids, jnp.int32))
-        scored &= jnp.cumsum(is_end, axis=1) <= is_end
         value = (apart + own.ar_weight * _row_mean(nats, scored)).mean()
         count = jnp.float32(rows.shape[0])
         places = (_NUM_PARTS - 1) * length + jnp.arange(1, length)
@@ -173,29 +183,35 @@ def loss(config):
     return apply
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _sums(model, own, params, rows):
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _sums(model, own, given_ids, params, rows):
     parts = rows.reshape(rows.shape[0], _NUM_PARTS, -1)
     decoded, state = parts[:, 0], parts[:, 1]
     laws = _laws(model, params, decoded, state, own, passes.of_decoding(model))
     chosen = counted(decoded, state, own, model.eos_ids)
     said = jnp.argmax(laws[1], axis=-1)[:, :-1] == decoded[:, 1:]
-    return jnp.stack([(said & chosen[:, :-1]).sum(), chosen[:, :-1].sum()])
+    nats, scored = label_nats(model, params, parts[:, 3], own, given_ids)
+    right = (said & chosen[:, :-1]).sum(), chosen[:, :-1].sum()
+    return jnp.stack([*right, jnp.where(scored, nats, 0.0).sum(), scored.sum()])
 
 
 def figures(config, params, frozen, text, *, row_len, max_rows=None, put=jnp.asarray):
     """Of states that are not yet the end: the share of tokens that one call gets right
-    of what stands behind the first that is wrong.
+    of what stands behind the first that is wrong. And the bits a token of the labels.
     """
     del frozen
     rows = evaluate.rows(text, row_len, row_len - 1, max_rows)
-    total = np.zeros(2)
+    total = np.zeros(4)
     for tokens, scored in evaluate.parts(rows):
         is_row = scored.any(1)
         if is_row.any():
-            sums = _sums(config.model, config.options, params, put(tokens[is_row]))
-            total += np.asarray(sums)
-    return {"right_after_one_call": float(total[0] / max(total[1], 1))}
+            static = config.model, config.options, text.given_ids
+            total += np.asarray(_sums(*static, params, put(tokens[is_row])), float)
+    said, chosen, nats, scored = np.maximum(total, [0, 1, 0, 1]).tolist()
+    return {
+        "right_after_one_call": said / chosen,
+        "label_bits_per_token": float(evaluate.bits(nats) / scored),
+    }
 
 
 OBJECTIVE = Objective(
