@@ -255,7 +255,7 @@ BAD = [
     ("--method specinfer --drafter heads --prompt x", "specinfer takes a drafter"),
     ("--method blockwise --set num_draft=99 --prompt x", "num_draft=99 exceeds"),
     ("--model drafter --method specinfer --prompt x", "needs a drafter"),
-    ("--model diffusion --method learn2pd --prompt x", "needs a filter, which no"),
+    ("--model diffusion --method learn2pd --prompt x", "needs a filter trained"),
     ("--model diffusion --method specinfer --prompt x", "use one of adablock"),
     ("--model heads --prompt x", "heads is a set of heads: give it as the drafter"),
     ("--prompt-file no_such_file", "no_such_file: No such file"),
