@@ -38,7 +38,7 @@ def decoded(drafter, threshold, args, prompt, temperature):
         method, more = methods.s2d, {"threshold": threshold}
     made, stats = run(
         method, models, dict(zip(("model", "drafter"), params, strict=True)), prompt,
-        jax.random.key(0), max_new_tokens=args.new, num_draft=NUM_DRAFT,
+        jax.random.key(args.seed), max_new_tokens=args.new, num_draft=NUM_DRAFT,
         knobs={"temperature": temperature, **more},
     )  # fmt: skip
     by_size = np.asarray(stats.committed_per_call)[:, : NUM_DRAFT + 2]
@@ -99,6 +99,7 @@ def main():
     parser.add_argument("--copies", type=int, default=2)
     parser.add_argument("--new", type=int, default=96)
     parser.add_argument("--temperatures", type=float, nargs="+", default=[1.0, 0.0])
+    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--thresholds", type=float, nargs="+", default=[None])
     args = parser.parse_args()
     rows = [tokenizer.encode(each.prompt) for each in snippets.prompts(args.prompts)]
