@@ -546,8 +546,8 @@ def test_what_a_configuration_says_and_we_cannot_do(tmp_path, config, message):
 
 
 def test_a_dtype_is_one_of_three():
-    message = "dtype='int8' must be one of float32, bfloat16, float16"
-    arguments = ("--model", GOLDEN / "llada_tiny", "--dtype", "int8")
+    message = "dtype='int4' must be one of float32, bfloat16, float16"
+    arguments = ("--model", GOLDEN / "llada_tiny", "--dtype", "int4")
     check_refusal(None, message, "generate", *arguments, "--prompt-ids", "[[1]]")
 
 

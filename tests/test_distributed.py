@@ -316,17 +316,17 @@ def test_processes_meet_and_who_is_missing_is_told(place, monkeypatch):
     told, others = [], []
     with concurrent.futures.ThreadPoolExecutor() as pool:
         first = pool.submit(
-            meeting.join, address, "localhost", port, 3, 1, 30.0, others.append
+            meeting.join, address, "localhost", port, 4, 1, 30.0, others.append
         )
-        zero = pool.submit(meeting.receive, address, port, 3, 30.0, told.append)
+        zero = pool.submit(meeting.receive, address, port, 4, 30.0, told.append)
         time.sleep(1.5)  # nobody is let go before all are there
         assert not first.done() and not zero.done()
         # What is no process of ours is sent away and harms nobody.
         with socket.create_connection(("localhost", port)) as stranger:
             stranger.sendall(b"GET / HTTP/1.1\r\n\r\n")
         for name, count, why in (
-            (1, 3, "is here already"),
-            (2, 4, "there are 3 processes"),
+            (1, 4, "is here already"),
+            (2, 5, "there are 4 processes"),
         ):
             with pytest.raises(
                 ValueError, match=f"process 0 at {address} says: .*{why}"
@@ -334,11 +334,16 @@ def test_processes_meet_and_who_is_missing_is_told(place, monkeypatch):
                 meeting.join(address, "localhost", port, count, name, 30.0, print)
         # One that dies while it waits is missed again, and may come again.
         with socket.create_connection(("localhost", port)) as dying:
-            dying.sendall(b'{"process_id": 2, "num_processes": 3}\n')
-        meeting.join(address, "localhost", port, 3, 2, 30.0, print)
+            dying.sendall(b'{"process_id": 2, "num_processes": 4}\n')
+        # The last one comes when it is gone, or all would have been there for a moment.
+        again = pool.submit(meeting.join, address, "localhost", port, 4, 2, 30.0, print)
+        while not any("process 3 of 4" in line for line in told):
+            time.sleep(0.05)
+        meeting.join(address, "localhost", port, 4, 3, 30.0, print)
+        assert again.result() is None
         assert first.result() is None and zero.result() is None
     assert any(
-        line.startswith(f"waiting for process 2 of 3 at {address}") for line in told
+        line.startswith(f"waiting for process 2, 3 of 4 at {address}") for line in told
     )
     with socket.create_server(("localhost", port)):
         pass  # the port is free for jax

@@ -25,7 +25,7 @@ def drafted():
 
 @pytest.fixture(scope="module")
 def revised():
-    job = generation.prepare("x = [", method="wino", max_new_tokens=12)
+    job = generation.prepare("import os", method="wino", max_new_tokens=16)
     return generation.recorded(job)
 
 
@@ -367,6 +367,6 @@ def test_an_image_is_a_grid(browser, tmp_path):
 
 
 def test_the_program_is_the_one_that_generate_runs(revised):
-    made = pdecode.generate("x = [", method="wino", max_new_tokens=12)
+    made = pdecode.generate("import os", method="wino", max_new_tokens=16)
     assert made.tokens == revised.tokens and made.steps == revised.steps
     assert jax.tree.leaves(made.stats) == jax.tree.leaves(revised.stats)

@@ -13,6 +13,7 @@ SIZES = (1, 4, 16, 64)
 
 def pyramid(number=60):
     """(features [B, 64, 1] of real digits along the z-curve, a codebook of 16)."""
+    pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
     pixels, _ = digits.shipped()
     flat = pixels[:number].reshape(number, 64)[:, scales.z_order(8)]
     features = flat[:, :, None] / 16.0
