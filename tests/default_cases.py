@@ -5,6 +5,9 @@ Each of these takes seconds a case. Cases are taken evenly over those that are n
 """
 
 BY_DEFAULT = {
+    "test_acceptance.py": {
+        "test_a_chain_of_embedded_heads_is_measured_as_it_decodes": 0,
+    },
     "test_aot.py": {
         "test_a_shape_has_as_many_weights_as_the_model_it_is_of": 1,
         "test_heads_and_drafters_come_as_the_method_asks": 0,
@@ -18,6 +21,9 @@ BY_DEFAULT = {
     "test_axial.py": {
         "test_pixel_by_pixel_is_the_pass_over_whole_images": 1,
     },
+    "test_bench_hotpath.py": {
+        "test_a_whole_decode_is_printed_and_stored_whatever_becomes_of_the_next": 0,
+    },
     "test_blocks.py": {
         "test_a_hole_in_front_adds_no_call_to_llada": 1,
         "test_block_causal_decoding_equals_the_slow_decoder": 1,
@@ -29,12 +35,16 @@ BY_DEFAULT = {
         "test_a_finished_block_must_be_stored_once_more": 1,
         "test_a_pipeline_that_waits_is_a_row_of_blocks": 1,
         "test_a_response_all_of_which_is_least_alike_is_made_anew": 0,
-        "test_slots_beyond_those_that_are_used_change_nothing": 1,
         "test_one_part_a_block_is_fast_dllm": 0,
         "test_parts_over_the_exact_cache_equal_the_canvas": 1,
+        "test_slots_beyond_those_that_are_used_change_nothing": 1,
         "test_without_local_steps_it_is_a_decode_of_whole_canvases": 0,
     },
+    "test_check.py": {
+        "test_a_rule_that_reads_its_knob_is_named": 0,
+    },
     "test_checkpoints.py": {
+        "test_a_model_finds_its_method": 0,
         "test_a_round_trip_through_orbax_is_equal_bit_for_bit": 1,
         "test_diffusion_gemma_arrays": 1,
         "test_recorded_generations_through_the_command_line": 2,
@@ -47,6 +57,7 @@ BY_DEFAULT = {
     },
     "test_continuous.py": {
         "test_a_chain_has_the_targets_joint_law": 0,
+        "test_one_value_has_the_targets_law_and_refuses_as_often_as_they_differ": 0,
         "test_what_the_released_code_does_is_another_law": 0,
     },
     "test_contracts.py": {
@@ -62,6 +73,7 @@ BY_DEFAULT = {
     "test_copies.py": {
         "test_a_cascade_calls_its_draft_model_less_often": 0,
         "test_a_cascade_drafts_what_the_draft_model_does": 0,
+        "test_a_cascade_that_forgets_to_store_is_caught": 0,
         "test_nothing_is_searched_behind_what_is_skipped": 0,
         "test_the_place_in_the_input_is_that_of_a_search": 1,
     },
@@ -72,18 +84,21 @@ BY_DEFAULT = {
     },
     "test_distillation.py": {
         "test_a_run_learns_to_be_accepted": 0,
-        "test_a_writer_goes_on_as_it_decodes_and_nothing_flows_through_it": 1,
+        "test_a_writer_goes_on_as_it_decodes_and_nothing_flows_through_it": 0,
+        "test_some_steps_write_and_the_others_take_what_is_given": 0,
     },
     "test_eagle.py": {
         "test_a_fused_drafter_reads_true_taps_after_each_round": 0,
         "test_a_fused_layer_drafts_from_taps_and_changes_no_token": 1,
         "test_a_grown_tree_is_that_of_lists": 0,
         "test_a_layer_that_is_right_has_its_whole_depth_accepted": 1,
-        "test_drafts_are_those_of_a_drafter_that_keeps_nothing": 1,
+        "test_drafts_are_those_of_a_drafter_that_keeps_nothing": 0,
         "test_guessed_features_kept_as_true_are_caught": 0,
+        "test_training_time_test_is_the_draft_loop_on_the_texts_tokens": 0,
         "test_two_layers_with_a_cache_are_those_without": 0,
     },
     "test_easy_spec.py": {
+        "test_a_group_of_one_is_every_kind_of_layer": 0,
         "test_drafts_of_layers_side_by_side_change_no_token": 0,
         "test_each_round_begins_on_an_exact_cache": 0,
         "test_groups_attend_from_where_they_begin": 1,
@@ -95,8 +110,10 @@ BY_DEFAULT = {
         "test_a_failed_write_leaves_the_old_file_and_nothing_else": 1,
     },
     "test_fusing.py": {
-        "test_fused_projections_say_and_store_what_separate_ones_do": 3,
+        "test_fused_projections_say_and_store_what_separate_ones_do": 1,
+        "test_grids_of_four_bits_are_those_of_the_parts": 0,
         "test_layers_that_run_in_groups_read_both": 0,
+        "test_parts_in_another_order_are_another_model": 0,
         "test_the_command_line_says_which": 0,
     },
     "test_gaps.py": {
@@ -106,18 +123,19 @@ BY_DEFAULT = {
         "test_choices_are_names_that_their_tables_know": 1,
         "test_rows_of_a_transformer_do_not_see_each_other": 2,
     },
-    "test_heads.py": {
-        "test_hydra_sees_its_path_and_medusa_does_not": 0,
-        "test_no_token_is_another": 1,
-        "test_the_loss_is_the_papers_by_hand": 2,
-        "test_trees_are_those_of_the_state_before_the_root": 1,
-    },
     "test_growth.py": {
         "test_a_part_of_what_is_no_longer_best_is_drawn_again": 1,
         "test_node_by_node_it_is_the_models_law": 0,
     },
+    "test_heads.py": {
+        "test_hydra_sees_its_path_and_medusa_does_not": 0,
+        "test_no_token_is_another": 1,
+        "test_the_loss_is_the_papers_by_hand": 2,
+        "test_trees_are_those_of_the_state_before_the_root": 0,
+    },
     "test_images.py": {
         "test_a_run_of_digits_draws_by_every_kind_of_method": 0,
+        "test_digits_is_the_first_model_that_a_method_takes": 0,
         "test_generate_writes_a_picture_and_watch_shows_it_fill": 0,
     },
     "test_int8.py": {
@@ -128,6 +146,7 @@ BY_DEFAULT = {
         "test_an_early_exit_is_a_state_of_the_trajectory": 1,
         "test_calls_are_those_of_an_iteration_by_hand": 1,
         "test_groups_by_codes_are_between_plain_jacobi_and_groups_by_rank": 0,
+        "test_groups_of_one_token_are_plain_speculative_jacobi": 0,
     },
     "test_kernels.py": {
         "test_kernels_equal_the_oracle": 1,
@@ -158,12 +177,14 @@ BY_DEFAULT = {
     },
     "test_online.py": {
         "test_no_weight_moves_nothing_and_weights_are_shares": 0,
+        "test_the_loss_is_the_divergence_of_the_two_laws": 0,
     },
     "test_options.py": {
         "test_drafters_are_made_of_a_named_model": 1,
         "test_drafters_may_be_padded_to_another_size": 1,
     },
     "test_overlapped.py": {
+        "test_a_state_keeps_its_dtypes_where_weights_and_compute_differ": 0,
         "test_each_model_alone_and_then_their_join_is_the_decode": 0,
         "test_every_phase_together_is_the_target_law": 1,
     },
@@ -173,14 +194,16 @@ BY_DEFAULT = {
         "test_what_is_decoded_is_what_the_network_says": 0,
     },
     "test_paced.py": {
+        "test_a_call_that_is_too_narrow_is_caught": 0,
         "test_a_paced_chain_has_the_tokens_of_a_fixed_one": 1,
+        "test_learning_a_length_is_hardly_dearer_than_knowing_it": 0,
         "test_lengths_chosen_from_earlier_rounds_keep_the_law": 1,
         "test_lookup_is_the_fixed_one_cut": 0,
         "test_no_neighbour_is_cheaper_by_the_predicted_cost": 0,
         "test_what_was_committed_without_it_is_made_up_for": 1,
     },
     "test_pairs.py": {
-        "test_every_drafter_meets_every_rule_or_is_refused": 2,
+        "test_every_drafter_meets_every_rule_or_is_refused": 1,
         "test_whatever_is_proposed_the_output_is_plain_sampling": 1,
     },
     "test_parallelbench.py": {
@@ -195,6 +218,8 @@ BY_DEFAULT = {
         "test_the_embedded_models_are_as_good_as_their_records_say": 0,
     },
     "test_partial.py": {
+        "test_after_a_full_pass_the_cache_is_exact_and_before_it_is_not": 0,
+        "test_default_sizes_serve_a_short_context": 0,
         "test_full_passes_come_when_the_buffer_is_full_and_are_counted": 0,
         "test_parts_that_hold_everything_are_the_model_itself": 0,
     },
@@ -218,6 +243,7 @@ BY_DEFAULT = {
         "test_an_eagle_layer_says_what_its_file_does": 1,
     },
     "test_quantized.py": {
+        "test_a_draft_across_groups_reads_other_bits": 0,
         "test_the_model_on_codes_is_the_model_on_keys_coded_by_hand": 0,
     },
     "test_relaxed.py": {
@@ -228,6 +254,7 @@ BY_DEFAULT = {
         "test_a_full_block_is_edited_while_that_changes_it": 1,
         "test_a_judge_has_a_say_in_which_spans_stay": 0,
         "test_guidance_from_a_poorer_context": 0,
+        "test_refining_nothing_is_llada": 0,
         "test_secondary_remasking_keeps_to_the_schedule": 0,
     },
     "test_scales.py": {
@@ -241,6 +268,7 @@ BY_DEFAULT = {
     },
     "test_spelled.py": {
         "test_drafts_are_the_letters_continuation_read_back": 1,
+        "test_rejection_by_that_law_is_lossless_by_enumeration": 0,
     },
     "test_stored_tensors.py": {
         "test_a_prefix_may_be_missing": 1,
@@ -263,11 +291,15 @@ BY_DEFAULT = {
         "test_blocks_are_those_that_are_decoded": 1,
         "test_only_what_is_right_is_made_certain": 0,
         "test_the_loss_is_the_papers_by_hand": 1,
-        "test_the_rerun_is_the_greedy_decode_by_hand": 1,
+        "test_the_rerun_is_the_greedy_decode_by_hand": 0,
     },
     "test_train_consistency.py": {
+        "test_gradients_reach_the_student_and_not_through_its_target": 0,
         "test_the_loss_is_the_papers_by_hand": 1,
         "test_what_collapsed_is_left_out_and_a_folder_is_written_whole": 0,
+    },
+    "test_train_decode.py": {
+        "test_a_run_on_other_tokens_than_bytes_decodes_ids": 0,
     },
     "test_train_figures.py": {
         "test_bits_per_byte_are_those_of_an_independent_network": 1,
@@ -282,7 +314,7 @@ BY_DEFAULT = {
         "test_a_run_goes_on_on_another_mesh": 0,
         "test_compute_in_bfloat16_keeps_a_float32_state": 0,
         "test_decay_shrinks_the_roles_it_is_for_and_no_other": 1,
-        "test_parts_of_a_batch_add_up": 1,
+        "test_parts_of_a_batch_add_up": 0,
     },
     "test_train_needs.py": {
         "test_each_pair_is_refused_or_cannot_see_what_it_predicts": 1,
@@ -295,6 +327,9 @@ BY_DEFAULT = {
         "test_the_compiled_loop_never_copies_a_cache": 1,
         "test_training_forward_equals_a_decoding_call": 2,
         "test_tree_lanes_equal_the_path_they_stand_for": 1,
+    },
+    "test_translated.py": {
+        "test_translated_drafts_are_lossless_in_law": 0,
     },
     "test_trees.py": {
         "test_a_row_stops_growing_by_itself": 0,
@@ -317,6 +352,7 @@ BY_DEFAULT = {
     },
     "test_visual.py": {
         "test_a_query_more_changes_no_other_in_arpg": 1,
+        "test_a_row_of_nar_that_ends_early_sees_no_empty_slots": 0,
         "test_a_step_with_a_cache_says_what_the_packed_pass_was_trained_on": 0,
         "test_a_window_of_a_row_is_raster_decoding_token_for_token": 1,
         "test_arpgs_two_passes_with_a_cache_are_the_packed_ones": 0,
