@@ -112,7 +112,8 @@ def test_what_is_joined_already_stays_and_a_layer_at_a_time_is_the_same():
 
 def test_layers_that_run_in_groups_read_both():
     config = dataclasses.replace(TINY, num_layers=4, sliding=())
-    model, tokens = transformer.layer_parallel(config, 2), tokens_of((1, 5))
+    model = transformer.layer_parallel(transformer.make_model(config), 2)
+    tokens = tokens_of((1, 5))
     cache = model.init_cache(prompt_of(tokens), 8)
     query = causal_query(tokens, 0)
     got = [

@@ -161,7 +161,7 @@ def test_how_far_the_embedded_target_is_off():
         found.append(np.concatenate([each.log_probs for each in made]))
     for coded in found[1:]:
         off = np.abs(coded - found[0])
-        assert 1e-4 < off.max() < 0.2 and off.mean() < 0.02
+        assert 1e-4 < off.max() < 0.3 and off.mean() < 0.03
         assert abs(coded.mean() - found[0].mean()) < 0.01 * -found[0].mean()
 
 

@@ -309,7 +309,7 @@ def test_a_filters_folder_decodes_with_its_model_and_no_other(tmp_path):
         (
             other,
             tmp_path / "filter",
-            "filter is a filter of .* but .*other has weights",
+            "filter was trained on .* but .*other has weights",
         ),
         (
             other,
