@@ -30,7 +30,7 @@ def test_figures_before_and_now():
 def test_another_device_is_told():
     before = document() | {"device": {"kind": "NVIDIA H200"}}
     table = history.table(document(), before)
-    assert "H200" in table and "compare only within one device" in table
+    assert "H200" in table and "compare only where these are equal" in table
 
 
 def test_a_history_grows_line_by_line(tmp_path):

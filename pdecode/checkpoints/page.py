@@ -13,6 +13,7 @@ from typing import Any
 
 from pdecode import files
 from pdecode.checkpoints import architectures
+from pdecode.models import dit
 
 _SIZES = {
     "vocab_size": 64,
@@ -138,7 +139,9 @@ def _facts(kind: str) -> tuple[str, ...]:
     config = _read(kind, {})
     facts = dataclasses.asdict(config)
     sees = getattr(config, "attention", "causal, then a canvas")
-    predicts = facts.get("predicts", "uniform")
+    # Networks of one kind of their own have no such field.
+    own = "masked" if isinstance(config, dit.Config) else "uniform"
+    predicts = facts.get("predicts", own)
     positions = "rotary" if facts.get("rope", True) else "learned"
     experts = "yes" if facts.get("experts") else "no"
     tied = "tied" if facts.get("tied", True) else "its own"

@@ -64,9 +64,11 @@ def _next_command(args, record: dict) -> str:
     if decoded_by is None:
         parts += ["--model", out]
     else:
-        (target,) = record["frozen"].values()
         parts += decoded_by(config["options"])
-        parts += ["--model", target["from"], "--drafter", out]
+        # Without one the method takes the model that it does by default.
+        for target in record["frozen"].values():
+            parts += ["--model", target["from"]]
+        parts += ["--drafter", out]
     if config.get("data") == "digits":
         return shlex.join([*parts, "--class", "7"])
     is_text = config["model"]["vocab_size"] == byte_model.VOCAB_SIZE

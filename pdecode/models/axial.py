@@ -111,6 +111,8 @@ def make_model(config: Config, height: int, side: int, num_pairs: int) -> Model:
         move=move,
         max_positions=None,
         embedding=None,
+        tapped=None,
+        exits=(),
         name=f"axial {config.name}",
     )
 

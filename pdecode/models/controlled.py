@@ -93,6 +93,8 @@ def controlled(config: Config, num_places: int, strength: float = 1.0) -> Model:
         apply=apply,
         encode=apply,
         move=move,
+        tapped=None,
+        exits=(),
         name=f"controlled {config.name}",
     )
 

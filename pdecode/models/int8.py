@@ -71,8 +71,11 @@ def int8_cache(model: Model) -> Model:
             f"{model.name} keeps a cache of its own kind, which has no int8: load it "
             "without +int8kv"
         )
+    tapped = model.tapped
     return model._replace(
         init_cache=functools.partial(_init_cache, base),
+        tapped=tapped and (lambda taps: int8_cache(tapped(taps))),
+        exits=tuple(map(int8_cache, model.exits)),
         name=f"{model.name} with keys and values in int8",
     )
 

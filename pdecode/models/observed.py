@@ -124,6 +124,8 @@ def _observed(config: Config, begin: Callable, fold: Callable, name: str) -> Mod
         apply=apply,
         encode=apply,
         observed=lambda cache: cache["observed"][:, 0],
+        tapped=None,
+        exits=(),
         name=f"{name} {config.name}",
     )
 

@@ -118,13 +118,13 @@ def layer_parallel(model: Model, group: int) -> Model:
     call = model.apply
     if not isinstance(call, functools.partial) or call.func is not _apply:
         raise ValueError(f"{model.name} is no plain transformer: it has no groups")
-    config = call.args[0]
     if group < 1:
         raise ValueError(f"{group=} must be at least 1")
-    if config.taps:
+    if (config := call.args[0]).taps:
         raise ValueError(f"{model.name} keeps taps {config.taps}, which groups do not")
     apply = functools.partial(_apply_in_groups, config, group)
-    return model._replace(apply=apply, name=f"{model.name} in groups of {group}")
+    name = f"{model.name} in groups of {group}"
+    return model._replace(apply=apply, tapped=None, exits=(), name=name)
 
 
 def forward(

@@ -80,6 +80,8 @@ def _over(model: Model, vocab_size: int) -> Model:
         vocab_size=vocab_size,
         mask_id=None,
         eos_ids=(),
+        tapped=None,
+        exits=(),
         name=f"translated {model.name}",
     )
 

@@ -57,7 +57,8 @@ def exists(tree: Tree, row: Row) -> Array:
     parent = jnp.asarray(tree.parent)[place]
     above = jnp.where(parent < 0, 0, parent + row.prompt_end)
     is_split = (row.tokens[above] == tree.split_id) & ~row.masked[above]
-    return (parent < 0) | is_split
+    # Behind the row's end there are lanes too, where other rows are longer.
+    return ((parent < 0) | is_split) & (row.positions < row.end)
 
 
 def lens(tree: Tree, fade: Array | float = 0.0) -> Lens:

@@ -83,6 +83,8 @@ def guided(
         head=head,
         move=move,
         num_calls=2 * model.num_calls,
+        tapped=None,
+        exits=(),
         name=f"guided {model.name}",
     )
 

@@ -77,11 +77,11 @@ def table(made: dict[str, Any], before: dict[str, Any]) -> str:
     """
     lines = [
         f"{what}: {json.dumps(before.get(what))} > {json.dumps(made.get(what))}"
-        for what in ("device", "versions")
+        for what in ("device", "versions", "precision", "dtype", "is_quick")
         if before.get(what) != made.get(what)
     ]
     if lines:
-        lines += ["times compare only within one device and version", ""]
+        lines += ["figures compare only where these are equal", ""]
     for kind in KINDS[made["suite"]]:
         lines += _lines(kind, made, before)
     return "\n".join(lines)

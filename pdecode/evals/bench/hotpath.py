@@ -131,7 +131,7 @@ def attentions(shape: str, dtype: str, batch: int, slots: int, found: Peaks):
             work = 4 * batch * width * slots * made.num_heads * made.head_dim
             lines.append(
                 Line(
-                    "attention", shape, name, batch, width, 1e3 * seconds,
+                    "attention", shape, f"{name} {width}", batch, width, 1e3 * seconds,
                     machine.of_memory(keys.nbytes + values.nbytes, seconds, found),
                     work / seconds / found.flops, _temp_mb(program),
                     slowest / seconds, "reference",

@@ -34,7 +34,8 @@ def d2cache(
 
     `current_k` open positions and at most `num_rollout` others, as many as carry
     `rollout_p` of the attention. The model is `observed.rollout` of its configuration.
-    Guarantee: lossy; lanes enough for the canvas are `certainty_density`.
+    Guarantee: lossy; lanes enough for the canvas, with rollout_p=1, are
+    `certainty_density`.
     Cost: `steps` calls, the first of the whole canvas, the others of `current_k`,
     `num_rollout` and one step's lanes.
     """

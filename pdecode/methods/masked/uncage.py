@@ -55,7 +55,9 @@ def uncage(
         score = prediction.log_prob + fades * noise
         place = jnp.clip(row.positions - row.prompt_end, 0, max_new_tokens - 1)
         pull = jnp.where(row.step < last, weight, 0.0)
-        score += pull * attended.contrast(row, shape)[place]
+        # Holes of the prompt lie in no cell.
+        contrast = attended.contrast(row, shape)[place]
+        score += jnp.where(row.positions >= row.prompt_end, pull * contrast, 0.0)
         return commit.best(score, row.open, num_open - left)
 
     return masked.masked_diffusion(
