@@ -97,6 +97,23 @@ def test_what_is_under_no_split_is_empty_at_every_step():
         assert left == expected
 
 
+def test_a_row_does_not_see_how_long_its_neighbours_are():
+    """Lanes behind its end are there, in the last depth, and count for nothing."""
+    law, model = toy.chain(4, 4, 30), toy.make_model(4, 30, predicts="masked")
+    decoder = methods.octgpt(
+        model,
+        max_new_tokens=21,
+        steps=(1, 3, 8),
+        branching=4,
+        resample=1.0,
+        resample_from=0.0,
+    )
+    both = prompts.from_rows([[0], [1, 2, 3, 0, 1, 2, 3]], max_new_tokens=21)
+    short = prompts.from_rows([[0]], max_new_tokens=21)
+    made, alone = traced(decoder, law, both)[0], traced(decoder, law, short)[0]
+    np.testing.assert_array_equal(made.tokens[0, :22], alone.tokens[0, :22])
+
+
 @pytest.mark.parametrize("again", [0.0, 0.5, 1.0])
 def test_a_part_of_what_is_no_longer_best_is_drawn_again(again):
     """The model wants splits while more than 18 of 21 nodes are open, then no more."""

@@ -1,5 +1,6 @@
 """Weights and caches of eight bits: what they stand for, and what still holds."""
 
+import dataclasses
 import functools
 import pathlib
 
@@ -147,6 +148,20 @@ def test_lossless_methods_are_so_of_the_model_in_int8(method, sizes):
     # Negative control: of the model that it was made from they are not.
     other = decoded(methods.autoregressive, MODEL, PARAMS, 0, ())[0]
     assert np.abs(np.asarray(other.log_probs) - found.log_probs).max() > 1e-3
+
+
+def test_taps_of_a_model_keep_its_cache_and_exits_are_refused():
+    """EAGLE-3 asks for taps: that may not undo int8 keys and values."""
+    prompt = prompts.from_rows([[1, 2]], max_new_tokens=1)
+    assert CODED.tapped is not None and MODEL.tapped is not None
+    cache = CODED.tapped(("layer_0",)).init_cache(prompt, 4)
+    held = jax.tree.leaves(cache, is_leaf=lambda x: isinstance(x, caches.Int8))
+    assert held and all(isinstance(each, caches.Int8) for each in held)
+    plain = jax.tree.leaves(MODEL.tapped(("layer_0",)).init_cache(prompt, 4))
+    assert all(leaf.dtype != jnp.int8 for leaf in plain)
+    exits = transformer.make_model(dataclasses.replace(CONFIG, exits=(1, 2)))
+    with pytest.raises(ValueError, match="has no int8: load it without"):
+        int8.int8_cache(exits)
 
 
 def test_how_far_the_embedded_target_is_off():

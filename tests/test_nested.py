@@ -174,7 +174,7 @@ def test_late_caches_are_those_of_every_token_through_all_layers():
 def test_a_drafter_without_exits_and_odd_exits_are_refused():
     with pytest.raises(ValueError, match="nested has no exits: train it with objec"):
         methods.s2d(WHOLE, WHOLE, max_new_tokens=4)
-    for exits in ((1, 2), (3, 2), (0, 3), (1, 1, 3)):
+    for exits in ((1, 2), (3, 2), (0, 3), (1, 1, 3), (1, 3, 4)):
         with pytest.raises(ValueError, match=r"exits=.* must rise from at least 1"):
             dataclasses.replace(CONFIG, exits=exits)
     with pytest.raises(ValueError, match=r"needs model.exits, such as \(1, 1\)"):

@@ -1,5 +1,6 @@
 """pdecode train on the command line: what it prints, stores and exits with."""
 
+import argparse
 import json
 import pathlib
 import shlex
@@ -12,8 +13,9 @@ from tiny import quiet
 
 from pdecode import train as train_module
 from pdecode.cli import main as cli
+from pdecode.cli import train as train_command
 from pdecode.data import packing
-from pdecode.train import optimizers, settings, trainer
+from pdecode.train import export, optimizers, settings, trainer
 
 CONFIG = """
 import tiny
@@ -72,6 +74,19 @@ def test_the_end_of_a_run_says_what_decodes_with_it(config, tmp_path, capsys):
         command = shlex.split(line)
         assert command[:2] == ["pdecode", "generate"] and role in command
         assert cli.main([*command[1:], "--max-new-tokens", "4"]) == 0
+
+
+def test_a_run_without_a_frozen_model_says_what_decodes_too():
+    """A drafter of nested sub-models was trained by itself."""
+    root = pathlib.Path(__file__).parent.parent / "configs"
+    config = settings.load(root / "byte_sorted.py")
+    record = {
+        "name": config.name, "objective": config.objective, "frozen": {},
+        "config": {**export.settings(config), "data": None},
+    }  # fmt: skip
+    args = argparse.Namespace(out="results/sorted")
+    said = shlex.split(train_command._next_command(args, record))
+    assert said[-4:-2] == ["--drafter", "results/sorted"] and "--model" not in said
 
 
 def test_a_dry_run_prints_the_groups_and_writes_nothing(config, tmp_path, capsys):

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from pdecode import cache as caches
 from pdecode import prompts, rng
 from pdecode.contracts import (
     DraftCost,
@@ -63,7 +64,8 @@ def cascaded(
 def _init(plan: Plan, params, keys, prompt, prefix: Prefix, output):
     del keys, output
     room = plan.num_draft + 2 * plan.num_copied + 2
-    cache = plan.model.init_cache(prompt, prefix.tokens.shape[1] + room)
+    num_slots = caches.num_slots(prefix.tokens.shape[1] + room)
+    cache = plan.model.init_cache(prompt, num_slots)
     _, cache = prompts.prefill(plan.model, params["drafter"], prompt, cache, drop=1)
     return cache
 

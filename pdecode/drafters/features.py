@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from pdecode import cache as caches
 from pdecode import trees
 from pdecode.contracts import (
     Cache,
@@ -133,7 +134,8 @@ def _init(plan: Plan, params, keys, prompt: Prompt, prefix: Prefix, output):
     del keys
     layer, own = plan.layer, params["layer"]
     batch, length = prefix.tokens.shape
-    cache = layer.init_cache(prompt, length + 2 * plan.max_depth + 2)
+    room = length + 2 * plan.max_depth + 2
+    cache = layer.init_cache(prompt, caches.num_slots(room))
     last = prompt.lengths - 1
     if output is None:
         dtype = plan.model.head(params["model"]).weight.dtype

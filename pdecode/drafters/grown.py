@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from pdecode import cache as caches
 from pdecode import prompts, trees
 from pdecode.contracts import (
     Draft,
@@ -105,7 +106,7 @@ def grown_tree(
 def _init(plan: Plan, params, keys, prompt, prefix: Prefix, output):
     del keys, output
     size = prefix.tokens.shape[1] + 2 * plan.shape.max_depth + 1
-    cache = plan.model.init_cache(prompt, size)
+    cache = plan.model.init_cache(prompt, caches.num_slots(size))
     _, cache = prompts.prefill(plan.model, params["drafter"], prompt, cache, drop=1)
     return causal.CausalState(cache, prompt.lengths - 1)
 

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from pdecode import cache as caches
 from pdecode import prompts, rng
 from pdecode.contracts import (
     Cache,
@@ -94,7 +95,7 @@ def init(plan: Plan, params, keys, prompt, prefix: Prefix, output) -> NestedStat
     """The prompt but its last token, through all layers."""
     del keys, output
     slots = prefix.tokens.shape[1] + 2 * plan.num_draft + 2
-    cache = plan.exits[0].init_cache(prompt, slots)
+    cache = plan.exits[0].init_cache(prompt, caches.num_slots(slots))
     for exit in plan.exits:
         _, cache = prompts.prefill(exit, params["drafter"], prompt, cache, drop=1)
     return NestedState(cache, (prompt.lengths - 1,) * len(plan.exits))

@@ -233,7 +233,8 @@ def draft_model(
 def _init(plan: Plan, params, keys, prompt, prefix: Prefix, output) -> Pace:
     del keys, output
     room = plan.num_behind + plan.num_nodes
-    cache = plan.model.init_cache(prompt, prefix.tokens.shape[1] + room)
+    num_slots = caches.num_slots(prefix.tokens.shape[1] + room)
+    cache = plan.model.init_cache(prompt, num_slots)
     _, cache = prompts.prefill(plan.model, params["drafter"], prompt, cache, drop=1)
     inner = causal.CausalState(cache, prompt.lengths - 1)
     return started(inner, prefix, plan.num_nodes)

@@ -215,6 +215,7 @@ class Config:
         if self.exits and (
             list(self.exits) != sorted({*self.exits, self.num_layers})
             or self.exits[0] < 1
+            or self.exits[-1] != self.num_layers
             or self.shift
         ):
             raise ValueError(

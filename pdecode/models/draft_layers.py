@@ -75,7 +75,7 @@ def own_config(config: Config, num_layers: int = 1) -> Config:
         )
     return dataclasses.replace(
         config, num_layers=num_layers, experts=None, dense_layers=0, window=None,
-        sliding=(), rope_sliding=None, taps=(),
+        sliding=(), rope_sliding=None, taps=(), exits=(), post_norms=False,
     )  # fmt: skip
 
 

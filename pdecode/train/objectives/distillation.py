@@ -177,13 +177,9 @@ def loss(config):
         apart = divergence(own, jax.lax.stop_gradient(wanted), found, scored)
         value, aux = losses.mean(apart, scored, places)
         # A token's own loss is the drafter's: the divergence knows of no answer.
-        return value, {**aux, "nats": _token_nats(found, tokens)}
+        return value, {**aux, "nats": losses.of_tokens(-found, tokens[:, 1:])}
 
     return apply
-
-
-def _token_nats(found: Array, tokens: Array) -> Array:
-    return -jnp.take_along_axis(found, tokens[:, 1:, None], -1)[..., 0]
 
 
 def _pair(config) -> Pair:
@@ -218,7 +214,7 @@ def _row_figures(pair: Pair, given_ids, params, target, rows, scored):
     counted = scored[:, 1:] & losses.is_scored(rows[:, 1:], given_ids)
     wanted = log_law(pair.target, target, rows)
     found = log_law(pair.drafter, params, rows)
-    nats = _token_nats(found, rows)
+    nats = losses.of_tokens(-found, rows[:, 1:])
     overlap = jnp.exp(jnp.minimum(wanted, found)).sum(-1)
     each = [jnp.where(counted, x, 0.0).sum() for x in (nats, overlap)]
     return (*each, counted.sum())
