@@ -160,7 +160,10 @@ def _scatter(leaf: Array, slots: Array, values: Array) -> Array:
         values = jnp.concatenate([values, values], axis=2)
     rows = jnp.arange(leaf.shape[0], dtype=slots.dtype)[:, None]
     # Advanced indices around a slice put [B, Q] first: values are [B, Q, H, D] there.
-    return leaf.at[rows, :, slots].set(jnp.swapaxes(values, 1, 2), mode="drop")
+    # Unique: XLA for CUDA otherwise stores one number after another, as if two lanes
+    # could meet (of 8 rows of 384 tokens three times as long).
+    values = jnp.swapaxes(values, 1, 2)
+    return leaf.at[rows, :, slots].set(values, mode="drop", unique_indices=True)
 
 
 def move(cache: Cache, source: Array, target: Array | SlotRun) -> Cache:

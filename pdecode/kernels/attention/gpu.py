@@ -1,11 +1,13 @@
 """Attention on NVIDIA GPUs: a Pallas kernel in its Triton dialect.
 
 Flash-decoding (Dao et al., 2023): the visible slots are cut into parts that run side by
-side, and the parts are joined by their maximum and sum. Tests run it in interpret mode
-and lower it for CUDA; on an H200 it ran under jax 0.11.2 and was as near the reference
-as "xla" is. jax 0.11 deprecates Pallas on Triton and names no release that drops it;
-its successor, Mosaic GPU, serves Hopper and later only and was not tried here. Where a
-jax has no Triton dialect any more, CUDA gets "xla".
+side, and the parts are joined by their maximum and sum; where rows and heads fill the
+GPU by themselves there is one part, and the kernel writes what the caller gets. Queries
+are read and written as they lie, so nothing is transposed, padded or stored beside it.
+Tests run it in interpret mode and lower it for CUDA; on an H200 it ran under jax 0.11.2
+and was as near the reference as "xla" is. jax 0.11 deprecates Pallas on Triton and
+names no release that drops it; its successor, Mosaic GPU, serves Hopper and later only
+and was not tried here. Where a jax has no Triton dialect any more, CUDA gets "xla".
 """
 
 import functools
@@ -21,9 +23,9 @@ from pdecode.contracts import Visibility
 from pdecode.kernels.attention import plain
 from pdecode.kernels.attention.plain import HIDDEN
 
-_MIN_ROWS, _MAX_ROWS = 16, 64  # query heads of a group times queries, a block
+_MIN_ROWS, _MAX_ROWS = 16, 64  # queries times heads of a group, a block
 _SLOTS = 64  # a block
-_PROGRAMS = 264  # enough to fill a large GPU twice
+_PROGRAMS = 132  # enough to fill a large GPU
 _MAX_PARTS = 16
 
 
@@ -33,6 +35,7 @@ class Sizes(NamedTuple):
     rows: int  # of a block
     slots: int  # of a block
     parts: int
+    groups: int  # query heads of a key head
     scale: float
     soft_cap: float | None
     interpret: bool
@@ -78,13 +81,14 @@ def attention(
     check(query, key_cache)
     batch, num_queries, num_heads, _ = query.shape
     num_kv_heads, num_slots = key_cache.shape[1:3]
-    num_rows = num_queries * (num_heads // num_kv_heads)
+    groups = num_heads // num_kv_heads
+    num_rows = num_queries * groups
     rows = _MIN_ROWS
     while rows < min(num_rows, _MAX_ROWS):
         rows *= 2
     programs = batch * num_kv_heads * -(-num_rows // rows)
     parts = min(-(-_PROGRAMS // programs), _MAX_PARTS, -(-num_slots // slots_per_block))
-    sizes = Sizes(rows, slots_per_block, parts, scale, soft_cap, interpret)
+    sizes = Sizes(rows, slots_per_block, parts, groups, scale, soft_cap, interpret)
     if visible.among is None:
         key_new = value_new = None
     call = functools.partial(_call, sizes=sizes)
@@ -96,107 +100,80 @@ def attention(
 def _call(query, keys, values, visible, key_new, value_new, *, sizes: Sizes) -> Array:
     batch, num_queries, num_heads, head_dim = query.shape
     num_kv_heads, num_slots = keys.shape[1:3]
-    groups = num_heads // num_kv_heads
-    num_rows = groups * num_queries
-    missing = -num_rows % sizes.rows
-    num_blocks = (num_rows + missing) // sizes.rows
+    num_blocks = -(-num_queries * sizes.groups // sizes.rows)
 
-    def by_row(lanes):  # [B, Q, ...] of the queries -> [B, G * Q + missing, ...]
-        tiled = jnp.tile(lanes, (1, groups, *(1,) * (lanes.ndim - 2)))
-        return jnp.pad(tiled, ((0, 0), (0, missing), *((0, 0),) * (lanes.ndim - 2)))
-
-    rows = query.reshape(batch, num_queries, num_kv_heads, groups, head_dim)
-    rows = rows.transpose(0, 2, 3, 1, 4)
-    rows = rows.reshape(batch, num_kv_heads, num_rows, head_dim)
-    rows = jnp.pad(rows, ((0, 0), (0, 0), (0, missing), (0, 0)))
-    start = by_row(jnp.clip(visible.start, 0, num_slots))
-    stop = by_row(jnp.clip(visible.stop, 0, num_slots))
-
-    # Slots that a block of rows sees, begin .. end, and how many each part takes.
-    blocks = (batch, num_blocks, sizes.rows)
-    sees = start < stop
-    begin = jnp.where(sees, start, num_slots).reshape(blocks).min(2)
-    begin = begin // sizes.slots * sizes.slots
-    end = jnp.maximum(jnp.where(sees, stop, 0).reshape(blocks).max(2), begin)
-    bounds = jnp.stack([begin, end], 2).astype(jnp.int32)
-
-    def head_spec(*dims):
-        return pl.BlockSpec((None, None, *dims), lambda b, h, i, p: (b, h, 0, 0))
-
-    def row_spec(*dims):
+    def of_row(*dims):  # an array [B, *dims], of which a program gets its row
         zeros = (0,) * len(dims)
-        return pl.BlockSpec(
-            (None, sizes.rows, *dims), lambda b, h, i, p: (b, i, *zeros)
-        )
+        return pl.BlockSpec((None, *dims), lambda b, h, i, p: (b, *zeros))
+
+    def of_head(*dims):  # an array [B, Hkv, *dims]
+        zeros = (0,) * len(dims)
+        return pl.BlockSpec((None, None, *dims), lambda b, h, i, p: (b, h, *zeros))
 
     inputs = {
-        "bounds": (bounds, pl.BlockSpec((None, None, 2), lambda b, h, i, p: (b, i, 0))),
-        "rows": (
-            rows,
-            pl.BlockSpec(
-                (None, None, sizes.rows, head_dim), lambda b, h, i, p: (b, h, i, 0)
-            ),
-        ),
-        "start": (start, row_spec()),
-        "stop": (stop, row_spec()),
-        "keys": (keys, head_spec(num_slots, head_dim)),
-        "values": (values, head_spec(num_slots, head_dim)),
+        "query": (query, of_row(num_queries, num_heads, head_dim)),
+        "start": (visible.start.astype(jnp.int32), of_row(num_queries)),
+        "stop": (visible.stop.astype(jnp.int32), of_row(num_queries)),
+        "keys": (keys, of_head(num_slots, head_dim)),
+        "values": (values, of_head(num_slots, head_dim)),
     }
     if visible.written is not None:
-        written = visible.written.astype(jnp.int32)
-        spec = pl.BlockSpec((None, num_slots), lambda b, h, i, p: (b, 0))
-        inputs["written"] = (written, spec)
+        inputs["written"] = visible.written.astype(jnp.int8), of_row(num_slots)
     if visible.among is not None:
-        inputs["among"] = (
-            by_row(visible.among.astype(jnp.int32)),
-            row_spec(num_queries),
-        )
-        inputs["key_new"] = (key_new, head_spec(num_queries, head_dim))
-        inputs["value_new"] = (value_new, head_spec(num_queries, head_dim))
+        among = visible.among.astype(jnp.int8)
+        inputs["among"] = among, of_row(num_queries, num_queries)
+        inputs["key_new"] = key_new, of_head(num_queries, head_dim)
+        inputs["value_new"] = value_new, of_head(num_queries, head_dim)
 
-    def out(*dims):  # a part each
-        shape = (batch, num_kv_heads, sizes.parts, num_rows + missing, *dims)
-        zeros = (0,) * len(dims)
-        spec = pl.BlockSpec(
-            (None, None, None, sizes.rows, *dims),
-            lambda b, h, i, p: (b, h, p, i, *zeros),
-        )
-        return jax.ShapeDtypeStruct(shape, jnp.float32), spec
-
-    outputs = [out(), out(), out(head_dim)]
-    top, total, acc = pl.pallas_call(
+    lanes = (num_queries, num_heads)
+    if sizes.parts == 1:
+        shapes = [(query.shape, query.dtype)]
+        specs = [of_row(*lanes, head_dim)]
+    else:  # the highest score, the sum and the output of each part
+        whole = (batch, sizes.parts, *lanes)
+        shapes = [(whole, jnp.float32)] * 2 + [((*whole, head_dim), jnp.float32)]
+        specs = [of_row(*shape[1:]) for shape, _ in shapes]
+    found = pl.pallas_call(
         functools.partial(_kernel, tuple(inputs), num_slots, num_queries, sizes),
         grid=(batch, num_kv_heads, num_blocks, sizes.parts),
         in_specs=[spec for _, spec in inputs.values()],
-        out_specs=[spec for _, spec in outputs],
-        out_shape=[shape for shape, _ in outputs],
+        out_specs=specs,
+        out_shape=[jax.ShapeDtypeStruct(*shape) for shape in shapes],
         compiler_params=plgpu.CompilerParams(num_warps=4, num_stages=2),
         interpret=sizes.interpret,
     )(*(array for array, _ in inputs.values()))
-
-    share = jnp.exp(top - top.max(2, keepdims=True))
-    total = (share * total).sum(2)[..., None]
-    output = (share[..., None] * acc).sum(2) / jnp.where(total > 0, total, 1.0)
-    output = output[:, :, :num_rows]
-    output = output.reshape(batch, num_kv_heads, groups, num_queries, head_dim)
-    output = output.transpose(0, 3, 1, 2, 4).reshape(query.shape)
+    if sizes.parts == 1:
+        return found[0]
+    top, total, acc = found
+    share = jnp.exp(top - top.max(1, keepdims=True))
+    total = (share * total).sum(1)[..., None]
+    output = (share[..., None] * acc).sum(1) / jnp.where(total > 0, total, 1.0)
     return output.astype(query.dtype)
 
 
 def _kernel(names, num_slots, num_queries, sizes, *refs):
     refs, outputs = dict(zip(names, refs)), refs[len(names) :]
-    part, width = pl.program_id(3), sizes.slots
-    rows, start, stop = (refs[name][...] for name in ("rows", "start", "stop"))
+    head, part, width = pl.program_id(1), pl.program_id(3), sizes.slots
+    place = jnp.arange(sizes.rows, dtype=jnp.int32) + pl.program_id(2) * sizes.rows
+    lane, own = place // sizes.groups, head * sizes.groups + place % sizes.groups
+    is_real = lane < num_queries
+    lane = jnp.minimum(lane, num_queries - 1)
+    rows = refs["query"][lane, own, :]
+    start = jnp.maximum(refs["start"][lane], 0)
+    stop = jnp.where(is_real, jnp.minimum(refs["stop"][lane], num_slots), 0)
     exact = rows.dtype == jnp.float32
     precision = jax.lax.Precision.HIGHEST if exact else None
 
-    def absorb(carry, keys, values, place, num_places, sees):
-        """One block of keys, from `place` on; `sees` [rows, block] within bounds."""
+    def block(ref, place, num_places):
+        """A block of keys or values, and which of it there is: None for all."""
+        if num_places % width == 0:
+            return ref[pl.ds(place, width), :]
+        here = place + jnp.arange(width, dtype=jnp.int32) < num_places
+        return plgpu.load(ref.at[pl.ds(place, width), :], mask=here[:, None], other=0)
+
+    def absorb(carry, keys, values, seen):
+        """One block of keys and values, of which `seen` [rows, block] is visible."""
         top, total, acc = carry
-        here = place + jnp.arange(width) < num_places
-        block = pl.ds(place, width)
-        keys = plgpu.load(keys.at[block, :], mask=here[:, None], other=0)
-        values = plgpu.load(values.at[block, :], mask=here[:, None], other=0)
         score = sizes.scale * jax.lax.dot(
             rows, keys.T, precision=precision, preferred_element_type=jnp.float32
         )
@@ -204,7 +181,6 @@ def _kernel(names, num_slots, num_queries, sizes, *refs):
             # tanh, which Triton has no exact form of
             twice = jnp.exp(-2 * jnp.abs(score) / sizes.soft_cap)
             score = jnp.sign(score) * sizes.soft_cap * (1 - twice) / (1 + twice)
-        seen = sees(block, here)
         score = jnp.where(seen, score, HIDDEN)
         now = jnp.maximum(top, score.max(1))
         weight = jnp.where(seen, jnp.exp(score - now[:, None]), 0.0)
@@ -220,44 +196,57 @@ def _kernel(names, num_slots, num_queries, sizes, *refs):
 
     def cached(index, carry):
         place = index * width
-
-        def sees(block, here):
-            slot = (place + jnp.arange(width))[None]
-            seen = (start[:, None] <= slot) & (slot < stop[:, None])
-            if "written" in refs:
-                written = plgpu.load(refs["written"].at[block], mask=here, other=0)
-                seen &= (written != 0)[None]
-            return seen
-
-        keys, values = refs["keys"], refs["values"]
-        return absorb(carry, keys, values, place, num_slots, sees)
+        slot = place + jnp.arange(width, dtype=jnp.int32)
+        seen = (start[:, None] <= slot[None]) & (slot[None] < stop[:, None])
+        if "written" in refs:
+            written = refs["written"].at[pl.ds(place, width)]
+            written = plgpu.load(written, mask=slot < num_slots, other=0)
+            seen &= (written != 0)[None]
+        keys, values = (
+            block(refs[name], place, num_slots) for name in ("keys", "values")
+        )
+        return absorb(carry, keys, values, seen)
 
     def beside(index, carry):
         place = index * width
-
-        def sees(block, here):
-            among = refs["among"].at[:, block]
-            return (
-                plgpu.load(among, mask=here[None] & (start >= 0)[:, None], other=0) != 0
-            )
-
-        keys, values = refs["key_new"], refs["value_new"]
-        return absorb(carry, keys, values, place, num_queries, sees)
+        other = place + jnp.arange(width, dtype=jnp.int32)
+        here = (other < num_queries)[None] & is_real[:, None]
+        other = jnp.minimum(other, num_queries - 1)
+        among = refs["among"].at[lane[:, None], other[None]]
+        seen = plgpu.load(among, mask=here, other=0) != 0
+        keys, values = (
+            block(refs[name], place, num_queries) for name in ("key_new", "value_new")
+        )
+        return absorb(carry, keys, values, seen)
 
     carry = (
-        jnp.full(start.shape, HIDDEN, jnp.float32),
-        jnp.zeros(start.shape, jnp.float32),
+        jnp.full((sizes.rows,), HIDDEN, jnp.float32),
+        jnp.zeros((sizes.rows,), jnp.float32),
         jnp.zeros(rows.shape, jnp.float32),
     )
     if "among" in refs:
         # The first part takes the call's own keys as well.
         num_beside = jnp.where(part == 0, -(-num_queries // width), 0)
         carry = jax.lax.fori_loop(0, num_beside, beside, carry)
-    first = refs["bounds"][0] // width
-    last = pl.cdiv(refs["bounds"][1], width)
-    share = pl.cdiv(last - first, sizes.parts)
+    # Blocks of slots that any row of these sees, and this part's share of them.
+    sees = start < stop
+    first = jnp.where(sees, start, num_slots).min() // width
+    last = pl.cdiv(jnp.where(sees, stop, 0).max(), width)
+    share = pl.cdiv(jnp.maximum(last - first, 0), sizes.parts)
     low = first + part * share
     high = jnp.minimum(low + share, last)
-    carry = jax.lax.fori_loop(low, high, cached, carry)
-    for output, value in zip(outputs, carry, strict=True):
-        output[...] = value
+    top, total, acc = jax.lax.fori_loop(low, high, cached, carry)
+
+    def put(ref, value, *before):
+        index, mask = (place // sizes.groups, own), is_real
+        if value.ndim == 2:
+            column = jnp.arange(value.shape[1], dtype=jnp.int32)[None]
+            index, mask = (*(each[:, None] for each in index), column), mask[:, None]
+        plgpu.store(ref.at[(*before, *index)], value, mask=mask)
+
+    if sizes.parts == 1:
+        output = acc / jnp.where(total > 0, total, 1.0)[:, None]
+        put(outputs[0], output.astype(outputs[0].dtype))
+    else:
+        for output, value in zip(outputs, (top, total, acc), strict=True):
+            put(output, value, part)
