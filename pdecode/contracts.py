@@ -120,7 +120,7 @@ class Query(NamedTuple):
     tokens: Array  # int32 [B, Q]
     positions: Array  # int32 [B, Q]  place in the sequence (rotary)
     # Place of the lanes in the cache: a SlotRun, or int32 [B, Q], where >= S means "not
-    # stored". None: no lane is stored.
+    # stored" and no two lanes of a row share a slot. None: no lane is stored.
     slots: Array | SlotRun | None
     visible: Visibility
     extra: Array | None = None  # [B, Q, E]  second input stream, model's business

@@ -82,18 +82,21 @@ def test_the_kernel_follows_the_platform_of_the_program(name):
 
 
 @pytest.mark.parametrize(
-    "slots, dtype, platform, has_kernel",
+    "slots, queries, dtype, platform, has_kernel",
     [
-        (512, jnp.bfloat16, "cuda", True),
-        (511, jnp.bfloat16, "cuda", False),
-        (512, jnp.float32, "cuda", False),
-        (512, jnp.bfloat16, "cpu", False),
+        (512, 4, jnp.bfloat16, "cuda", True),
+        (511, 4, jnp.bfloat16, "cuda", False),
+        (511, 1056, jnp.bfloat16, "cuda", True),  # 132 blocks of rows
+        (511, 1024, jnp.bfloat16, "cuda", False),
+        (511, 1056, jnp.float32, "cuda", False),
+        (512, 4, jnp.float32, "cuda", False),
+        (512, 4, jnp.bfloat16, "cpu", False),
     ],
 )
-def test_cuda_reads_long_caches_of_bfloat16_by_its_kernel(
-    slots, dtype, platform, has_kernel
+def test_cuda_reads_bfloat16_by_its_kernel_where_that_is_the_faster(
+    slots, queries, dtype, platform, has_kernel
 ):
-    call = shapes(2, 4, 4, 2, slots, 64, dtype, True, True)
+    call = shapes(2, queries, 4, 2, slots, 64, dtype, True, True)
     with on_a_gpu():
         trace = jax.jit(KERNEL).trace(*call)
         text = trace.lower(lowering_platforms=(platform,)).as_text()

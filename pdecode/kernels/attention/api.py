@@ -4,8 +4,8 @@
 `tpu.py` and `gpu.py` a kernel each. What is chosen follows the platform a program is
 lowered for, not the one that traces it: compiled ahead of time for TPU on a machine
 without one, it gets the kernel. On CUDA the kernel takes bfloat16 alone, of 512 slots
-or more; float32 was not measured. cuDNN wants the cache transposed, its mask spelled
-out and no soft cap.
+or more, or where rows, heads and queries fill the card; float32 was not measured. cuDNN
+wants the cache transposed, its mask spelled out and no soft cap.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ from pdecode.sharding import context, placement
 
 IMPLEMENTATIONS = ("reference", "xla", "pallas_tpu", "pallas_gpu")
 
-# A cache shorter than this is read whole in one block: there is nothing to skip.
+# A cache shorter than this is read whole: there is nothing to skip or to cut in parts.
 MIN_KERNEL_SLOTS = 512
 
 
@@ -76,9 +76,7 @@ def attention(
     plain = functools.partial(plain_module.attention, scale=scale, soft_cap=soft_cap)
     if implementation == "reference":
         return reference.attention(*arrays, scale=scale, soft_cap=soft_cap)
-    if implementation == "xla" or (
-        implementation is None and key_cache.shape[2] < MIN_KERNEL_SLOTS
-    ):
+    if implementation == "xla":
         return plain(*arrays)
 
     def kernel_of(module):
@@ -90,6 +88,9 @@ def attention(
         from pdecode.kernels.attention import gpu
 
         return kernel_of(gpu)(*arrays)
+    is_short = key_cache.shape[2] < MIN_KERNEL_SLOTS
+    if implementation is None and is_short and query.dtype != jnp.bfloat16:
+        return plain(*arrays)
     from pdecode.kernels.attention import tpu
 
     if implementation == "pallas_tpu":
@@ -98,8 +99,9 @@ def attention(
     with contextlib.suppress(NotImplementedError):
         _split_of(key_cache)
         kernels = _gpu_kernel(query, key_cache, kernel_of)
-        tpu.check(query, key_cache, visible)
-        kernels["tpu"] = kernel_of(tpu)
+        if not is_short:
+            tpu.check(query, key_cache, visible)
+            kernels["tpu"] = kernel_of(tpu)
     if not kernels:
         return plain(*arrays)
     return jax.lax.platform_dependent(*arrays, **kernels, default=plain)
@@ -114,6 +116,8 @@ def _gpu_kernel(query: Array, key_cache: Array, kernel_of: Callable) -> dict:
 
         gpu.check(query, key_cache)
     except (ImportError, NotImplementedError):
+        return {}
+    if key_cache.shape[2] < MIN_KERNEL_SLOTS and not gpu.fills(query, key_cache):
         return {}
     return {"cuda": kernel_of(gpu)}
 

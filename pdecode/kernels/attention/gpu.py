@@ -79,14 +79,8 @@ def attention(
     Raises NotImplementedError for what `check` refuses.
     """
     check(query, key_cache)
-    batch, num_queries, num_heads, _ = query.shape
-    num_kv_heads, num_slots = key_cache.shape[1:3]
-    groups = num_heads // num_kv_heads
-    num_rows = num_queries * groups
-    rows = _MIN_ROWS
-    while rows < min(num_rows, _MAX_ROWS):
-        rows *= 2
-    programs = batch * num_kv_heads * -(-num_rows // rows)
+    groups, num_slots = query.shape[2] // key_cache.shape[1], key_cache.shape[2]
+    rows, programs = _rows(query, key_cache)
     parts = min(-(-_PROGRAMS // programs), _MAX_PARTS, -(-num_slots // slots_per_block))
     sizes = Sizes(rows, slots_per_block, parts, groups, scale, soft_cap, interpret)
     if visible.among is None:
@@ -94,6 +88,22 @@ def attention(
     call = functools.partial(_call, sizes=sizes)
     call = plain.with_gradient(call, scale=scale, soft_cap=soft_cap)
     return call(query, key_cache, value_cache, visible, key_new, value_new)
+
+
+def fills(query: Array, key_cache: Array) -> bool:
+    """Whether a call fills a large GPU without its slots being cut in parts."""
+    return _rows(query, key_cache)[1] >= _PROGRAMS
+
+
+def _rows(query: Array, key_cache: Array) -> tuple[int, int]:
+    """Rows of a block, and how many blocks there are over the batch and key heads."""
+    batch, num_queries, num_heads, _ = query.shape
+    num_kv_heads = key_cache.shape[1]
+    num_rows = num_queries * (num_heads // num_kv_heads)
+    rows = _MIN_ROWS
+    while rows < min(num_rows, _MAX_ROWS):
+        rows *= 2
+    return rows, batch * num_kv_heads * -(-num_rows // rows)
 
 
 @functools.partial(jax.jit, static_argnames="sizes")
