@@ -235,8 +235,9 @@ def _kernel(names, num_slots, num_queries, sizes, *refs):
         jnp.zeros(rows.shape, jnp.float32),
     )
     if "among" in refs:
-        # The first part takes the call's own keys as well.
-        num_beside = jnp.where(part == 0, -(-num_queries // width), 0)
+        # The first part takes the call's own keys as well. A choice between 1 and 0 would
+        # be a bool, of which Triton makes no bound.
+        num_beside = -(-num_queries // width) * jnp.maximum(1 - part, 0)
         carry = jax.lax.fori_loop(0, num_beside, beside, carry)
     # Blocks of slots that any row of these sees, and this part's share of them.
     sees = start < stop
