@@ -243,12 +243,13 @@ def _decoded(method, model, params, row, num_new, settings, theirs, repeats):
     )  # fmt: skip
     key = jax.random.key(0)
     programs_module.timed(programs, params, prompt, key)
-    ours_s, theirs_s = [], []
-    for _ in range(repeats):
-        decoded = programs_module.timed(programs, params, prompt, key)
-        ours_s.append(decoded.prefill_s + decoded.decode_s)
-        result = theirs()
-        theirs_s.append(result[2])
+    pairs = [
+        (programs_module.timed(programs, params, prompt, key), theirs())
+        for _ in range(repeats)
+    ]
+    decoded, result = pairs[-1]
+    ours_s = [ours.prefill_s + ours.decode_s for ours, _ in pairs]
+    theirs_s = [their_s for _, (_, _, their_s) in pairs]
     num_calls = int(decoded.stats.num_calls[0] + decoded.stats.num_prefill_calls[0])
     queries = float(decoded.stats.num_query_tokens[0]) / int(decoded.stats.num_calls[0])
     tokens = decoded.generation.tokens[0, len(row) : len(row) + num_new].tolist()
