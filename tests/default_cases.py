@@ -8,6 +8,13 @@ BY_DEFAULT = {
     "test_acceptance.py": {
         "test_a_chain_of_embedded_heads_is_measured_as_it_decodes": 0,
     },
+    "test_adapters.py": {
+        "test_a_folder_of_adapters_decodes_as_the_merged_one": 0,
+        "test_a_run_learns_keeps_adapters_alone_and_leaves_the_base": 0,
+        "test_a_run_that_was_stopped_ends_with_the_same_bits": 1,
+        "test_adapters_of_another_base_or_of_none_are_refused": 0,
+        "test_gradients_reach_adapters_only": 2,
+    },
     "test_aot.py": {
         "test_a_shape_has_as_many_weights_as_the_model_it_is_of": 1,
         "test_heads_and_drafters_come_as_the_method_asks": 0,

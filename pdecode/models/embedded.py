@@ -34,9 +34,8 @@ from pdecode.contracts import (
     Model,
     Params,
 )
-from pdecode.models import bytes as byte_text
-from pdecode.models import config as config_module
 from pdecode.models import (
+    adapters,
     digits,
     draft_layers,
     filters,
@@ -46,6 +45,8 @@ from pdecode.models import (
     transformer,
     two_pass,
 )
+from pdecode.models import bytes as byte_text
+from pdecode.models import config as config_module
 from pdecode.models import draft_heads as heads_module
 
 TASKS = ("task_masked", "task_block")
@@ -165,9 +166,31 @@ def config_of(name: str) -> str:
 
 
 def read_from(source: str | os.PathLike) -> tuple[dict, dict]:
-    """`read` of an embedded model's name, or of a folder that a training run wrote."""
+    """`read` of an embedded model's name, or of a folder that a training run wrote.
+
+    Adapters come added to the model that they were trained on. ValueError where that
+    one is not there, or another.
+    """
     folder = pathlib.Path(source)
-    return read_pair(folder, "weights") if folder.is_dir() else read(str(source))
+    if not folder.is_dir():
+        return read(str(source))
+    params, record = read_pair(folder, "weights")
+    found = holds(record).get("adapters")
+    if found is None:
+        return params, record
+    origin = record["start_from"]
+    try:
+        base, theirs = read_from(origin["from"])
+    except ValueError as error:
+        raise ValueError(
+            f"{folder} holds adapters on {origin['from']}: {error}"
+        ) from None
+    if theirs["sha256"] != origin["sha256"]:
+        raise ValueError(
+            f"{folder} holds adapters on {origin['from']} with weights "
+            f"{origin['sha256'][:12]}, but there are weights {theirs['sha256'][:12]}"
+        )
+    return adapters.merged(adapters.joined(base, params, found["scale"])), record
 
 
 def read_pair(folder: pathlib.Path, name: str) -> tuple[dict, dict]:
