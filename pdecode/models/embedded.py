@@ -36,6 +36,7 @@ from pdecode.contracts import (
 )
 from pdecode.models import (
     adapters,
+    condensers,
     digits,
     draft_layers,
     filters,
@@ -44,6 +45,7 @@ from pdecode.models import (
     medusa_heads,
     transformer,
     two_pass,
+    visual_layers,
 )
 from pdecode.models import bytes as byte_text
 from pdecode.models import config as config_module
@@ -269,6 +271,11 @@ KINDS = {
         dataclasses.replace(
             transformer_config(record), dtype=dtype, taps=tuple(holds(record)["taps"])
         )
+    ),
+    "visual_layer": lambda record, dtype: visual_layers.make_layer(
+        dataclasses.replace(transformer_config(record), dtype=dtype),
+        condensers.read(holds(record)),
+        holds(record)["num_ahead"],
     ),
     "medusa_heads": lambda record, dtype: medusa_heads.make_heads(
         holds(record)["num_heads"], holds(record)["num_blocks"]

@@ -27,6 +27,7 @@ NAMES = (
     "consistency",
     "distillation",
     "sorted_exits",
+    "spec_vlm",
 )
 
 
