@@ -544,6 +544,7 @@ class Drafter(NamedTuple):
     num_probes: int = 0  # last nodes, parent -1, never stored, never accepted
     wants: tuple[str, ...] = ()  # leaves of Prediction that `observe` reads
     num_prefill_calls: int = 0  # of its own model by `init`, over the prompt's text
+    num_prefill_left_out: int = 0  # tokens of it that such a call does not evaluate
     # q is told from the target's own states, so under no lens of the target's.
     is_of_target: bool = False
     # Siblings are independent draws from one law. Else q[n] is the law of node n given
@@ -595,6 +596,11 @@ class DraftLayer(NamedTuple):
     law: Callable[[Params, Params, Array], tuple[Array, Head]]
     width: int  # E
     taps: tuple[str, ...] = ()  # of the target, that `read` needs
+    # What it keeps of a prompt in place of a pair a token: (params, target's params,
+    # tokens [B, P], features [B, P - 1, E], cache) -> cache; None: the pairs.
+    begin: Callable[[Params, Params, Array, Array, Cache], Cache] | None = None
+    num_condensed: int = 0  # lanes fewer that `begin` evaluates
+    num_ahead: int = 1  # features of an answer, side by side: what comes behind it too
     name: str = "layer"
 
 

@@ -8,6 +8,13 @@ BY_DEFAULT = {
     "test_acceptance.py": {
         "test_a_chain_of_embedded_heads_is_measured_as_it_decodes": 0,
     },
+    "test_adapters.py": {
+        "test_a_folder_of_adapters_decodes_as_the_merged_one": 0,
+        "test_a_run_learns_keeps_adapters_alone_and_leaves_the_base": 0,
+        "test_a_run_that_was_stopped_ends_with_the_same_bits": 1,
+        "test_adapters_of_another_base_or_of_none_are_refused": 0,
+        "test_gradients_reach_adapters_only": 2,
+    },
     "test_aot.py": {
         "test_a_shape_has_as_many_weights_as_the_model_it_is_of": 1,
         "test_heads_and_drafters_come_as_the_method_asks": 0,
@@ -265,6 +272,13 @@ BY_DEFAULT = {
         "test_tokens_on_a_mesh_are_those_of_one_device": 1,
         "test_tokens_with_gathered_weights_are_those_of_one_device": 0,
         "test_weights_split_over_fsdp_stay_split_in_the_loop": 1,
+    },
+    "test_spec_vlm.py": {
+        "test_a_layer_learns_to_draft_behind_images": 0,
+        "test_a_longer_question_is_not_scored_and_not_seen_too_early": 0,
+        "test_decoding_is_the_multimodal_targets_token_for_token": 1,
+        "test_drafts_are_those_of_a_drafter_that_keeps_nothing": 1,
+        "test_image_tokens_and_context_are_one_to_the_layer": 0,
     },
     "test_spelled.py": {
         "test_drafts_are_the_letters_continuation_read_back": 1,

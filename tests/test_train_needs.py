@@ -27,7 +27,8 @@ def config_of(objective, model, **fields):
     own = objectives.find(objective)
     frozen = {role: "target" for role in own.needs.frozen}
     known = {field.name for field in dataclasses.fields(own.options)}
-    options = {"block_length": BLOCK, "prompt_length": 1}
+    options = {"block_length": BLOCK, "prompt_length": 1, "num_features": 8}
+    options |= {"pool": 2, "conv": 4}
     return TrainConfig(
         name="x", model=model, objective=objective, steps=9, warmup_steps=0,
         row_len=LENGTH, frozen=frozen,

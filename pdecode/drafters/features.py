@@ -126,6 +126,7 @@ def _drafter(plan: Plan, num_nodes: int, propose) -> Drafter:
         propose,
         functools.partial(_observe, plan),
         num_prefill_calls=1,
+        num_prefill_left_out=plan.layer.num_condensed,
     )
 
 
@@ -144,8 +145,11 @@ def _init(plan: Plan, params, keys, prompt: Prompt, prefix: Prefix, output):
         # tokens a b c: b stands beside the feature at a, and nothing beside a
         features = layer.read(own, output)
         before = jnp.pad(features, ((0, 0), (1, 0), (0, 0)))
-        query = _pairs(prompt.tokens[:, :-1], jnp.zeros_like(last), before[:, :-1])
-        _, cache = layer.apply(own, params["model"], query, cache)
+        if layer.begin is not None:
+            cache = layer.begin(own, params["model"], prompt.tokens, features, cache)
+        else:
+            query = _pairs(prompt.tokens[:, :-1], jnp.zeros_like(last), before[:, :-1])
+            _, cache = layer.apply(own, params["model"], query, cache)
     waiting = jnp.take_along_axis(before, last[:, None, None], 1)
     waiting = jnp.pad(waiting, ((0, 0), (0, plan.max_depth), (0, 0)))
     return FeatureState(cache, last, waiting)

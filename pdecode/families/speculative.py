@@ -137,23 +137,23 @@ def init(plan: Plan, params, keys, prompt: Prompt):
     cache = model.init_cache(prompt, caches.num_slots(length + 1 + plan.num_stored))
     output, cache = prompts.prefill(model, params["model"], prompt, cache, drop=1)
     prefix = Prefix(laid.tokens, prompt.lengths, laid.end, prompt.lengths)
-    none = jnp.zeros(batch, bool)
     state = PrefixState(
         prefix=prefix,
         log_probs=jnp.zeros((batch, length), jnp.float32),
-        saw_eos=none,
-        failed=none,
+        saw_eos=jnp.zeros(batch, bool),
+        failed=jnp.zeros(batch, bool),
         cache=cache,
         drafter=drafter.init(params, keys, prompt, prefix, output),
     )
     drafted = jnp.full_like(prompt.lengths, drafter.num_prefill_calls)
+    left_out = drafter.num_prefill_left_out
     return state, rows.prefill_info(
         model,
         prompt,
         drop=1,
         num_draft_calls=drafted,
-        num_draft_tokens=drafted * (prompt.lengths - 1),
-        num_draft_tokens_computed=drafted * (prompt.tokens.shape[1] - 1),
+        num_draft_tokens=drafted * jnp.maximum(prompt.lengths - 1 - left_out, 0),
+        num_draft_tokens_computed=drafted * (prompt.tokens.shape[1] - 1 - left_out),
     )
 
 

@@ -34,9 +34,9 @@ from pdecode.contracts import (
     Model,
     Params,
 )
-from pdecode.models import bytes as byte_text
-from pdecode.models import config as config_module
 from pdecode.models import (
+    adapters,
+    condensers,
     digits,
     draft_layers,
     filters,
@@ -45,7 +45,10 @@ from pdecode.models import (
     medusa_heads,
     transformer,
     two_pass,
+    visual_layers,
 )
+from pdecode.models import bytes as byte_text
+from pdecode.models import config as config_module
 from pdecode.models import draft_heads as heads_module
 
 TASKS = ("task_masked", "task_block")
@@ -165,9 +168,31 @@ def config_of(name: str) -> str:
 
 
 def read_from(source: str | os.PathLike) -> tuple[dict, dict]:
-    """`read` of an embedded model's name, or of a folder that a training run wrote."""
+    """`read` of an embedded model's name, or of a folder that a training run wrote.
+
+    Adapters come added to the model that they were trained on. ValueError where that
+    one is not there, or another.
+    """
     folder = pathlib.Path(source)
-    return read_pair(folder, "weights") if folder.is_dir() else read(str(source))
+    if not folder.is_dir():
+        return read(str(source))
+    params, record = read_pair(folder, "weights")
+    found = holds(record).get("adapters")
+    if found is None:
+        return params, record
+    origin = record["start_from"]
+    try:
+        base, theirs = read_from(origin["from"])
+    except ValueError as error:
+        raise ValueError(
+            f"{folder} holds adapters on {origin['from']}: {error}"
+        ) from None
+    if theirs["sha256"] != origin["sha256"]:
+        raise ValueError(
+            f"{folder} holds adapters on {origin['from']} with weights "
+            f"{origin['sha256'][:12]}, but there are weights {theirs['sha256'][:12]}"
+        )
+    return adapters.merged(adapters.joined(base, params, found["scale"])), record
 
 
 def read_pair(folder: pathlib.Path, name: str) -> tuple[dict, dict]:
@@ -246,6 +271,11 @@ KINDS = {
         dataclasses.replace(
             transformer_config(record), dtype=dtype, taps=tuple(holds(record)["taps"])
         )
+    ),
+    "visual_layer": lambda record, dtype: visual_layers.make_layer(
+        dataclasses.replace(transformer_config(record), dtype=dtype),
+        condensers.read(holds(record)),
+        holds(record)["num_ahead"],
     ),
     "medusa_heads": lambda record, dtype: medusa_heads.make_heads(
         holds(record)["num_heads"], holds(record)["num_blocks"]

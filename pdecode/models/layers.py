@@ -113,7 +113,7 @@ def applied(module: nn.Module, params: Params, *inputs: Any) -> Any:
 
 
 class Dense(nn.Module):
-    """`x` times a kernel [K, N], and a bias.
+    """`x` times a kernel [K, N], and what adapters beside it add, and a bias.
 
     A kernel in int8 has a "scale" [N] beside it (`models.int8`): its columns are scaled
     when they are multiplied, so that what is read is the codes.
@@ -135,6 +135,9 @@ class Dense(nn.Module):
 
         if self.has_variable("params", "scale"):
             out = out * of_columns(self.get_variable("params", "scale"))
+        if self.has_variable("params", "lora_a"):  # `models.adapters`
+            low = _dot(x, self.get_variable("params", "lora_a").astype(x.dtype))
+            out = out + _dot(low, self.get_variable("params", "lora_b").astype(x.dtype))
         if self.use_bias:
             start = nn.initializers.zeros_init()
             bias = self.param("bias", start, (self.features,), jnp.float32)

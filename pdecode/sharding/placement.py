@@ -41,6 +41,9 @@ def logical_axes(path: tuple[str, ...], rank: int) -> tuple[str | None, ...]:
     """Logical axes of the parameter at `path`, one a dimension."""
     if path[-1] in _BY_LEAF:
         return _BY_LEAF[path[-1]]
+    if path[-1] in ("lora_a", "lora_b"):  # beside a kernel, and its rank stays whole
+        first, last = logical_axes((*path[:-1], "kernel"), rank)
+        return (first, None) if path[-1] == "lora_a" else (None, last)
     if rank == 3:  # experts [N, in, out]
         closing = path[-1] == "down"
         return ("expert", "mlp", "embed") if closing else ("expert", "embed", "mlp")

@@ -8,6 +8,8 @@ from typing import Any
 from pdecode.data import texts
 from pdecode.models import bytes as text
 from pdecode.models.config import Config
+from pdecode.train import adapters
+from pdecode.train.adapters import Adapters
 
 OPTIMIZERS = ("adamw", "muon")
 SCHEDULES = ("cosine", "stable")
@@ -100,6 +102,7 @@ class TrainConfig:
     # Where parameters begin, and models that stay as they are, by role: an embedded
     # model's name or a folder that a run wrote.
     start_from: str | None = None
+    adapters: Adapters | None = None  # trained beside `start_from`, which then stays
     frozen: Mapping[str, str] = dataclasses.field(default_factory=dict)
     # Bookkeeping.
     checkpoint_every: int = 200
@@ -131,6 +134,7 @@ class TrainConfig:
         put(self, "frozen", dict(frozen))
         put(self, "options", objectives.options(self.objective, self.options))
         objectives.check(self)
+        adapters.check(self)
 
     @property
     def scored_unit(self) -> str:

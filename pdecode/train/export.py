@@ -57,7 +57,7 @@ def describe(
     return {
         "name": config.name,
         "objective": config.objective,
-        "holds": objectives.find(config.objective).holds(config),
+        "holds": objectives.of(config).holds(config),
         "num_params": sum(x.size for x in jax.tree.leaves(params)),
         **facts,
         "config": settings(config),
@@ -85,7 +85,7 @@ def write(
 
 def figures(config: TrainConfig, params, frozen, text: Text, **sizes: Any) -> dict:
     """What a model reaches on a text; `sizes` as in `Objective.figures`."""
-    objective = objectives.find(config.objective)
+    objective = objectives.of(config)
     sizes = {"row_len": config.row_len, **sizes}
     return objective.figures(config, params, frozen, text, **sizes)
 
@@ -113,7 +113,10 @@ def embed(
     beside them. `streams` are the training and validation streams the run was made
     with, and the held-out one of digits; `command` is what reproduces it.
     """
-    params, record = embedded.read_pair(pathlib.Path(workdir), "weights")
+    params, record = embedded.read_from(workdir)
+    if config.adapters is not None:  # what is stored is the whole model
+        config = dataclasses.replace(config, adapters=None)
+        record["holds"] = objectives.of(config).holds(config)
     rounded = as_stored(params)
     found = sources.read(config, None)
     frozen = {role: found[f"frozen.{role}"].params for role in config.frozen}

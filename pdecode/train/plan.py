@@ -7,7 +7,7 @@ import jax
 from jax.sharding import Mesh
 
 from pdecode.sharding import placement, processes
-from pdecode.train import optimizers, sources, steps
+from pdecode.train import adapters, optimizers, sources, steps
 from pdecode.train.config import TrainConfig
 
 _AXES = ("data", "fsdp", "tensor", "expert")
@@ -67,8 +67,10 @@ def check_divided(config: TrainConfig, found: dict, program: steps.Program) -> N
 
 
 def placed(config: TrainConfig, found: dict[str, sources.Source], mesh: Mesh) -> dict:
-    """The frozen models by role, each split by the table."""
+    """The frozen models by role, and the base of adapters, each split by the table."""
     trees = {role: found[f"frozen.{role}"].params for role in config.frozen}
+    if config.adapters is not None:
+        trees[adapters.BASE] = found["start_from"].params
     return jax.tree.map(
         lambda leaf, place: jax.make_array_from_callback(
             leaf.shape, place, leaf.__getitem__

@@ -39,7 +39,7 @@ def make(config: TrainConfig, mesh: Mesh, given: Any, update=None) -> Program:
     `given` holds the parameters to begin with, or is None; `update` replaces the
     optimizer of the config.
     """
-    objective = objectives.find(config.objective)
+    objective = objectives.of(config)
     update = optimizers.make(config) if update is None else update
     key_init, key_noise = jax.random.split(rng.key(config.seed))
     whole = NamedSharding(mesh, PartitionSpec())

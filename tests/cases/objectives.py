@@ -43,6 +43,11 @@ CASES = {
         "frozen": ("target",),
         "options": {"block_length": 4},
     },
+    "spec_vlm": {
+        "model": MODEL,
+        "frozen": ("target",),
+        "options": {"num_features": 8, "num_question": 2, "pool": 2, "conv": 4},
+    },
     "consistency": {
         "model": MODEL,
         "data": "rows",

@@ -132,4 +132,9 @@ VARIANTS = {
         {"match_top": 2},
         "a token passes if it is among the target's best two, arXiv:1811.03115",
     ),
+    "spec_vlm": Variant(
+        "eagle2",
+        {},
+        "EAGLE-2's tree of a layer that condenses the image it reads, arXiv:2509.11815",
+    ),
 }

@@ -9,6 +9,7 @@ import importlib
 from collections.abc import Mapping
 from typing import Any
 
+from pdecode.train import adapters
 from pdecode.train import objective as record
 from pdecode.train.objective import Objective
 
@@ -26,6 +27,7 @@ NAMES = (
     "consistency",
     "distillation",
     "sorted_exits",
+    "spec_vlm",
 )
 
 
@@ -34,6 +36,12 @@ def find(name: str) -> Objective:
     if name not in NAMES:
         raise ValueError(f"unknown objective {name!r}; known: {', '.join(NAMES)}")
     return importlib.import_module(f"{__name__}.{name}").OBJECTIVE
+
+
+def of(config: Any) -> Objective:
+    """The objective of a run: over adapters where the run trains those."""
+    found = find(config.objective)
+    return found if config.adapters is None else adapters.over(found, config.adapters)
 
 
 def owners() -> dict[str, list[str]]:

@@ -8,8 +8,8 @@ the mean cross entropy of its masked tokens and `beta` times the mean entropy of
 sharpened laws at those of them whose likeliest token is right already: what is wrong is
 corrected before it is made certain. `dparallel` decodes the result.
 
-Deviations: all parameters are trained where the paper trains adapters, and blocks that
-hold nothing but what follows an end of text are never active.
+The paper trains adapters (`TrainConfig.adapters`); without them all parameters are.
+Deviation: blocks that hold nothing but what follows an end of text are never active.
 """
 
 import dataclasses

@@ -119,19 +119,27 @@ def loss(config):
             config.model, params, frozen["target"], tokens,
             batch.get("feature_noise"), how, own.num_layers,
         )  # fmt: skip
-        # The last token has no next one: nobody would draft it.
-        found = Guessed(*(leaf[:, :-1] for leaf in found))
-        scored = losses.is_scored(tokens[:, 2:], given_ids)
-        far = optax.huber_loss(
-            found.features.astype(jnp.float32), found.true.astype(jnp.float32)
-        ).mean(-1)
-        crossed = (found.law * found.nats).sum(-1)
-        total = own.feature_weight * far + own.law_weight * crossed
-        places = jnp.arange(2, tokens.shape[1])
-        value, aux = losses.mean(total, scored, places)
-        return value, aux | {"nats": losses.of_tokens(found.nats, tokens[:, 2:])}
+        wanted = tokens[:, 2:]
+        scored = losses.is_scored(wanted, given_ids)
+        return compared(own, found, wanted, scored, jnp.arange(2, tokens.shape[1]))
 
     return apply
+
+
+def compared(own, found: Guessed, wanted: Array, scored: Array, places: Array):
+    """The loss and aux of guesses; `wanted` [B, N - 1] are the tokens behind each.
+
+    `own` has the weights of the feature and of the law.
+    """
+    # The last token has no next one: nobody would draft it.
+    found = Guessed(*(leaf[:, :-1] for leaf in found))
+    far = optax.huber_loss(
+        found.features.astype(jnp.float32), found.true.astype(jnp.float32)
+    ).mean(-1)
+    crossed = (found.law * found.nats).sum(-1)
+    total = own.feature_weight * far + own.law_weight * crossed
+    value, aux = losses.mean(total, scored, places)
+    return value, aux | {"nats": losses.of_tokens(found.nats, wanted)}
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
@@ -139,30 +147,41 @@ def _layer_rows(model, num_layers, given_ids, params, target, rows, scored):
     found = guessed(model, params, target, rows, num_layers=num_layers)
     wanted = rows[:, 2:]
     counted = losses.is_scored(wanted, given_ids) & scored[:, 2:]
+    return sums(found, wanted, counted)
+
+
+def sums(found: Guessed, wanted: Array, counted: Array) -> Array:
+    """float32 [3]: nats of the tokens behind, best ones that agree, and their number,
+    where `counted`, as in `compared`."""
     agrees = jnp.argmin(found.nats, -1) == jnp.argmax(found.law, -1)
-    sums = [
+    each = [
         losses.of_tokens(found.nats[:, :-1], wanted),
         agrees[:, :-1],
         jnp.ones(wanted.shape),
     ]
-    return jnp.stack([jnp.sum(jnp.where(counted, each, 0.0)) for each in sums])
+    return jnp.stack([jnp.sum(jnp.where(counted, part, 0.0)) for part in each])
+
+
+def of_sums(total: np.ndarray) -> dict[str, float]:
+    """The figures that `sums` over all rows are."""
+    count = max(total[2], 1)
+    bits = float(evaluate.bits(total[0]) / count)
+    return {"bits_per_token": bits, "agreement": float(total[1] / count)}
 
 
 def figures(config, params, frozen, text, *, row_len, max_rows=None, put=jnp.asarray):
     """Bits a token of the layer's law on true features, and how often its best token
     is the target's: what the first level of a greedy chain accepts."""
     rows = evaluate.rows(text, row_len, row_len - 1, max_rows)
-    sums = np.zeros(3)
+    total = np.zeros(3)
     for part in evaluate.parts(rows):
-        sums += np.asarray(
+        total += np.asarray(
             _layer_rows(
                 config.model, config.options.num_layers, text.given_ids, params,
                 frozen["target"], *map(put, part),
             )
         )  # fmt: skip
-    count = max(sums[2], 1)
-    bits = float(evaluate.bits(sums[0]) / count)
-    return {"bits_per_token": bits, "agreement": float(sums[1] / count)}
+    return of_sums(total)
 
 
 def holds(config):
