@@ -7,9 +7,9 @@ tasks of `pdecode.data.parallelbench`: `task_masked`, masked diffusion, and
 pdecode/models/weights with a JSON record of what made it and what it reaches;
 `config_of` names the config that retrains it.
 
-`digits_raster`, `digits_order` and `digits_masked` draw handwritten digits (trained by
-their configs, stored by `pdecode.train.embed`). `digits` is the one of them that a
-method takes.
+`digits_raster`, `digits_raster2d`, `digits_order` and `digits_masked` draw handwritten
+digits (trained by their configs, stored by `pdecode.train.embed`). `digits` is the
+first of them that a method takes.
 """
 
 import dataclasses
@@ -50,7 +50,7 @@ from pdecode.models import draft_heads as heads_module
 
 TASKS = ("task_masked", "task_block")
 # One name for models of one kind of data, of which a method takes the first it can.
-SETS = {"digits": ("digits_raster", "digits_order", "digits_masked")}
+SETS = {"digits": ("digits_raster", "digits_order", "digits_masked", "digits_raster2d")}
 NAMES = ("target", "drafter", "heads", "diffusion", *TASKS, *SETS["digits"])
 DTYPES = {"BF16": ml_dtypes.bfloat16, "F32": np.float32}
 FOLDER = pathlib.Path(__file__).parent / "weights"
