@@ -27,11 +27,6 @@ import numpy as np
 import safetensors
 
 from pdecode.contracts import (
-    ChainedHeads,
-    DraftHeads,
-    DraftLayer,
-    Filter,
-    Model,
     Params,
 )
 from pdecode.models import bytes as byte_text
@@ -43,6 +38,7 @@ from pdecode.models import (
     hydra_heads,
     int8,
     medusa_heads,
+    noised,
     transformer,
     two_pass,
 )
@@ -58,7 +54,7 @@ FOLDER = pathlib.Path(__file__).parent / "weights"
 
 def load(
     name: str, folder: pathlib.Path = FOLDER, *, dtype: str | None = None
-) -> tuple[Model | DraftHeads | ChainedHeads | DraftLayer | Filter, Params, Any]:
+) -> tuple[Any, Params, Any]:
     """(model, params, tokenizer); the first of what is no model is its record.
 
     In float32, or `dtype`, which may end in +int8 or +int8kv (`models.int8`; heads stay
@@ -78,7 +74,10 @@ def load(
 
 def tokenizer_of(record: dict) -> Any:
     """Of the data that a record's model was trained on."""
-    is_digits = record["config"].get("data") == "digits"
+    config = record["config"]
+    # Rows that a digits model wrote are digits too.
+    is_digits = config["model"]["vocab_size"] == digits.VOCAB_SIZE
+    is_digits &= config.get("data") in ("digits", "rows")
     return digits.tokenizer if is_digits else byte_text.tokenizer
 
 
@@ -238,6 +237,10 @@ def _network(module: Any) -> Callable:
 KINDS = {
     "transformer": _network(transformer),
     "two_pass": _network(two_pass),
+    "noised": lambda record, dtype: noised.make_model(
+        dataclasses.replace(transformer_config(record), dtype=dtype),
+        tuple(map(tuple, holds(record)["codes"])),
+    ),
     "draft_layer": lambda record, dtype: draft_layers.make_layer(
         dataclasses.replace(transformer_config(record), dtype=dtype),
         holds(record)["num_layers"],
