@@ -25,6 +25,7 @@ KINDS = {
     "next": ("a causal model", "autoregressive"),
     "masked": ("a model trained with a mask token", "llada"),
     "uniform": ("a model trained with uniform noise", "diffusion_gemma"),
+    "noised": ("a model that was taught a function of noise", "distilled_decoding"),
 }
 # What a run's folder may hold, by `knobs.word`, and which of it goes with a model.
 HELD = {

@@ -191,7 +191,7 @@ class Model(NamedTuple):
     vocab_size: int
     mask_id: int | None = None
     eos_ids: tuple[int, ...] = ()
-    predicts: str = "next"  # next | masked | uniform (noise)
+    predicts: str = "next"  # next | masked | uniform (noise) | noised
     attention: str = "causal"  # causal | bidirectional | block_causal
     block_len: int | None = None  # of block_causal attention, or of a canvas
     max_positions: int | None = None

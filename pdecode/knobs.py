@@ -46,6 +46,7 @@ __all__ = [
     "MaskedModel",
     "Needs",
     "NextModel",
+    "NoisedModel",
     "Numbers",
     "Parameter",
     "Size",
@@ -115,6 +116,8 @@ NextModel = Annotated[Model, Needs("next")]
 SpelledModel = Annotated[Model, Needs("spelled")]
 MaskedModel = Annotated[Model, Needs("masked")]
 UniformModel = Annotated[Model, Needs("uniform")]
+# Whose open positions hold noise in the space of codes (`models.noised`).
+NoisedModel = Annotated[Model, Needs("noised")]
 
 
 # Networks that are no `Model`.

@@ -1,6 +1,7 @@
 """Digits as tokens, records in training, and what drawn images are worth."""
 
 import dataclasses
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,7 @@ from pdecode.evals import images, quality
 from pdecode.evals.bench import visual as suite
 from pdecode.models import digits, embedded
 from pdecode.models.config import Config
-from pdecode.train import TrainConfig, evaluate, export, objectives, train
+from pdecode.train import TrainConfig, evaluate, export, objectives, settings, train
 from pdecode.train.objectives import any_order, autoregressive
 
 
@@ -278,6 +279,18 @@ def test_generate_writes_a_picture_and_watch_shows_it_fill(runs, tmp_path, capsy
     assert is_open == sorted(is_open, reverse=True) and is_open[-1] == 0 < is_open[0]
     assert main.main([*args, "--out", str(tmp_path / "digits.jpg")]) == 2
     assert "must end in" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["raster", "raster2d", "order", "masked"])
+def test_the_configs_of_digits_load(name):
+    root = pathlib.Path(__file__).parent.parent / "configs"
+    config = settings.load(root / f"digits_{name}.py")
+    assert config.name == config.model.name == f"digits_{name}"
+    assert config.data == "digits" and config.row_len == digits.RECORD
+    # One of them has no table of positions: its rows are those of the image.
+    rope = config.model.rope
+    assert (rope is not None) == (name == "raster2d")
+    assert rope is None or (rope.columns, rope.before) == (digits.SIDE, 1)
 
 
 def test_digits_is_the_first_model_that_a_method_takes(runs, monkeypatch):

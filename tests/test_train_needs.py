@@ -262,7 +262,8 @@ def test_the_settings_for_gpus_are_settings_of_every_config(name):
 
 
 EVERY_FIELD = {
-    "num_kv_heads": 1, "head_dim": 6, "mlp_width": 20, "rope": Rope(theta=99.0),
+    "num_kv_heads": 1, "head_dim": 6, "mlp_width": 20,
+    "rope": Rope(theta=99.0, columns=3, before=1),
     "rope_sliding": Rope(fraction=0.5), "max_positions": 33, "embed_scale": 2.0,
     "norm": "layer", "norm_eps": 1e-3, "norm_offset": 1.0, "post_norms": True,
     "activation": "gelu", "gated": False, "mlp_bias": True,

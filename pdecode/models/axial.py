@@ -69,6 +69,11 @@ def make_model(config: Config, height: int, side: int, num_pairs: int) -> Model:
     """
     if config.attention != "causal" or config.shift or config.taps or config.window:
         raise ValueError(f"an axial model needs a plain causal {config.name}")
+    if config.rope is not None and config.rope.columns is not None:
+        raise ValueError(
+            f"rope.columns={config.rope.columns}: an axial model attends within rows "
+            "and within columns, whose places are those of a line"
+        )
     base = transformer.make_model(config)
 
     def init_cache(prompt: Prompt, num_slots: int) -> Cache:

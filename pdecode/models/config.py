@@ -24,6 +24,12 @@ class Rope:
     ramp between the two wavelengths original_max / low and original_max / high
     (Llama 3, arXiv:2407.21783). Only the first `fraction` of the pairs turns. With
     `dims` the first `dims` of a head's dimensions turn as a head of that size would.
+
+    With `columns` places are cells of a grid, row by row (axial rotary positions: Heo
+    et al., 2024, arXiv:2403.13298; LlamaGen, arXiv:2406.06525): the first half of the
+    pairs turns by the row, the other by the column, each as a head of half the size.
+    `before` places stand in front of the grid, such as a class, as if its rows had
+    begun with them: in the end of a row above.
     """
 
     theta: float = 10_000.0
@@ -34,10 +40,17 @@ class Rope:
     high_freq_factor: float = 4.0
     original_max_positions: int = 8192
     dims: int | None = None
+    columns: int | None = None  # of a grid; None: places of a line
+    before: int = 0
 
     def frequencies(self, head_dim: int) -> np.ndarray:
-        """Radians a position turns each pair, float64 [(dims or head_dim) / 2]."""
+        """Radians a position turns each pair, float64 [(dims or head_dim) / 2].
+
+        On a grid those that a row or a column turns each pair of its own half.
+        """
         head_dim = self.dims or head_dim
+        if self.columns is not None:
+            head_dim //= 2
         freqs = self.theta ** (-np.arange(0, head_dim, 2) / head_dim)
         freqs[int(self.fraction * head_dim // 2) :] = 0.0
         if self.scaling == "linear":
@@ -189,10 +202,8 @@ class Config:
         if self.rope is not None and self.head_dim % 2:
             raise ValueError(f"rotary positions need an even head_dim={self.head_dim}")
         for rope in (self.rope, self.rope_sliding):
-            if rope is not None and rope.scaling not in (None, *SCALINGS):
-                raise ValueError(
-                    f"unknown rope scaling {rope.scaling!r}; known: {SCALINGS}"
-                )
+            if rope is not None:
+                _check_rope(rope, self.head_dim)
         if self.mask_id is not None and not 0 <= self.mask_id < self.vocab_size:
             raise ValueError(
                 f"mask_id={self.mask_id} is no id of vocab_size={self.vocab_size}"
@@ -230,6 +241,26 @@ class Config:
                     f"unknown tap {tap!r}; known: embed, layer_0 .. "
                     f"layer_{self.num_layers - 1}"
                 )
+
+
+def _check_rope(rope: Rope, head_dim: int) -> None:
+    if rope.scaling not in (None, *SCALINGS):
+        raise ValueError(f"unknown rope scaling {rope.scaling!r}; known: {SCALINGS}")
+    if rope.columns is None:
+        if rope.before:
+            raise ValueError(
+                f"rope.before={rope.before} counts what is in front of a grid: give "
+                "rope.columns, or leave it at 0"
+            )
+        return
+    _check_size("rope.columns", rope.columns, 1)
+    _check_size("rope.before", rope.before, 0)
+    if (rope.dims or head_dim) % 4:
+        raise ValueError(
+            f"rope.columns={rope.columns} turns half of the pairs by row and half by "
+            f"column: {rope.dims or head_dim} dimensions of a head must be a multiple "
+            "of 4"
+        )
 
 
 class Held(NamedTuple):

@@ -7,9 +7,9 @@ tasks of `pdecode.data.parallelbench`: `task_masked`, masked diffusion, and
 pdecode/models/weights with a JSON record of what made it and what it reaches;
 `config_of` names the config that retrains it.
 
-`digits_raster`, `digits_order` and `digits_masked` draw handwritten digits (trained by
-their configs, stored by `pdecode.train.embed`). `digits` is the one of them that a
-method takes.
+`digits_raster`, `digits_raster2d`, `digits_order` and `digits_masked` draw handwritten
+digits (trained by their configs, stored by `pdecode.train.embed`). `digits` is the
+first of them that a method takes.
 """
 
 import dataclasses
@@ -27,11 +27,6 @@ import numpy as np
 import safetensors
 
 from pdecode.contracts import (
-    ChainedHeads,
-    DraftHeads,
-    DraftLayer,
-    Filter,
-    Model,
     Params,
 )
 from pdecode.models import (
@@ -43,6 +38,7 @@ from pdecode.models import (
     hydra_heads,
     int8,
     medusa_heads,
+    noised,
     transformer,
     two_pass,
     visual_layers,
@@ -53,7 +49,7 @@ from pdecode.models import draft_heads as heads_module
 
 TASKS = ("task_masked", "task_block")
 # One name for models of one kind of data, of which a method takes the first it can.
-SETS = {"digits": ("digits_raster", "digits_order", "digits_masked")}
+SETS = {"digits": ("digits_raster", "digits_order", "digits_masked", "digits_raster2d")}
 NAMES = ("target", "drafter", "heads", "diffusion", *TASKS, *SETS["digits"])
 DTYPES = {"BF16": ml_dtypes.bfloat16, "F32": np.float32}
 FOLDER = pathlib.Path(__file__).parent / "weights"
@@ -61,7 +57,7 @@ FOLDER = pathlib.Path(__file__).parent / "weights"
 
 def load(
     name: str, folder: pathlib.Path = FOLDER, *, dtype: str | None = None
-) -> tuple[Model | DraftHeads | ChainedHeads | DraftLayer | Filter, Params, Any]:
+) -> tuple[Any, Params, Any]:
     """(model, params, tokenizer); the first of what is no model is its record.
 
     In float32, or `dtype`, which may end in +int8 or +int8kv (`models.int8`; heads stay
@@ -81,7 +77,10 @@ def load(
 
 def tokenizer_of(record: dict) -> Any:
     """Of the data that a record's model was trained on."""
-    is_digits = record["config"].get("data") == "digits"
+    config = record["config"]
+    # Rows that a digits model wrote are digits too.
+    is_digits = config["model"]["vocab_size"] == digits.VOCAB_SIZE
+    is_digits &= config.get("data") in ("digits", "rows")
     return digits.tokenizer if is_digits else byte_text.tokenizer
 
 
@@ -263,6 +262,10 @@ def _network(module: Any) -> Callable:
 KINDS = {
     "transformer": _network(transformer),
     "two_pass": _network(two_pass),
+    "noised": lambda record, dtype: noised.make_model(
+        dataclasses.replace(transformer_config(record), dtype=dtype),
+        tuple(map(tuple, holds(record)["codes"])),
+    ),
     "draft_layer": lambda record, dtype: draft_layers.make_layer(
         dataclasses.replace(transformer_config(record), dtype=dtype),
         holds(record)["num_layers"],

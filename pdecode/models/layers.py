@@ -29,7 +29,12 @@ def rotary(rope: Rope, head_dim: int, positions: Array) -> tuple[Array, Array]:
     `positions` int32 [B, Q].
     """
     freqs = jnp.asarray(rope.frequencies(head_dim), jnp.float32)[None, None, None, :]
-    angles = positions[:, :, None, None].astype(jnp.float32) * freqs
+    axes = [positions]
+    if rope.columns is not None:
+        # Floors: what is in front of the grid has row -1, not row 0.
+        axes = jnp.divmod(positions - rope.before, rope.columns)
+    turns = [axis[:, :, None, None].astype(jnp.float32) * freqs for axis in axes]
+    angles = jnp.concatenate(turns, -1) if len(turns) > 1 else turns[0]
     return jnp.cos(angles), jnp.sin(angles)
 
 

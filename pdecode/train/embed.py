@@ -8,7 +8,7 @@ training.
 
 import sys
 
-from pdecode.data import texts
+from pdecode.data import packing, texts
 from pdecode.models import embedded
 from pdecode.train import export, settings
 
@@ -20,7 +20,8 @@ def main(folder: str, name: str) -> None:
     if config.data is None:
         raise ValueError(f"{path} trains on text: `train.export.embed` stores its run")
     splits = ("train", "validation", "heldout")
-    streams = [texts.KINDS[config.data].stream(each, None) for each in splits]
+    prepare = texts.KINDS[config.data].stream
+    streams = [packing.load_split(each, config.data_dir, prepare) for each in splits]
     command = f"pdecode train --config {path}"
     record = export.embed(config, folder, name, streams, command=command)
     print({split: record[split] for split in ("validation", "heldout")})

@@ -43,9 +43,10 @@ def check(config: Config) -> None:
                 f"the plain pass needs model.{field}={value!r}, not "
                 f"{getattr(config, field)!r}; use forward='transformer'"
             )
-    if config.rope is None or config.rope.dims is not None:
+    rope = config.rope
+    if rope is None or rope.dims is not None or rope.columns is not None:
         raise ValueError(
-            "the plain pass needs rotary positions of whole heads; use "
+            "the plain pass needs rotary positions of whole heads, on a line; use "
             "forward='transformer'"
         )
 

@@ -53,4 +53,9 @@ CASES = {
         "data": "rows",
         "options": {"prompt_length": 1, "block_length": 2},
     },
-}
+    "distilled_decoding": {
+        "model": CANVAS,
+        "data": "rows",
+        "options": {"codes": ((-1.0, 0.0), (1.0, 0.5), (0.0, 2.0)), "starts": (0, 3)},
+    },
+}  # fmt: skip

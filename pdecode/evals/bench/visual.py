@@ -52,6 +52,7 @@ def _entry(label: str, method: str, kind: str, **settings: Any) -> Entry:
 # Two entries of one method differ in how many calls they make.
 ENTRIES = (
     _entry("autoregressive", "autoregressive", "raster", temperature=1.0),
+    _entry("autoregressive 2d", "autoregressive", "raster2d", temperature=1.0),
     _entry("sjd uniform", "sjd", "raster", window=16),
     _entry("sjd left", "sjd", "raster", window=16, start="horizontal", **_GRID),
     _entry("sjd above", "sjd", "raster", window=16, start="vertical", **_GRID),
@@ -172,7 +173,10 @@ def plot(lines: list[Line], best: images.Worth, path: str) -> None:
 
     figure = Figure(figsize=(13, 6), layout="constrained")
     FigureCanvasAgg(figure)
-    markers = {"digits_raster": "o", "digits_order": "D", "digits_masked": "s"}
+    markers = {
+        "digits_raster": "o", "digits_raster2d": "^", "digits_order": "D",
+        "digits_masked": "s",
+    }  # fmt: skip
     for axes, name in zip(figure.subplots(1, 2), ("accuracy", "frechet")):
         for model, marker in markers.items():
             some = [each for each in lines if each.model == model]

@@ -4,6 +4,7 @@ from pdecode.knobs import Variant
 from pdecode.methods.visual.any_order import any_order
 from pdecode.methods.visual.arpg import arpg
 from pdecode.methods.visual.diagonal_decoding import diagonal_decoding
+from pdecode.methods.visual.distilled_decoding import distilled_decoding
 from pdecode.methods.visual.lpd import lpd
 from pdecode.methods.visual.nar import nar
 from pdecode.methods.visual.next_block import next_block
@@ -15,6 +16,7 @@ __all__ = [
     "any_order",
     "arpg",
     "diagonal_decoding",
+    "distilled_decoding",
     "lpd",
     "nar",
     "next_block",
