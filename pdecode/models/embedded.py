@@ -40,6 +40,7 @@ from pdecode.models import (
     digits,
     draft_layers,
     filters,
+    frames,
     hydra_heads,
     int8,
     medusa_heads,
@@ -78,8 +79,8 @@ def load(
 
 def tokenizer_of(record: dict) -> Any:
     """Of the data that a record's model was trained on."""
-    is_digits = record["config"].get("data") == "digits"
-    return digits.tokenizer if is_digits else byte_text.tokenizer
+    known = {"digits": digits.tokenizer, "frames": frames.tokenizer}
+    return known.get(record["config"].get("data"), byte_text.tokenizer)
 
 
 def holds(record: dict) -> dict:
