@@ -1,10 +1,20 @@
 """Clips of moved digits: their rule, and what is drawn frame by frame."""
 
+import dataclasses
+
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pdecode import rng
 from pdecode.data import packing, texts
-from pdecode.models import digits, frames
+from pdecode.families import frame_blocks
+from pdecode.models import denoiser, digits, frames
+from pdecode.models.config import Config, Rope
+from pdecode.train import TrainConfig
+from pdecode.train.objectives import any_order
+from pdecode.train.objectives import frame_diffusion as objective
 
 
 def picture(seed=0):
@@ -68,3 +78,247 @@ def test_the_clips_have_their_split_rule_and_hash(tmp_path):
     # The run scores pixels alone.
     facts = texts.Text(stream, "x", "token", texts.KINDS["frames"].given_ids, 520)
     assert facts.describe()["units"] == 136 * data.CLIPS * 512
+
+
+# Frames of numbers, denoised block by block.
+
+CONFIG = Config(
+    vocab_size=7, width=16, num_layers=2, num_heads=2, mlp_width=24,
+    rope=Rope(theta=100.0), attention="block_causal", block_len=4, predicts="values",
+)  # fmt: skip
+NET = denoiser.make_net(CONFIG, 1)
+PARAMS = denoiser.init(NET, jax.random.key(0))
+# Turns begin at zero; these turn.
+PARAMS = jax.tree.map(
+    lambda leaf: leaf + 0.2 * jax.random.normal(jax.random.key(leaf.size), leaf.shape),
+    PARAMS,
+)
+ROWS, COUNT = 3, 4
+GIVEN = jax.random.randint(jax.random.key(1), (ROWS, COUNT, 2), 0, 7)
+FIRST = jax.random.normal(jax.random.key(2), (ROWS, COUNT, 4, 1))
+KEYS = rng.row_keys(jax.random.key(3), jnp.arange(ROWS))
+PLANS = {
+    "acdit": frame_blocks.acdit(NET, num_steps=3),
+    "inferix": frame_blocks.inferix(NET, num_steps=2),
+    "window": frame_blocks.inferix(NET, num_steps=2, window=2),
+    "sinks": frame_blocks.inferix(NET, num_steps=2, window=1, sinks=1),
+}
+
+
+def film(plan, num_given=1, keys=KEYS, given=GIVEN):
+    made = jax.jit(frame_blocks.draw, static_argnums=0)(
+        plan, PARAMS, keys, FIRST[: len(keys), :num_given], given
+    )
+    return jax.tree.map(np.asarray, made)
+
+
+def slow_film(plan, num_given=1):
+    """The same steps without a cache: each call has all clean frames, anew."""
+    found = np.array(FIRST)
+    for index in range(num_given, COUNT):
+        frame = np.asarray(frame_blocks.fresh(plan, KEYS, jnp.full(ROWS, index), 0))
+        for step in range(plan.num_steps):
+            here, there = 1 - step / plan.num_steps, 1 - (step + 1) / plan.num_steps
+            velocity = slow_velocity(plan, found[:, :index], frame, here)
+            if plan.is_renoised:
+                at = jnp.full(ROWS, index), step + 1
+                again = np.asarray(frame_blocks.fresh(plan, KEYS, *at))
+                frame = (1 - there) * (frame - here * velocity) + there * again
+            else:
+                frame = frame - (here - there) * velocity
+        found[:, index] = frame
+    return found
+
+
+def slow_velocity(plan, past, frame, time):
+    """Of a noised frame behind clean ones, in one call of all of them."""
+    count = past.shape[1]
+    nth = np.arange(count + 1)
+    ago = nth[:, None] - nth[None]
+    near = np.ones_like(ago, bool)
+    if plan.window is not None:
+        # A clean frame counts in its own window, the noised one does not.
+        near = ago < plan.window
+        near[count] = ago[count] <= plan.window
+    among = (ago >= 0) & (near | (nth < plan.sinks)[None]) | (ago == 0)
+    values = np.concatenate([past, frame[:, None]], 1)
+    return np.asarray(whole(values, np.float32(time), among))
+
+
+@jax.jit
+def whole(values, time, among, given=GIVEN):
+    count = values.shape[1]
+    is_last = jnp.broadcast_to(jnp.arange(count) == count - 1, (ROWS, count))
+    call = denoiser.Call(
+        values=values,
+        time=jnp.where(is_last, time, 0.0),
+        is_noised=is_last,
+        given=given[:, :count],
+        index=jnp.broadcast_to(jnp.arange(count), (ROWS, count)),
+        among=jnp.broadcast_to(among, (ROWS, count, count)),
+    )
+    return denoiser.apply(NET, PARAMS, call)[0][:, -1]
+
+
+@pytest.mark.parametrize(
+    ("name", "num_given"),
+    [("acdit", 0), ("acdit", 2), ("inferix", 1), ("window", 0), ("sinks", 1)],
+)
+def test_a_film_with_a_cache_is_the_film_without(name, num_given):
+    plan = PLANS[name]
+    made = film(plan, num_given)
+    slow = slow_film(plan, num_given)
+    np.testing.assert_allclose(made.film, slow, rtol=1e-4, atol=1e-4)
+    np.testing.assert_array_equal(made.film[:, :num_given], FIRST[:, :num_given])
+    drawn = COUNT - num_given
+    if name == "acdit":
+        # As many calls as steps: the frame before rides in the first of them.
+        assert (made.num_calls == 3 * drawn).all()
+        rides = drawn - (num_given == 0)
+        assert (made.num_lanes == (3 * drawn + rides) * 4).all()
+        assert (made.num_prefill_calls == max(num_given - 1, 0)).all()
+    else:
+        assert (made.num_calls == (2 + 1) * drawn).all()
+        assert (made.num_lanes == made.num_calls * 4).all()
+        assert (made.num_prefill_calls == num_given).all()
+
+
+def test_keys_of_noised_frames_are_of_what_nobody_sees(monkeypatch):
+    """Control: a cache that the last denoising call wrote makes another film."""
+    plan, right = PLANS["inferix"], film(PLANS["inferix"])
+    apply = denoiser.apply
+
+    def noisy(net, params, call, cache):
+        if call.places is None:
+            return apply(net, params, call, cache)
+        half = frame_blocks.fresh(plan, KEYS, call.index[:, 0], 1)[:, None]
+        values = 0.5 * call.values + 0.5 * half
+        noised = call._replace(
+            values=values, time=call.time + 0.5, is_noised=~call.is_noised
+        )
+        return apply(net, params, noised, cache)
+
+    monkeypatch.setattr(frame_blocks.denoiser, "apply", noisy)
+    jax.clear_caches()
+    assert np.abs(film(plan).film[:, 1:] - right.film[:, 1:]).max() > 0.05
+    monkeypatch.undo()
+    jax.clear_caches()
+    # And a window that leaves frames out is another film too, a longer one is not.
+    whole_window = frame_blocks.inferix(NET, num_steps=2, window=COUNT)
+    np.testing.assert_array_equal(film(whole_window).film, right.film)
+    assert np.abs(film(PLANS["sinks"]).film[:, 3] - right.film[:, 3]).max() > 1e-3
+
+
+def test_a_film_is_its_own_in_any_company():
+    plan = PLANS["acdit"]
+    together = film(plan)
+    for row in range(2):
+        some = slice(row, row + 1)
+        made = jax.jit(frame_blocks.draw, static_argnums=0)(
+            plan, PARAMS, KEYS[some], FIRST[some, :1], GIVEN[some]
+        )
+        np.testing.assert_allclose(made.film[0], together.film[row], atol=1e-5)
+
+
+def test_the_cache_keeps_the_first_frames_and_the_latest():
+    plan = frame_blocks.inferix(NET, num_steps=1, window=2, sinks=1)
+    given = jnp.zeros((1, 7, 2), jnp.int32)
+    state, num_prefill = frame_blocks.begin(plan, PARAMS, FIRST[:1], given, slack=1)
+    assert num_prefill == 4 and state.held.tolist() == [[0, 1, 2, 3]]
+    index = jnp.array([4])
+    state = frame_blocks.keep(plan, PARAMS, state, index, index > 0)
+    assert state.held.tolist() == [[0, 4, 2, 3]]
+    call = frame_blocks.present(plan, state, index + 1, FIRST[:1, 0], 0)
+    assert call.seen.tolist() == [[True, True, False, True]]  # 0; 3 and 4
+    # Frame 4 is thrown away and drawn again: it is not seen, and 2 is not lost.
+    call = frame_blocks.present(plan, state, index, FIRST[:1, 0], 0)
+    assert call.seen.tolist() == [[True, False, True, True]]
+
+
+@pytest.mark.parametrize(
+    ("made", "message"),
+    [
+        (lambda: frame_blocks.acdit(NET, num_steps=0), "num_steps=0 must be at least"),
+        (lambda: frame_blocks.inferix(NET, window=0), "window=0 must be at least 1"),
+        (lambda: frame_blocks.inferix(NET, sinks=1), "sinks=1 without a window"),
+        (lambda: film(PLANS["acdit"], COUNT), "4 frames are there already of the 4"),
+        (lambda: denoiser.make_net(CONFIG, 3), "is no square frame that squares of"),
+        (
+            lambda: denoiser.make_net(dataclasses.replace(CONFIG, window=2), 1),
+            "a denoiser needs model.window=None, not 2",
+        ),
+    ],
+)
+def test_what_makes_no_film_is_refused(made, message):
+    with pytest.raises(ValueError, match=message):
+        made()
+
+
+# What is trained is what is decoded.
+
+RUN = TrainConfig(
+    name="films", model=CONFIG, objective="frame_diffusion", data="rows",
+    options={"head_len": COUNT, "num_levels": 7}, row_len=COUNT * 5, batch_size=ROWS,
+    steps=1, warmup_steps=0, eval_every=1, checkpoint_every=1,
+)  # fmt: skip
+TOKENS = jax.random.randint(jax.random.key(7), (ROWS, COUNT * 5), 0, 7)
+
+
+def test_the_loss_is_each_frames_own_behind_clean_ones():
+    """Against one call a frame, as a decoder without a cache makes it."""
+    batch = objective.noise(RUN)({"tokens": TOKENS}, jax.random.key(8))
+    value, aux = objective.loss(RUN)(PARAMS, {}, batch, None, 0)
+    time, noise = np.asarray(batch["time"]), np.asarray(batch["noise"])
+    clean = np.asarray(TOKENS[:, COUNT:], np.float64) / 3 - 1
+    clean = clean.reshape(ROWS, COUNT, 4, 1)
+    head = TOKENS[:, :COUNT]
+    given = jnp.stack([jnp.repeat(head[:, :1], COUNT, 1), head], -1)
+    errors = []
+    for index in range(COUNT):
+        past, t = clean[:, :index], time[:, index, None, None]
+        frame = (1 - t) * clean[:, index] + t * noise[:, index]
+        values = np.concatenate([past, frame[:, None]], 1).astype(np.float32)
+        among = np.tril(np.ones((index + 1, index + 1), bool))
+        velocity = whole(values, time[:, index, None], among, given)
+        errors.append(np.square(velocity - (noise - clean)[:, index]))
+    assert abs(float(value) - np.mean(errors)) < 1e-5
+    assert float(aux["weight"]) == TOKENS[:, COUNT:].size
+    # Controls: the other velocity, and times of other frames.
+    assert abs(float(value) - np.mean(np.square(velocity + noise[:, -1]))) > 1e-3
+    late = objective.loss(RUN)(PARAMS, {}, batch | {"time": time[:, ::-1]}, None, 0)
+    assert abs(float(value) - float(late[0])) > 1e-3
+
+
+def test_a_noised_frame_sees_clean_ones_before_it_and_itself():
+    """By gradients of each frame's error; and training moves every parameter."""
+    clean, given = objective.read(RUN.options, NET, TOKENS)
+    drawn = objective.noise(RUN)({"tokens": TOKENS}, jax.random.key(8))
+    time, noise = drawn["time"], drawn["noise"]
+
+    def velocity(clean, noised):
+        # What is noised is given apart, so that its clean self may be told from it.
+        shape = (ROWS, COUNT)
+        index = jnp.broadcast_to(jnp.arange(COUNT), shape)
+        call = denoiser.Call(
+            jnp.concatenate([clean, noised], 1),
+            jnp.concatenate([0 * time, time], 1),
+            jnp.broadcast_to(jnp.arange(2 * COUNT) >= COUNT, (ROWS, 2 * COUNT)),
+            jnp.concatenate([given, given], 1),
+            jnp.concatenate([index, index], 1),
+            any_order.twice(index),
+        )
+        return denoiser.apply(NET, PARAMS, call)[0][:, COUNT:].sum((0, 2, 3))
+
+    by_clean, by_noised = jax.jacobian(velocity, (0, 1))(clean, noise)
+    sees = np.abs(by_clean).max((1, 3, 4)) > 0
+    np.testing.assert_array_equal(sees, np.tril(np.ones((COUNT, COUNT)), -1) > 0)
+    sees = np.abs(by_noised).max((1, 3, 4)) > 0
+    np.testing.assert_array_equal(sees, np.eye(COUNT) > 0)
+
+    grads = jax.grad(lambda p: objective.loss(RUN)(p, {}, drawn | {"tokens": TOKENS},
+                                                   None, 0)[0])(PARAMS)  # fmt: skip
+    still = [
+        path for path, leaf in jax.tree_util.tree_leaves_with_path(grads)
+        if not np.abs(leaf).max() > 0
+    ]  # fmt: skip
+    assert not still, still

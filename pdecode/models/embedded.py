@@ -37,6 +37,7 @@ from pdecode.contracts import (
 from pdecode.models import bytes as byte_text
 from pdecode.models import config as config_module
 from pdecode.models import (
+    denoiser,
     digits,
     draft_layers,
     filters,
@@ -257,6 +258,10 @@ KINDS = {
     ),
     "draft_heads": lambda record, dtype: heads_module.make_heads(
         holds(record)["num_heads"]
+    ),
+    "denoiser": lambda record, dtype: denoiser.make_net(
+        dataclasses.replace(transformer_config(record), dtype=dtype),
+        holds(record)["patch"],
     ),
     "filter": lambda record, dtype: filters.make_filter(holds(record)["block_length"]),
 }

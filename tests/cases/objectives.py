@@ -48,4 +48,11 @@ CASES = {
         "data": "rows",
         "options": {"prompt_length": 1, "block_length": 2},
     },
+    "frame_diffusion": {
+        "model": dataclasses.replace(
+            MODEL, attention="block_causal", block_len=4, predicts="values"
+        ),
+        "data": "rows",
+        "options": {"patch": 2, "num_levels": 256},
+    },
 }

@@ -26,6 +26,7 @@ NAMES = (
     "consistency",
     "distillation",
     "sorted_exits",
+    "frame_diffusion",
 )
 
 
