@@ -9,7 +9,7 @@ import pytest
 
 from pdecode import rng
 from pdecode.data import packing, texts
-from pdecode.families import frame_blocks
+from pdecode.families import frame_ahead, frame_blocks
 from pdecode.models import denoiser, digits, frames
 from pdecode.models.config import Config, Rope
 from pdecode.train import TrainConfig
@@ -322,3 +322,47 @@ def test_a_noised_frame_sees_clean_ones_before_it_and_itself():
         if not np.abs(leaf).max() > 0
     ]  # fmt: skip
     assert not still, still
+
+
+# Frames ahead of a player.
+
+WAYS = jnp.array([[1, 1, 1, 1, 1, 1], [1, 2, 2, 2, 3, 3], [4, 1, 1, 1, 1, 2]])
+PLAYED = jnp.stack([jnp.repeat(GIVEN[:, :1, 0], 6, 1), WAYS], -1)
+# Behind one frame given, of two ahead: 11 11 1, 22 2 33, 11 11 2.
+ROUNDS, LOST = [3, 3, 3], [0, 1, 0]
+
+
+def played(plan, num_ahead):
+    made = jax.jit(frame_ahead.played, static_argnums=(0, 5))(
+        plan, PARAMS, KEYS, FIRST[:, :1], PLAYED, num_ahead
+    )
+    return jax.tree.map(np.asarray, made)
+
+
+@pytest.mark.parametrize("name", ["acdit", "window"])
+def test_frames_ahead_are_the_frames_of_the_actions_that_came(name, monkeypatch):
+    plan, total = PLANS[name], PLAYED.shape[1] - 1
+    right = film(plan, 1, given=PLAYED)
+    made = played(plan, 2)
+    np.testing.assert_allclose(made.film, right.film, rtol=1e-4, atol=1e-4)
+    assert made.num_rounds.tolist() == ROUNDS
+    assert made.num_drawn.tolist() == [total + lost for lost in LOST]
+    each = plan.num_steps + plan.is_apart
+    np.testing.assert_array_equal(made.num_calls, made.num_drawn * each)
+    # One ahead is none: every action waits.
+    assert (played(plan, 1).num_rounds == total).all()
+    # Control: frames that are shown whatever was done make another film.
+    count = jnp.full(ROWS, 2)
+    monkeypatch.setattr(
+        frame_ahead,
+        "num_shown",
+        lambda index, *_: jnp.minimum(count, PLAYED.shape[1] - index),
+    )
+    jax.clear_caches()
+    wrong = played(plan, 2).film
+    np.testing.assert_allclose(wrong[0], right.film[0], rtol=1e-4, atol=1e-4)
+    assert np.abs(wrong[1:] - right.film[1:]).max() > 0.05
+    monkeypatch.undo()
+    jax.clear_caches()
+    with pytest.raises(ValueError, match="num_ahead=0 must be at least 1"):
+        played(plan, 0)
