@@ -1,18 +1,25 @@
 """Clips of moved digits: their rule, and what is drawn frame by frame."""
 
 import dataclasses
+import json
 
 import jax
 import jax.numpy as jnp
+import matplotlib.image
 import numpy as np
 import pytest
+from test_images import blobs
+from test_visual import seen_by
 
-from pdecode import rng
+from pdecode import decode, methods, prompts, rng
 from pdecode.data import packing, texts
-from pdecode.families import frame_ahead, frame_blocks
-from pdecode.models import denoiser, digits, frames
+from pdecode.evals import films, images
+from pdecode.evals.bench import films as bench
+from pdecode.families import frame_ahead, frame_blocks, wavefront
+from pdecode.models import denoiser, digits, frames, toy, transformer
 from pdecode.models.config import Config, Rope
-from pdecode.train import TrainConfig
+from pdecode.rules import orders
+from pdecode.train import TrainConfig, train
 from pdecode.train.objectives import any_order
 from pdecode.train.objectives import frame_diffusion as objective
 
@@ -78,6 +85,98 @@ def test_the_clips_have_their_split_rule_and_hash(tmp_path):
     # The run scores pixels alone.
     facts = texts.Text(stream, "x", "token", texts.KINDS["frames"].given_ids, 520)
     assert facts.describe()["units"] == 136 * data.CLIPS * 512
+
+
+# Diagonals across frames.
+
+# A class and a frame of 2 x 2 pixels are the prompt; two frames follow.
+FILMS = toy.joint(5, 2, 13, sharpness=2.0)
+TOLD, NEW = 5, 8
+
+
+def log_chance(seen, place, token):
+    """Log-probability of `token` at `place` given {place: token}, by summing."""
+    strings, chances = np.asarray(FILMS.strings), np.exp(np.asarray(FILMS.log_probs))
+    fits = np.all([strings[:, p] == t for p, t in seen.items()], axis=0)
+    return np.log(chances[fits & (strings[:, place] == token)].sum()) - np.log(
+        chances[fits].sum()
+    )
+
+
+def law_of(tables, tokens):
+    """Log-probabilities of a row's new tokens as the tables say; the prompt is seen."""
+    found, prompt = np.zeros(NEW), dict(enumerate(tokens[:TOLD].tolist()))
+    for turn, members in enumerate(tables.groups):
+        seen = seen_by(tables, turn)
+        for lane, place in enumerate(members):
+            if place >= 0:
+                fed = {TOLD + p: int(tokens[TOLD + s]) for p, s in seen[lane].items()}
+                found[place] = log_chance(
+                    prompt | fed, TOLD + place, tokens[TOLD + place]
+                )
+    return found
+
+
+def tables_of(mode, stand_in):
+    cut = 4 if mode == "image" else None
+    rank = orders.wavefront(NEW, 2, 1, frame_length=cut)
+    instead = orders.latest_above(rank, 2)
+    if stand_in == "frame":
+        instead = orders.before_in_frame(rank, 4)
+    return rank, wavefront.tables(rank, instead)
+
+
+def test_diagonals_go_on_into_the_next_frame_and_see_what_was_fed():
+    """Over space and time: each token's law is that of what stood where, by sums."""
+    model = toy.make_model(2, 13)
+    prompt = prompts.from_rows(np.asarray(FILMS.strings)[::200, :TOLD].tolist(),
+                               max_new_tokens=NEW)  # fmt: skip
+    kinds = [("image", "last"), ("video", "last"), ("video", "frame")]
+    rank = tables_of("video", "last")[0]
+    # The next frame begins before this one has ended: time is a diagonal too.
+    assert rank[4] < rank[3] < rank[6] and tables_of(*kinds[0])[0][4] > rank[4]
+    for kind in kinds:
+        made, _ = decode.run(
+            methods.diagonal_decoding, model, FILMS, prompt, jax.random.key(1),
+            knobs={"temperature": 1.0}, max_new_tokens=NEW, row_length=2, window=1,
+            frame_length=4, mode=kind[0], stand_in=kind[1],
+        )  # fmt: skip
+        tokens, said = np.asarray(made.tokens), np.asarray(made.log_probs)[:, TOLD:]
+
+        def gap(other):
+            want = [law_of(tables_of(*other)[1], row) for row in tokens]
+            return np.abs(said - np.array(want)).max()
+
+        assert gap(kind) < 1e-4
+        # Controls: no other kind's law is this one's.
+        assert all(gap(other) > 1e-2 for other in kinds if other != kind)
+
+
+@pytest.mark.parametrize("stand_in", ["last", "frame"])
+def test_a_window_of_a_row_is_raster_decoding_over_frames(stand_in):
+    config = Config(
+        vocab_size=5, width=16, num_layers=2, num_heads=2, mlp_width=24,
+        max_positions=32,
+    )  # fmt: skip
+    model = transformer.make_model(config)
+    params = jax.tree.map(
+        lambda leaf: 2 * leaf, transformer.init(config, jax.random.key(0))
+    )
+    prompt = prompts.from_rows([[1, 2, 0, 3, 4], [2, 1, 1, 0, 0]], max_new_tokens=12)
+    given = model, params, prompt, jax.random.key(1)
+    common = dict(knobs={"temperature": 1.0}, max_new_tokens=12)
+    grid = dict(row_length=2, frame_length=4, mode="video", stand_in=stand_in)
+    plain, _ = decode.run(methods.autoregressive, *given, **common)
+    made, stats = decode.run(
+        methods.diagonal_decoding, *given, window=2, **grid, **common
+    )
+    np.testing.assert_array_equal(made.tokens, plain.tokens)
+    assert (stats.num_calls == 12).all()
+    # The control: where rows begin early it is another draw, of fewer calls.
+    other, stats = decode.run(
+        methods.diagonal_decoding, *given, window=1, **grid, **common
+    )
+    assert (other.tokens != plain.tokens).any() and (stats.num_calls == 7).all()
 
 
 # Frames of numbers, denoised block by block.
@@ -366,3 +465,102 @@ def test_frames_ahead_are_the_frames_of_the_actions_that_came(name, monkeypatch)
     jax.clear_caches()
     with pytest.raises(ValueError, match="num_ahead=0 must be at least 1"):
         played(plan, 0)
+
+
+# What drawn clips are worth.
+
+
+def some_clips(count=40):
+    """Clips of images whose classes a classifier can tell, with the rule's actions."""
+    pixels, labels = blobs(count, 2)
+    from pdecode.data import frames as data
+
+    return frames.parsed(data.records(pixels, labels, 1))
+
+
+def test_the_right_clips_are_worth_most_and_wrong_ones_are_told(tmp_path):
+    by, asked = images.judge(blobs(400, 0), blobs(200, 1)), some_clips()
+    best = films.worth(by, asked.frames, asked)
+    assert min(best.accuracy) > 0.9 and max(best.error) == 0
+    # A picture that another action would make too does not count; these are none.
+    assert min(best.motion) == 1 and best.motion_interval[0][0] > 0.9
+    # A digit that stands still: its class is right only where it would be there.
+    still = np.repeat(asked.frames[:, :1], frames.NUM_FRAMES, 1)
+    found = films.worth(by, still, asked)
+    stays = (asked.actions == 0).mean(0)
+    np.testing.assert_allclose(found.motion, stays)
+    assert found.accuracy[-1] < best.accuracy[-1] and found.error[-1] > 1
+    # Other digits that move as asked: the motion is right, and nothing else.
+    other = np.roll(asked.frames[:, 0], 1, 0)
+    other = np.stack([frames.clip(*each) for each in zip(other, asked.actions)])
+    found = films.worth(by, other, asked)
+    assert min(found.motion) == 1 and max(found.accuracy) < 0.1
+    films.strip(tmp_path / "s.png", [asked.frames[0], still[0][:4]], scale=1)
+    page = matplotlib.image.imread(tmp_path / "s.png")[..., 0]
+    assert page.shape == (22, 82)
+    np.testing.assert_allclose(
+        page[2:10, 12:20], 1 - asked.frames[0, 1] / 16, atol=0.01
+    )
+
+
+def test_a_film_goes_to_pictures_and_back():
+    asked = some_clips(4)
+    numbers, given = films.numbers(asked, 2)
+    assert numbers.shape == (4, 8, 16, 4) and given.shape == (4, 8, 2)
+    np.testing.assert_array_equal(films.pictures(numbers, 2), asked.frames)
+    rows = np.stack([frames.record(*each) for each in zip(
+        asked.frames[:, 0], asked.classes, asked.actions)])  # fmt: skip
+    # The same as the trainer reads.
+    options = objective.Options(patch=2)
+    config = dataclasses.replace(CONFIG, block_len=64, vocab_size=frames.VOCAB_SIZE)
+    read = objective.read(options, denoiser.make_net(config, 2), jnp.asarray(rows))
+    np.testing.assert_allclose(read[0], numbers, atol=1e-6)
+    np.testing.assert_array_equal(read[1], given)
+
+
+def test_trained_runs_of_both_kinds_draw_clips(tmp_path, monkeypatch, capsys):
+    """From two folders to the table, the strips and the numbers."""
+    denoiser_config = TrainConfig(
+        name="d", objective="frame_diffusion", options={"patch": 4}, data="frames",
+        model=dataclasses.replace(
+            CONFIG, block_len=64, vocab_size=frames.VOCAB_SIZE, num_layers=1,
+            sliding=(),
+        ),
+        steps=1, warmup_steps=0, row_len=frames.RECORD, batch_size=4, eval_every=1,
+        checkpoint_every=1, eval_rows=4,
+    )  # fmt: skip
+    model = Config(
+        vocab_size=frames.VOCAB_SIZE, width=8, num_layers=1, num_heads=2, rope=None,
+        mlp_width=8, tied=True, max_positions=frames.RECORD, mask_id=frames.MASK_ID,
+    )  # fmt: skip
+    asked = some_clips(8)
+    rows = np.concatenate([frames.record(*each) for each in zip(
+        asked.frames[:, 0], asked.classes, asked.actions)])  # fmt: skip
+    found = []
+    for config in (
+        denoiser_config,
+        dataclasses.replace(
+            denoiser_config, name="r", objective="autoregressive", model=model,
+            options=None,
+        ),
+    ):  # fmt: skip
+        folder, streams = tmp_path / config.name, (rows.astype(np.uint16),) * 2
+        train(config, folder, streams=streams, mesh={"data": 1}, log=lambda line: None)
+        found.append(str(folder))
+    suite = bench.entries(*found)
+    assert len(bench.entries(found[0], None)) + len(
+        bench.entries(None, found[1])
+    ) == len(suite)
+    by = images.judge(blobs(100, 0), blobs(100, 1))
+    monkeypatch.setattr(bench.visual, "judge", lambda: by)
+    monkeypatch.setattr(bench.data, "clips", lambda split: asked)
+    calls = {"acdit 4": 4 * 7, "inferix 4": 5 * 7, "diagonal video 2": 7 * 16 + 6}
+    some = {name: suite[name] for name in (*calls, "nfd 10 ahead 3")}
+    monkeypatch.setattr(bench, "entries", lambda *_: some)
+    bench.main([*found, "--clips", "3", "--out", str(tmp_path / "films")])
+    assert "the right clips" in capsys.readouterr().out
+    made = json.loads((tmp_path / "films.json").read_text())
+    assert {name: made["lines"][name]["calls"] for name in calls} == calls
+    ahead = made["lines"]["nfd 10 ahead 3"]
+    assert ahead["waits"] < 70 <= ahead["calls"]
+    assert (tmp_path / "films-2.png").stat().st_size > 500
