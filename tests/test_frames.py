@@ -134,22 +134,20 @@ def test_diagonals_go_on_into_the_next_frame_and_see_what_was_fed():
     kinds = [("image", "last"), ("video", "last"), ("video", "frame")]
     rank = tables_of("video", "last")[0]
     # The next frame begins before this one has ended: time is a diagonal too.
-    assert rank[4] < rank[3] < rank[6] and tables_of(*kinds[0])[0][4] > rank[4]
+    assert rank[4] == rank[3] and tables_of(*kinds[0])[0][4] > rank[4]
     for kind in kinds:
         made, _ = decode.run(
             methods.diagonal_decoding, model, FILMS, prompt, jax.random.key(1),
             knobs={"temperature": 1.0}, max_new_tokens=NEW, row_length=2, window=1,
             frame_length=4, mode=kind[0], stand_in=kind[1],
         )  # fmt: skip
-        tokens, said = np.asarray(made.tokens), np.asarray(made.log_probs)[:, TOLD:]
-
-        def gap(other):
-            want = [law_of(tables_of(*other)[1], row) for row in tokens]
-            return np.abs(said - np.array(want)).max()
-
-        assert gap(kind) < 1e-4
-        # Controls: no other kind's law is this one's.
-        assert all(gap(other) > 1e-2 for other in kinds if other != kind)
+        said = np.asarray(made.log_probs)[:, TOLD:]
+        for other in kinds:
+            tables = tables_of(*other)[1]
+            want = [law_of(tables, row) for row in np.asarray(made.tokens)]
+            gap = np.abs(said - np.array(want)).max()
+            # The controls: no other kind's law is this one's.
+            assert gap < 1e-4 if other == kind else gap > 1e-2
 
 
 @pytest.mark.parametrize("stand_in", ["last", "frame"])
