@@ -11,7 +11,7 @@ import numpy as np
 
 from pdecode.data import packing
 from pdecode.data.parallelbench import rows as task_rows
-from pdecode.models import digits
+from pdecode.models import digits, frames
 
 SPLITS = ("train", "validation")
 
@@ -30,6 +30,12 @@ def _digits(split: str, data_dir: str | None) -> np.ndarray:
     from pdecode.data import digits as prepared_digits
 
     return prepared_digits.stream(split, data_dir)
+
+
+def _frames(split: str, data_dir: str | None) -> np.ndarray:
+    from pdecode.data import frames as prepared_frames
+
+    return prepared_frames.stream(split, data_dir)
 
 
 def _missing(split: str, data_dir: str | None) -> np.ndarray:
@@ -51,6 +57,11 @@ KINDS = {
         digits.RECORD,
         _digits,
         given_ids=tuple(range(digits.FIRST_CLASS, digits.MASK_ID)),
+    ),
+    "frames": Kind(
+        frames.RECORD,
+        _frames,
+        given_ids=tuple(range(digits.FIRST_CLASS, frames.MASK_ID)),
     ),
     "rows": Kind(None, _missing),
 }

@@ -73,6 +73,11 @@ def judge(training, heldout, *, seed: int = 0) -> Judge:
     return Judge(params, float((found == heldout[1]).mean()), *heldout)
 
 
+def classified(by: Judge, images: np.ndarray) -> np.ndarray:
+    """The classifier's classes int [N] of images [N, 8, 8]."""
+    return np.asarray(_layers(by.params, _scaled(images))[1]).argmax(-1)
+
+
 def _scaled(images) -> jax.Array:
     flat = np.asarray(images, np.float32).reshape(len(images), -1)
     return jnp.asarray(flat / (digits.NUM_LEVELS - 1))

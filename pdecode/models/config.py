@@ -9,7 +9,7 @@ import numpy as np
 NORMS = ("rms", "layer", "centered")
 ACTIVATIONS = ("silu", "gelu", "gelu_tanh")
 ATTENTIONS = ("causal", "bidirectional", "block_causal")
-PREDICTS = ("next", "masked", "uniform")
+PREDICTS = ("next", "masked", "uniform", "values")  # the last: numbers, no tokens
 SCALINGS = ("linear", "llama3")
 SCORES = ("softmax", "sigmoid")
 DTYPES = ("float32", "bfloat16", "float16")  # that parameters are loaded in

@@ -32,9 +32,11 @@ from pdecode.contracts import (
 from pdecode.models import (
     adapters,
     condensers,
+    denoiser,
     digits,
     draft_layers,
     filters,
+    frames,
     hydra_heads,
     int8,
     medusa_heads,
@@ -78,10 +80,11 @@ def load(
 def tokenizer_of(record: dict) -> Any:
     """Of the data that a record's model was trained on."""
     config = record["config"]
+    known = {"digits": digits.tokenizer, "frames": frames.tokenizer}
     # Rows that a digits model wrote are digits too.
-    is_digits = config["model"]["vocab_size"] == digits.VOCAB_SIZE
-    is_digits &= config.get("data") in ("digits", "rows")
-    return digits.tokenizer if is_digits else byte_text.tokenizer
+    if config["model"]["vocab_size"] == digits.VOCAB_SIZE:
+        known["rows"] = digits.tokenizer
+    return known.get(config.get("data"), byte_text.tokenizer)
 
 
 def holds(record: dict) -> dict:
@@ -289,6 +292,10 @@ KINDS = {
     ),
     "draft_heads": lambda record, dtype: heads_module.make_heads(
         holds(record)["num_heads"]
+    ),
+    "denoiser": lambda record, dtype: denoiser.make_net(
+        dataclasses.replace(transformer_config(record), dtype=dtype),
+        holds(record)["patch"],
     ),
     "filter": lambda record, dtype: filters.make_filter(holds(record)["block_length"]),
 }

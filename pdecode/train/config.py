@@ -68,6 +68,7 @@ class TrainConfig:
     # `short_len`, which is cheaper and sees as many tokens.
     # None: text. "tasks": rows of pdecode.data.parallelbench, an instance each.
     # "digits": rows of pdecode.data.digits, an image each behind its class.
+    # "frames": rows of pdecode.data.frames, a clip each behind its class and actions.
     # "rows": rows of `row_len` tokens that a preparation left in data_dir.
     data: str | None = None
     data_dir: str | None = None

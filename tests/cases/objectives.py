@@ -59,3 +59,11 @@ CASES = {
         "options": {"codes": ((-1.0, 0.0), (1.0, 0.5), (0.0, 2.0)), "starts": (0, 3)},
     },
 }  # fmt: skip
+    "frame_diffusion": {
+        "model": dataclasses.replace(
+            MODEL, attention="block_causal", block_len=4, predicts="values"
+        ),
+        "data": "rows",
+        "options": {"patch": 2, "num_levels": 256},
+    },
+}

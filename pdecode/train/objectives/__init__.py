@@ -29,6 +29,7 @@ NAMES = (
     "sorted_exits",
     "spec_vlm",
     "distilled_decoding",
+    "frame_diffusion",
 )
 
 
