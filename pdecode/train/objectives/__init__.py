@@ -26,6 +26,7 @@ NAMES = (
     "consistency",
     "distillation",
     "sorted_exits",
+    "set_block",
 )
 
 
