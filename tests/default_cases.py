@@ -301,6 +301,9 @@ BY_DEFAULT = {
     "test_train_decode.py": {
         "test_a_run_on_other_tokens_than_bytes_decodes_ids": 0,
     },
+    "test_train_denoising.py": {
+        "test_a_run_learns_to_denoise": 0,
+    },
     "test_train_figures.py": {
         "test_bits_per_byte_are_those_of_an_independent_network": 1,
         "test_heads_are_not_scored_on_padding": 1,

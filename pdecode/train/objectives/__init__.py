@@ -27,6 +27,7 @@ NAMES = (
     "distillation",
     "sorted_exits",
     "set_block",
+    "jacobi_denoising",
 )
 
 
