@@ -12,7 +12,7 @@ from pdecode import rng
 from pdecode.contracts import Drafter, Model, Prefix, Sampling
 from pdecode.drafters import guesses, iterates
 
-__all__ = ["Noisy", "denoised", "schedule", "stepped"]
+__all__ = ["Noisy", "denoised", "schedule", "statistics", "stepped"]
 
 # Of Karras' noise schedule.
 SIGMA_MIN, SIGMA_MAX, RHO = 0.002, 80.0, 7.0
@@ -89,7 +89,7 @@ def _init(model, base: Drafter, num_levels: int, params, keys, prompt, prefix, o
     guesses = base.init(params, keys, prompt, prefix, output)
     level = jnp.full(guesses.tokens.shape, num_levels, jnp.int32)
     noisy = _noise(model, keys, prefix, level.shape[1])
-    return Noisy(guesses, level, noisy, *_statistics(model, params["model"]))
+    return Noisy(guesses, level, noisy, *statistics(model, params["model"]))
 
 
 def _propose(model: Model, base: Drafter, params, keys, state: Noisy, prefix: Prefix):
@@ -133,8 +133,11 @@ def _observe(
     )
 
 
-def _statistics(model: Model, params) -> tuple[Array, Array]:
-    """Mean and deviation float32 [E] of each channel of the embeddings."""
+def statistics(model: Model, params) -> tuple[Array, Array]:
+    """Mean and deviation float32 [E] of each channel of the embeddings.
+
+    The model must say what they are.
+    """
     assert model.embedding is not None, "checked where the drafter is made"
     table = model.embedding.table(params).astype(jnp.float32)
     deviation = table.std(0)

@@ -21,6 +21,7 @@ _FAMILIES = {
     "overlapped": "overlapped",
     "any_subset": "any_subset",
     "canvas_chain": "canvas_chain",
+    "set_blocks": "set_blocks",
 }
 _DRAFTS = (
     "where drafts are often right and a call of a few queries costs about what one of "
@@ -41,6 +42,7 @@ _WHEN = {
     "masked": _CANVAS,
     "any_subset": _DRAFTS,
     "canvas_chain": _CANVAS,
+    "set_blocks": _CANVAS,
     "frontier": (
         "for images and other data without one natural order, and to fill in between",
         "where groups of positions depend on each other and are decided together",

@@ -291,6 +291,7 @@ CASES = {
         **ON_MASKS,
     ),
     "assd": case("assd", "lossy", num_draft=3, **ON_MASKS),
+    "set_block": case("set_block", "lossy", block_length=4, knobs={"gamma": 0.5}),
     "magnet": case(
         "magnet", "lossy", decoding_steps=(3, 2), span_len=2, max_calls=5, **ON_MASKS
     ),

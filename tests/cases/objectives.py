@@ -37,6 +37,8 @@ CASES = {
     "eagle3": {"model": MODEL, "frozen": ("target",), "options": {"num_steps": 2}},
     "medusa": {"model": MODEL, "frozen": ("target",), "options": {"num_heads": 2}},
     "hydra": {"model": MODEL, "frozen": ("target",), "options": {"num_heads": 2}},
+    "set_block": {"model": MODEL, "options": {"block_length": 4}},
+    "jacobi_denoising": {"model": MODEL, "options": {"levels": 3}},
     "certainty": {"model": CANVAS, "options": {"block_length": 4}},
     "block_filter": {
         "model": CANVAS,

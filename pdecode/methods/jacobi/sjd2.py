@@ -1,7 +1,8 @@
 """SJD2: speculative Jacobi whose guesses are denoised in the space of embeddings.
 
-2025, arXiv:2510.08994. The model should be one that was tuned to predict
-clean tokens from noisy embeddings; any other is decoded as well, and no faster.
+2025, arXiv:2510.08994. The model should be one that was tuned to predict clean tokens
+from noisy embeddings, with as many levels (`objective="jacobi_denoising"`); any other
+is decoded as well, and no faster.
 Deviations: the noise level is told by what stands at a slot alone, without an encoding
 of it; what is accepted ends at the first noisy slot, else it would not be lossless.
 """

@@ -47,6 +47,7 @@ from pdecode.methods.masked.recap import recap
 from pdecode.methods.masked.refine import refine
 from pdecode.methods.masked.remdm import remdm
 from pdecode.methods.masked.remdm_llada import remdm_llada
+from pdecode.methods.masked.set_block import set_block
 from pdecode.methods.masked.uncage import uncage
 from pdecode.methods.masked.wino import wino
 
@@ -97,6 +98,7 @@ __all__ = [
     "refine",
     "remdm",
     "remdm_llada",
+    "set_block",
     "uncage",
     "wino",
 ]

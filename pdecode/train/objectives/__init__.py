@@ -30,6 +30,8 @@ NAMES = (
     "spec_vlm",
     "distilled_decoding",
     "frame_diffusion",
+    "set_block",
+    "jacobi_denoising",
 )
 
 
