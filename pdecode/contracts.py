@@ -52,6 +52,7 @@ __all__ = [
     "Prediction",
     "Prefix",
     "Prompt",
+    "PromptTokens",
     "Propose",
     "Query",
     "Read",
@@ -596,6 +597,18 @@ class DraftLayer(NamedTuple):
     width: int  # E
     taps: tuple[str, ...] = ()  # of the target, that `read` needs
     name: str = "layer"
+
+
+class PromptTokens(NamedTuple):
+    """Trained tokens that stand behind a text and make its target guess ahead.
+
+    Their params are {"change": [K, E]}, what the embeddings of `num_tokens` = K of them
+    are more than that of the id `token`, which they are fed as.
+    """
+
+    num_tokens: int
+    token: int = 0
+    name: str = "prompt tokens"
 
 
 class Filter(NamedTuple):

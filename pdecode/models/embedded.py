@@ -33,6 +33,7 @@ from pdecode.contracts import (
     Filter,
     Model,
     Params,
+    PromptTokens,
 )
 from pdecode.models import bytes as byte_text
 from pdecode.models import config as config_module
@@ -58,7 +59,9 @@ FOLDER = pathlib.Path(__file__).parent / "weights"
 
 def load(
     name: str, folder: pathlib.Path = FOLDER, *, dtype: str | None = None
-) -> tuple[Model | DraftHeads | ChainedHeads | DraftLayer | Filter, Params, Any]:
+) -> tuple[
+    Model | DraftHeads | ChainedHeads | DraftLayer | Filter | PromptTokens, Params, Any
+]:
     """(model, params, tokenizer); the first of what is no model is its record.
 
     In float32, or `dtype`, which may end in +int8 or +int8kv (`models.int8`; heads stay
@@ -256,6 +259,9 @@ KINDS = {
     ),
     "draft_heads": lambda record, dtype: heads_module.make_heads(
         holds(record)["num_heads"]
+    ),
+    "prompt_tokens": lambda record, dtype: PromptTokens(
+        holds(record)["num_tokens"], holds(record)["token"]
     ),
     "filter": lambda record, dtype: filters.make_filter(holds(record)["block_length"]),
 }

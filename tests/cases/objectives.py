@@ -37,6 +37,11 @@ CASES = {
     "eagle3": {"model": MODEL, "frozen": ("target",), "options": {"num_steps": 2}},
     "medusa": {"model": MODEL, "frozen": ("target",), "options": {"num_heads": 2}},
     "hydra": {"model": MODEL, "frozen": ("target",), "options": {"num_heads": 2}},
+    "ppd": {
+        "model": MODEL,
+        "frozen": ("target",),
+        "options": {"num_tokens": 2, "num_places": 4},
+    },
     "certainty": {"model": CANVAS, "options": {"block_length": 4}},
     "block_filter": {
         "model": CANVAS,

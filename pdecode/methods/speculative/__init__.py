@@ -25,6 +25,7 @@ from pdecode.methods.speculative.opt_tree import opt_tree
 from pdecode.methods.speculative.ouroboros import ouroboros
 from pdecode.methods.speculative.pcg import pcg
 from pdecode.methods.speculative.pearl import pearl
+from pdecode.methods.speculative.ppd import ppd
 from pdecode.methods.speculative.prompt_lookup import prompt_lookup
 from pdecode.methods.speculative.quantspec import quantspec
 from pdecode.methods.speculative.rest import rest
@@ -66,6 +67,7 @@ __all__ = [
     "ouroboros",
     "pcg",
     "pearl",
+    "ppd",
     "prompt_lookup",
     "quantspec",
     "rest",
