@@ -597,6 +597,8 @@ class DraftLayer(NamedTuple):
     width: int  # E
     taps: tuple[str, ...] = ()  # of the target, that `read` needs
     name: str = "layer"
+    # As `law`, of the token after the one that `law` is of; None: it says nothing.
+    ahead: Callable[[Params, Params, Array], tuple[Array, Head]] | None = None
 
 
 class PromptTokens(NamedTuple):

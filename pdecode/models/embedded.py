@@ -43,6 +43,7 @@ from pdecode.models import (
     filters,
     hydra_heads,
     int8,
+    jakiro_layers,
     medusa_heads,
     transformer,
     two_pass,
@@ -244,6 +245,9 @@ KINDS = {
     "draft_layer": lambda record, dtype: draft_layers.make_layer(
         dataclasses.replace(transformer_config(record), dtype=dtype),
         holds(record)["num_layers"],
+    ),
+    "jakiro_layer": lambda record, dtype: jakiro_layers.make_layer(
+        dataclasses.replace(transformer_config(record), dtype=dtype)
     ),
     "fused_layer": lambda record, dtype: draft_layers.make_fused(
         dataclasses.replace(

@@ -7,6 +7,7 @@ import numpy as np
 from cases import (
     CAUSAL,
     HEADS,
+    LAYER,
     LENGTH,
     NEAR,
     STORED,
@@ -74,6 +75,17 @@ CHAINED = {
             TARGET.moves[jnp.arange(3, 6), jnp.arange(3, 6)], ((0, 0), (0, 1), (0, 1))
         ),
     },
+}
+
+
+# A layer whose second guess is another reading of the same state.
+def _ahead(params, target, features):
+    return 4 * features[..., ::-1], CAUSAL.head(target)
+
+
+TWO_AHEAD = {
+    "model": (CAUSAL, LAYER._replace(ahead=_ahead)),
+    "params": WITH_LAYER["params"],
 }
 # A toy reads a prompt token as the token that it is fed as.
 PROMPTED = {
@@ -222,6 +234,7 @@ CASES = {
     "ppd": case("ppd", "plain", num_lanes=9, rates=(40, 20), **PROMPTED),
     "ppd_tree": case("ppd", "plain", branching=(2, 1), **PROMPTED),
     "ppd_chain": case("ppd", "plain", branching=(1, 1, 1), **PROMPTED),
+    "jakiro": case("jakiro", "plain", num_nodes=7, width=3, max_depth=4, **TWO_AHEAD),
     "opt_tree": case(
         "opt_tree", "plain", num_nodes=5, max_depth=4, knobs={"delta": 0.4}, **TWO
     ),

@@ -18,6 +18,7 @@ from pdecode.methods.speculative.eagle2 import eagle2
 from pdecode.methods.speculative.easy_spec import easy_spec
 from pdecode.methods.speculative.fastcoder import fastcoder
 from pdecode.methods.speculative.hydra import hydra
+from pdecode.methods.speculative.jakiro import jakiro
 from pdecode.methods.speculative.judge_decoding import judge_decoding
 from pdecode.methods.speculative.lantern import lantern
 from pdecode.methods.speculative.medusa import medusa
@@ -60,6 +61,7 @@ __all__ = [
     "easy_spec",
     "fastcoder",
     "hydra",
+    "jakiro",
     "judge_decoding",
     "lantern",
     "medusa",

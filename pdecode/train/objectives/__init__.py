@@ -19,6 +19,7 @@ NAMES = (
     "any_order",
     "eagle",
     "eagle3",
+    "jakiro",
     "medusa",
     "hydra",
     "ppd",
