@@ -34,8 +34,9 @@ HELD = {
     "chained_heads": "a set of chained heads",
     "layer": "a draft layer",
     "filter": "a filter",
+    "prompt_tokens": "a set of prompt tokens",
 }
-BESIDE = ("heads", "chained_heads", "layer", "filter")
+BESIDE = ("heads", "chained_heads", "layer", "filter", "prompt_tokens")
 
 
 # What a drafter may be made of a named model: NAME@group=2, NAME@shared.

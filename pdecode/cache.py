@@ -118,6 +118,9 @@ def is_stored(
 
 def write_slices(leaf: Array, run: SlotRun, values: Array) -> Array:
     """`write` of a run, by one slice update a row."""
+    if run.stored is not None:  # of more lanes than slots the last are never stored
+        run = run._replace(stored=run.stored[:, : leaf.shape[2]])
+        values = values[:, :, : leaf.shape[2]]
     size = values.shape[2]
     lanes = jnp.arange(size, dtype=jnp.int32)
     zero = jnp.zeros((), jnp.int32)  # indices must be of one type, also under x64

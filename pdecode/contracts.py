@@ -52,6 +52,7 @@ __all__ = [
     "Prediction",
     "Prefix",
     "Prompt",
+    "PromptTokens",
     "Propose",
     "Query",
     "Read",
@@ -602,6 +603,20 @@ class DraftLayer(NamedTuple):
     num_condensed: int = 0  # lanes fewer that `begin` evaluates
     num_ahead: int = 1  # features of an answer, side by side: what comes behind it too
     name: str = "layer"
+    # As `law`, of the token after the one that `law` is of; None: it says nothing.
+    ahead: Callable[[Params, Params, Array], tuple[Array, Head]] | None = None
+
+
+class PromptTokens(NamedTuple):
+    """Trained tokens that stand behind a text and make its target guess ahead.
+
+    Their params are {"change": [K, E]}, what the embeddings of `num_tokens` = K of them
+    are more than that of the id `token`, which they are fed as.
+    """
+
+    num_tokens: int
+    token: int = 0
+    name: str = "prompt tokens"
 
 
 class Filter(NamedTuple):

@@ -35,6 +35,7 @@ from pdecode.contracts import (
     Guard,
     Judge,
     Model,
+    PromptTokens,
 )
 
 __all__ = [
@@ -126,6 +127,7 @@ _SMALL = {
     ChainedHeads: "chained_heads",
     DraftLayer: "layer",
     Filter: "filter",
+    PromptTokens: "prompt_tokens",
     Judge: "judge",
     Codes: "codes",
     Guard: "guard",
@@ -174,7 +176,8 @@ def needs(method: Callable) -> dict[str, str]:
     """What each model of `method` must predict, by role.
 
     What is no model has a word of its own: "heads", "chained_heads", "layer", "filter",
-    "judge", "codes", "guard", "background". A role without `Needs` is not listed.
+    "judge", "codes", "guard", "background", "prompt_tokens". A role without `Needs` is
+    not listed.
     """
     hints = typing.get_type_hints(method, include_extras=True)
     found = {}

@@ -11,7 +11,9 @@ from typing import Any, NamedTuple
 from pdecode import knobs
 from pdecode.methods import variants
 
-ROLES = ("model", "drafter", "heads", "chained_heads", "layer", "filter")
+ROLES = (
+    "model", "drafter", "heads", "chained_heads", "layer", "filter", "prompt_tokens",
+)  # fmt: skip
 
 
 class Recipe(NamedTuple):

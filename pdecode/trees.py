@@ -22,6 +22,7 @@ __all__ = [
     "chain",
     "children",
     "choices",
+    "deepened",
     "deepest",
     "depths",
     "expand",
@@ -288,6 +289,16 @@ def seed(batch: int, max_depth: int, width: int) -> Growth:
         jnp.zeros((*shape, width), jnp.int32),
         jnp.full((*shape, width), -jnp.inf, jnp.float32),
         jnp.zeros(shape, jnp.int32),
+    )
+
+
+def deepened(growth: Growth) -> Growth:
+    """`growth` with room for a level more."""
+    beam = ((0, 0), (0, 1), (0, 0))
+    return Growth(
+        jnp.pad(growth.tokens, (*beam, (0, 0))),
+        jnp.pad(growth.scores, (*beam, (0, 0)), constant_values=-jnp.inf),
+        jnp.pad(growth.beam, beam),
     )
 
 

@@ -58,6 +58,7 @@ class Plan(NamedTuple):
     draws: str = "best"
     topology: trees.Topology | None = None
     shape: grown.Shape | None = None
+    is_last_ahead: bool = False  # the last level is said in the call before it
 
 
 def static_tree(
@@ -93,18 +94,34 @@ def static_tree(
 
 
 def grown_tree(
-    model: Model, layer: DraftLayer, num_nodes: int, *, width: int, max_depth: int
+    model: Model,
+    layer: DraftLayer,
+    num_nodes: int,
+    *,
+    width: int,
+    max_depth: int,
+    is_last_ahead: bool = False,
 ) -> Drafter:
     """Drafts the `num_nodes` likeliest nodes found by a beam of `width` a level.
 
     As `grown.grown_tree`, with a draft layer in place of a model; params are those of
-    the role "layer".
+    the role "layer". With `is_last_ahead` the children of the last level come from what
+    the layer said ahead at their parents' parents (`DraftLayer.ahead`), which saves its
+    call: all below one node get the same candidates. ValueError for a layer that says
+    nothing ahead, and then for fewer than three levels.
     """
     shape = grown.Shape(num_nodes, width, max_depth)
     check(model, layer)
     grown.check(model, shape)
+    if is_last_ahead and (layer.ahead is None or max_depth < 3):
+        raise ValueError(
+            f"{layer.name} with {max_depth=}: the last level is said ahead by a layer "
+            "that guesses two tokens (Jakiro's), from the third level on"
+        )
     sampling = without_mask(model, Sampling())
-    plan = Plan(model, layer, sampling, max_depth, shape=shape)
+    plan = Plan(
+        model, layer, sampling, max_depth, shape=shape, is_last_ahead=is_last_ahead
+    )
     return _drafter(plan, num_nodes, functools.partial(_propose_grown, plan))
 
 
@@ -252,29 +269,44 @@ def _children(plan: Plan, params, noise, level: causal.Level, guess: Array):
 
 def _propose_grown(plan: Plan, params, keys, state: FeatureState, prefix: Prefix):
     del keys
-    layer, shape, root = plan.layer, plan.shape, prefix.length - 1
-    assert shape is not None, "of a growing tree"
+    layer, root, own = plan.layer, prefix.length - 1, params["layer"]
+    assert plan.shape is not None, "of a growing tree"
+    whole = plan.shape
+    shape = whole._replace(max_depth=whole.max_depth - plan.is_last_ahead)
     guess, cache, num_stored = _store(plan, params, state, prefix)
     num_lanes = (shape.max_depth - 1) * shape.width
 
     def call(growth: trees.Growth, guesses: Array):
-        _, parents = trees.beam(growth)
-        parent = parents[:, :num_lanes, None]
-        fed = jnp.take_along_axis(guesses, jnp.maximum(parent, 0), 1)
-        fed = jnp.where(parent < 0, guess, fed)
+        fed = _at_parents(growth, guesses, guess, num_lanes)
         query = _fed(grown.beam_query(growth, root), root, fed)
-        guesses, _ = layer.apply(params["layer"], params["model"], query, cache)
+        guesses, _ = layer.apply(own, params["model"], query, cache)
         return guesses, guesses
 
-    def offers(guess: Array, growth: trees.Growth, level: Array):
-        del growth, level
-        hidden, head = layer.law(params["layer"], params["model"], guess)
+    def best(law, guess: Array):
+        hidden, head = law(own, params["model"], guess)
         wants = (f"top:{shape.width}",)
         found = vocab_head.statistics(head, hidden, wants, plan.sampling)
         return found.top_ids, found.top_log_probs
 
-    none = jnp.zeros((root.shape[0], num_lanes, layer.width), guess.dtype)
-    growing, _ = grown.grown(shape, guess, offers, call, none)
-    tokens, parents = trees.rerank(growing.growth, shape.num_nodes)
+    def offers(guess: Array, growth: trees.Growth, level: Array):
+        del growth, level
+        return best(layer.law, guess)
+
+    none = jnp.zeros((root.shape[0], num_lanes, guess.shape[-1]), guess.dtype)
+    growing, guesses = grown.grown(shape, guess, offers, call, none)
     cost = grown.cost_of(shape, growing, num_stored, plan.max_depth + 1)
+    if plan.is_last_ahead:
+        every = shape.max_depth * shape.width
+        parents = _at_parents(growing.growth, guesses, guess, every)[:, -shape.width :]
+        growing = growing._replace(growth=trees.deepened(growing.growth))
+        ids, logs = best(layer.ahead, parents)
+        growing = grown.add_level(growing, ids, logs, whole.num_nodes, None)
+    tokens, parents = trees.rerank(growing.growth, whole.num_nodes)
     return Draft(tokens, parents, cost=cost), state._replace(cache=cache)
+
+
+def _at_parents(growth: trees.Growth, guesses: Array, guess: Array, count: int):
+    """What the layer said [B, count, F] at the parents of the first beam nodes."""
+    parent = trees.beam(growth)[1][:, :count, None]
+    found = jnp.take_along_axis(guesses, jnp.maximum(parent, 0), 1)
+    return jnp.where(parent < 0, guess, found)

@@ -312,7 +312,7 @@ def account(
         num_computed = plan.drafter.num_nodes
     is_fed = draft.tokens >= 0
     if draft.extra is not None:  # what stands at a node, a token there or not
-        is_fed = jnp.ones_like(is_fed)
+        is_fed |= (draft.extra != 0).any(-1)
     asked = 1 + is_fed.sum(1, dtype=jnp.int32)
     proposed = draft.tokens[:, : plan.num_stored] >= 0  # a probe is no proposal
     per_call = jnp.where(active, plan.model.num_calls, 0)

@@ -24,7 +24,7 @@ from jax.sharding import SingleDeviceSharding
 from pdecode import decode, recipes, rng, sharding
 from pdecode import knobs as knob_rules
 from pdecode.checkpoints import loading
-from pdecode.contracts import Model, Prompt, Sampling
+from pdecode.contracts import Model, Prompt, PromptTokens, Sampling
 from pdecode.hardware import chips, costs, hlo
 from pdecode.hardware.costs import Call
 from pdecode.kernels.head import api as vocab_head
@@ -177,7 +177,7 @@ def _job(method, config, drafter, mesh, batch_size, prompt_len, settings) -> Job
         )
         tree = jax.tree.map(lambda s: ShapeDtypeStruct(s.shape, jnp.bfloat16), tree)
         trees.append(_placed(tree, mesh, placement.specs))
-    for role in set(roles) & {"heads", "chained_heads", "layer"}:
+    for role in set(roles) & {"heads", "chained_heads", "layer", "prompt_tokens"}:
         made, tree = _beside(role, sizes, config)
         models.append(made)
         trees.append(_placed(tree, mesh, placement.specs))
@@ -209,6 +209,9 @@ def _beside(role: str, sizes: dict, config):
     elif role == "chained_heads":
         made = hydra_heads.make_heads(config, num_heads)
         tree = jax.eval_shape(lambda: hydra_heads.init(config, num_heads))
+    elif role == "prompt_tokens":
+        made = PromptTokens(3)
+        tree = {"change": ShapeDtypeStruct((3, width), jnp.bfloat16)}
     else:
         made = draft_heads.make_heads(num_heads)
         tree = jax.eval_shape(lambda: draft_heads.init(num_heads, width, width, key))

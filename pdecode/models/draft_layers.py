@@ -192,26 +192,36 @@ def _apply(
     own: Config, params: Params, target: Params, query: Query, cache: Cache | None
 ) -> tuple[Array, Cache]:
     """Features [B, Q, E]; without a cache the call's own lanes are the slots."""
+    angles = _angles(own, query.positions)
+    caches = [None] * own.num_layers if cache is None else list(cache)
+    first = None if cache is None else cache[:1]
+    stream, (caches[0],) = opened(own, params, target, query, first)
+    for layer in range(own.num_layers):
+        block = params[f"layer_{layer}"]
+        if layer > 0:
+            branch, caches[layer] = parts.attended(
+                own, block, stream, angles, query.visible, query.slots, caches[layer]
+            )
+            stream = stream + branch
+        stream = stream + parts.mixed(own, block, stream)
+    return stream, tuple(caches)
+
+
+def opened(
+    own: Config, params: Params, target: Params, query: Query, cache: Cache | None
+) -> tuple[Array, Cache]:
+    """Lanes [B, Q, E] of token and feature, behind the first layer's attention."""
     assert query.extra is not None, "a lane has the feature before it"
     token = transformer.embedded(own, target, query._replace(extra=None))
     joined = jnp.concatenate([token, query.extra.astype(token.dtype)], -1)
     stream = parts.applied(_joining(own, params), params["fc"], joined)
-    angles = _angles(own, query.positions)
-    caches = [None] * own.num_layers if cache is None else list(cache)
-    for layer in range(own.num_layers):
-        block = params[f"layer_{layer}"]
-        if layer == 0:  # what `fc` gives is not normed again
-            branch, caches[0] = parts.applied(
-                parts.Attention(own), block["attention"], stream, angles,
-                query.visible, query.slots, caches[0],
-            )  # fmt: skip
-        else:
-            branch, caches[layer] = parts.attended(
-                own, block, stream, angles, query.visible, query.slots, caches[layer]
-            )
-        stream = stream + branch
-        stream = stream + parts.mixed(own, block, stream)
-    return stream, tuple(caches)
+    # What `fc` gives is not normed again.
+    branch, after = parts.applied(
+        parts.Attention(own), params["layer_0"]["attention"], stream,
+        _angles(own, query.positions), query.visible, query.slots,
+        None if cache is None else cache[0],
+    )  # fmt: skip
+    return stream + branch, (after,)
 
 
 def _law(own: Config, params: Params, target: Params, features: Array):

@@ -28,6 +28,7 @@ import safetensors
 
 from pdecode.contracts import (
     Params,
+    PromptTokens,
 )
 from pdecode.models import (
     adapters,
@@ -39,6 +40,7 @@ from pdecode.models import (
     frames,
     hydra_heads,
     int8,
+    jakiro_layers,
     medusa_heads,
     noised,
     transformer,
@@ -273,6 +275,9 @@ KINDS = {
         dataclasses.replace(transformer_config(record), dtype=dtype),
         holds(record)["num_layers"],
     ),
+    "jakiro_layer": lambda record, dtype: jakiro_layers.make_layer(
+        dataclasses.replace(transformer_config(record), dtype=dtype)
+    ),
     "fused_layer": lambda record, dtype: draft_layers.make_fused(
         dataclasses.replace(
             transformer_config(record), dtype=dtype, taps=tuple(holds(record)["taps"])
@@ -296,6 +301,9 @@ KINDS = {
     "denoiser": lambda record, dtype: denoiser.make_net(
         dataclasses.replace(transformer_config(record), dtype=dtype),
         holds(record)["patch"],
+    ),
+    "prompt_tokens": lambda record, dtype: PromptTokens(
+        holds(record)["num_tokens"], holds(record)["token"]
     ),
     "filter": lambda record, dtype: filters.make_filter(holds(record)["block_length"]),
 }

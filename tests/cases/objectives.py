@@ -35,10 +35,16 @@ CASES = {
     },
     "eagle": {"model": MODEL, "frozen": ("target",)},
     "eagle3": {"model": MODEL, "frozen": ("target",), "options": {"num_steps": 2}},
+    "jakiro": {"model": MODEL, "frozen": ("target",)},
     "medusa": {"model": MODEL, "frozen": ("target",), "options": {"num_heads": 2}},
     "hydra": {"model": MODEL, "frozen": ("target",), "options": {"num_heads": 2}},
     "set_block": {"model": MODEL, "options": {"block_length": 4}},
     "jacobi_denoising": {"model": MODEL, "options": {"levels": 3}},
+    "ppd": {
+        "model": MODEL,
+        "frozen": ("target",),
+        "options": {"num_tokens": 2, "num_places": 4},
+    },
     "certainty": {"model": CANVAS, "options": {"block_length": 4}},
     "block_filter": {
         "model": CANVAS,

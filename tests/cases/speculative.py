@@ -7,6 +7,7 @@ import numpy as np
 from cases import (
     CAUSAL,
     HEADS,
+    LAYER,
     LENGTH,
     NEAR,
     STORED,
@@ -17,7 +18,7 @@ from cases import (
     WITH_LAYER,
     case,
 )
-from pdecode.contracts import ChainedHeads, Codes, Judge
+from pdecode.contracts import ChainedHeads, Codes, Judge, PromptTokens
 from pdecode.data import datastore, trigrams
 from pdecode.drafters import spelled
 from pdecode.models import toy
@@ -74,6 +75,22 @@ CHAINED = {
             TARGET.moves[jnp.arange(3, 6), jnp.arange(3, 6)], ((0, 0), (0, 1), (0, 1))
         ),
     },
+}
+
+
+# A layer whose second guess is another reading of the same state.
+def _ahead(params, target, features):
+    return 4 * features[..., ::-1], CAUSAL.head(target)
+
+
+TWO_AHEAD = {
+    "model": (CAUSAL, LAYER._replace(ahead=_ahead)),
+    "params": WITH_LAYER["params"],
+}
+# A toy reads a prompt token as the token that it is fed as.
+PROMPTED = {
+    "model": (CAUSAL, PromptTokens(3, token=1)),
+    "params": {"model": TARGET, "prompt_tokens": {"change": jnp.ones((3, VOCAB + 1))}},
 }
 # Each head of its own matrix.
 OWN_HEADS = {
@@ -214,6 +231,10 @@ CASES = {
         "medusa", "lossy", branching=(3, 2), acceptance="typical", **TWO_HEADS
     ),
     "eagle2": case("eagle2", "plain", num_nodes=7, width=3, max_depth=3, **WITH_LAYER),
+    "ppd": case("ppd", "plain", num_lanes=9, rates=(40, 20), **PROMPTED),
+    "ppd_tree": case("ppd", "plain", branching=(2, 1), **PROMPTED),
+    "ppd_chain": case("ppd", "plain", branching=(1, 1, 1), **PROMPTED),
+    "jakiro": case("jakiro", "plain", num_nodes=7, width=3, max_depth=4, **TWO_AHEAD),
     "opt_tree": case(
         "opt_tree", "plain", num_nodes=5, max_depth=4, knobs={"delta": 0.4}, **TWO
     ),

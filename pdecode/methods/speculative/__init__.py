@@ -18,6 +18,7 @@ from pdecode.methods.speculative.eagle2 import eagle2
 from pdecode.methods.speculative.easy_spec import easy_spec
 from pdecode.methods.speculative.fastcoder import fastcoder
 from pdecode.methods.speculative.hydra import hydra
+from pdecode.methods.speculative.jakiro import jakiro
 from pdecode.methods.speculative.judge_decoding import judge_decoding
 from pdecode.methods.speculative.lantern import lantern
 from pdecode.methods.speculative.medusa import medusa
@@ -25,6 +26,7 @@ from pdecode.methods.speculative.opt_tree import opt_tree
 from pdecode.methods.speculative.ouroboros import ouroboros
 from pdecode.methods.speculative.pcg import pcg
 from pdecode.methods.speculative.pearl import pearl
+from pdecode.methods.speculative.ppd import ppd
 from pdecode.methods.speculative.prompt_lookup import prompt_lookup
 from pdecode.methods.speculative.quantspec import quantspec
 from pdecode.methods.speculative.rest import rest
@@ -59,6 +61,7 @@ __all__ = [
     "easy_spec",
     "fastcoder",
     "hydra",
+    "jakiro",
     "judge_decoding",
     "lantern",
     "medusa",
@@ -66,6 +69,7 @@ __all__ = [
     "ouroboros",
     "pcg",
     "pearl",
+    "ppd",
     "prompt_lookup",
     "quantspec",
     "rest",

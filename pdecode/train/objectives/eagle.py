@@ -16,7 +16,7 @@ import numpy as np
 import optax
 from jax import Array
 
-from pdecode.contracts import Params, Query, Visibility
+from pdecode.contracts import DraftLayer, Params, Query, Visibility
 from pdecode.models import draft_layers
 from pdecode.models.config import Config
 from pdecode.train import evaluate, losses, passes
@@ -88,8 +88,21 @@ def guessed(
     num_layers: int = 1,
 ) -> Guessed:
     """The layer on the target's features of whole rows, without a gradient to these."""
-    how = passes.of_decoding(model) if how is None else how
     target = jax.lax.stop_gradient(target)
+    layer = draft_layers.make_layer(model, num_layers)
+    features, hidden = said(model, layer, params, target, tokens, shaken, how)
+    raw = losses.logits_of(model, target, features)
+    law = jax.nn.softmax(losses.logits_of(model, target, hidden[:, 1:]))
+    return Guessed(features, hidden[:, 1:], -jax.nn.log_softmax(raw), law)
+
+
+def said(
+    model: Config, layer: DraftLayer, params: Params, target: Params, tokens: Array,
+    shaken: Array | None = None, how: Pass | None = None,
+) -> tuple[Array, Array]:  # fmt: skip
+    """What `layer` says [B, L - 1, F] at every token but the first, and the target's
+    features [B, L, E]; `target` gets no gradient through these."""
+    how = passes.of_decoding(model) if how is None else how
     hidden = jax.lax.stop_gradient(passes.hidden(how, target, tokens))
     # tokens a b c d: the layer reads b beside the feature at a, and guesses that at b
     read = hidden[:, :-1] if shaken is None else hidden[:, :-1] + shaken
@@ -102,11 +115,16 @@ def guessed(
         visible=Visibility(jnp.zeros_like(place), place + 1),
         extra=read.astype(hidden.dtype),
     )
-    layer = draft_layers.make_layer(model, num_layers)
-    features, _ = layer.apply(params, target, query, None)
-    raw = losses.logits_of(model, target, features)
-    law = jax.nn.softmax(losses.logits_of(model, target, hidden[:, 1:]))
-    return Guessed(features, hidden[:, 1:], -jax.nn.log_softmax(raw), law)
+    return layer.apply(params, target, query, None)[0], hidden
+
+
+def apart(found: Guessed, own) -> Array:
+    """The loss float32 [...] of each guess, by the weights `own` of its two terms."""
+    far = optax.huber_loss(
+        found.features.astype(jnp.float32), found.true.astype(jnp.float32)
+    ).mean(-1)
+    crossed = (found.law * found.nats).sum(-1)
+    return own.feature_weight * far + own.law_weight * crossed
 
 
 def loss(config):
@@ -133,12 +151,7 @@ def compared(own, found: Guessed, wanted: Array, scored: Array, places: Array):
     """
     # The last token has no next one: nobody would draft it.
     found = Guessed(*(leaf[:, :-1] for leaf in found))
-    far = optax.huber_loss(
-        found.features.astype(jnp.float32), found.true.astype(jnp.float32)
-    ).mean(-1)
-    crossed = (found.law * found.nats).sum(-1)
-    total = own.feature_weight * far + own.law_weight * crossed
-    value, aux = losses.mean(total, scored, places)
+    value, aux = losses.mean(apart(found, own), scored, places)
     return value, aux | {"nats": losses.of_tokens(found.nats, wanted)}
 
 

@@ -1,0 +1,291 @@
+"""Probes that guess ahead: trained prompt tokens (PPD), what they see and draft."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pdecode import cache as caches
+from pdecode import methods, prompts, rng, trees
+from pdecode.contracts import PromptTokens, Query, Sampling, SlotRun, Visibility
+from pdecode.decode import run
+from pdecode.drafters import probes
+from pdecode.families import speculative
+from pdecode.models import transformer
+from pdecode.models.config import Config
+from pdecode.train import TrainConfig
+from pdecode.train.objectives import ppd
+
+SMALL = Config(
+    vocab_size=7, width=8, num_layers=2, num_heads=2, num_kv_heads=1, mlp_width=12,
+    mask_id=6,
+)  # fmt: skip
+MODEL = transformer.make_model(SMALL)
+TARGET = transformer.init(SMALL, jax.random.key(0))
+# Each says something of its own, and of the text before it.
+CHANGE = 0.5 * jax.random.normal(jax.random.key(1), (3, 8))
+PARAMS = {"model": TARGET, "prompt_tokens": {"change": CHANGE}}
+RECORD = PromptTokens(3, token=2)
+TOKENS = np.array([[1, 0, 3, 2, 5, 4, 0], [2, 2, 0, 1, 0, 5, 3]], np.int32)
+
+
+def logs(raw):
+    raw = np.array(raw, np.float64)
+    raw[SMALL.mask_id] = -1e9
+    raw -= raw.max()
+    return raw - np.log(np.exp(raw).sum())
+
+
+ROOM = 24  # of a text and prompt tokens behind it; what follows is not seen
+
+
+@jax.jit
+def states(tokens, extra):
+    """Hidden states [R, E] of a causal text, layer by layer."""
+    place = jnp.arange(ROOM, dtype=jnp.int32)[None]
+    visible = Visibility(jnp.zeros_like(place), place + 1)
+    query = Query(tokens[None], place, None, visible, extra[None])
+    stream = transformer.embedded(SMALL, TARGET, query)
+    for layer in range(2):
+        block = TARGET[f"layer_{layer}"]
+        stream, _ = transformer.one_layer(SMALL, layer, block, query, stream, None)
+    return transformer.final_norm(SMALL, TARGET, stream)[0]
+
+
+def laws_behind(text, num):
+    """Logs of the target's law behind `text`, and at each of `num` prompt tokens."""
+    tokens, extra = np.zeros(ROOM, np.int32), np.zeros((ROOM, 8), np.float32)
+    size = len(text) + num
+    tokens[:size] = [*text, *[RECORD.token] * num]
+    extra[len(text) : size] = CHANGE[:num]
+    found = np.asarray(states(tokens, extra))[len(text) - 1 : size]
+    return [logs(np.asarray(TARGET["head"]) @ state) for state in found]
+
+
+CONFIG = TrainConfig(
+    name="x", model=SMALL, objective="ppd", steps=1, warmup_steps=0, row_len=7,
+    frozen={"target": "target"},
+    options={"num_tokens": 3, "token": 2, "decay": 0.5, "num_places": 3},
+)  # fmt: skip
+PLACES = np.array([[0, 2, 4], [3, 1, 4]], np.int32)
+BATCH = {"tokens": jnp.asarray(TOKENS), "places": jnp.asarray(PLACES)}
+FROZEN = {"target": TARGET}
+
+
+def test_the_loss_is_the_papers_by_hand():
+    value, aux = jax.jit(ppd.loss(CONFIG))({"change": CHANGE}, FROZEN, BATCH, None, 0)
+    total, nats = 0.0, np.zeros((2, 6, 3))
+    for row, text in enumerate(TOKENS.tolist()):
+        for place in PLACES[row]:
+            said = laws_behind(text[: place + 1], 3)[1:]
+            for nth, mine in enumerate(said):
+                stands = place + 2 + nth
+                if stands >= len(text):
+                    continue
+                its = laws_behind(text[:stands], 0)[0]
+                chance = np.exp(its)
+                total += 0.5**nth / 3 * (chance * (its - mine))[chance > 0].sum()
+                nats[row, place, nth] = -mine[text[stands]]
+    np.testing.assert_allclose(value, total / 6, rtol=1e-4)
+    np.testing.assert_allclose(aux["nats"] * aux["scored"], nats, rtol=1e-3, atol=1e-4)
+    assert aux["weight"] == 6 and aux["scored"].sum() == (nats != 0).sum()
+
+
+def test_a_divergence_of_equal_laws_is_none():
+    raw = jax.random.normal(jax.random.key(2), (3, 5)).at[:, 1].set(-1e9)
+    law = jax.nn.softmax(raw)
+    same = ppd.divergence(-jax.nn.log_softmax(raw), law)
+    np.testing.assert_allclose(same, 0, atol=1e-6)
+    assert (ppd.divergence(-jax.nn.log_softmax(raw[::-1]), law)[::2] > 0.01).all()
+
+
+def test_prompt_tokens_learn_and_nothing_else():
+    def of(own, frozen):
+        return ppd.loss(CONFIG)(own, frozen, BATCH, None, 0)[0]
+
+    mine, its = jax.jit(jax.grad(of, (0, 1)))({"change": CHANGE}, FROZEN)
+    assert (np.abs(mine["change"]).max(1) > 0).all()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(its):
+        assert np.abs(leaf).max() == 0, path
+
+
+def test_places_of_a_row_are_different_ones_with_a_guess():
+    noise = ppd.noise(CONFIG)(BATCH, jax.random.key(0))["places"]
+    assert noise.shape == (2, 3) and noise.max() <= 4
+    many = ppd.noise(CONFIG)({"tokens": jnp.zeros((99, 7), int)}, jax.random.key(0))
+    ordered = np.sort(many["places"], 1)
+    assert (np.diff(ordered) > 0).all() and set(ordered.ravel()) == set(range(5))
+
+
+# What is drafted, against lists of tokens.
+
+PROMPT = prompts.from_rows([[1, 4, 0], [3], [2, 2, 5, 1, 0]], max_new_tokens=9)
+RATES = ((0.5, 0.2, 0.1), (0.4, 0.2, 0.1), (0.3, 0.1, 0.1))
+SPARSE = probes.sparse(RATES, 14)
+FULL = probes.full(trees.expand((2, 1, 1)))
+CHAIN = probes.full(trees.chain(3))
+
+
+def drafter_of(forest):
+    return probes.probed(MODEL, forest, 2, lambda all: all["prompt_tokens"]["change"])
+
+
+def rounds(drafter, num_rounds=5):
+    """(draft, committed tokens of each row) of the first rounds, as numpy."""
+    decoder = speculative.draft_verify(
+        MODEL, drafter, max_new_tokens=9, sampling=Sampling(1.0)
+    )
+    keys = rng.row_keys(jax.random.key(3), PROMPT.row_ids)
+    state, _ = jax.jit(decoder.init)(PARAMS, keys, PROMPT)
+
+    @jax.jit
+    def turn(state):
+        draft, _ = drafter.propose(PARAMS, keys, state.drafter, state.prefix)
+        return draft, decoder.step(PARAMS, keys, state)[0]
+
+    for _ in range(num_rounds):
+        lengths, tokens = state.prefix.length.tolist(), np.asarray(state.prefix.tokens)
+        draft, state = turn(state)
+        rows = [row[:length].tolist() for row, length in zip(tokens, lengths)]
+        yield jax.tree.map(np.asarray, draft), rows
+
+
+def paths_of(draft, row, num_nodes):
+    """Tokens from the root's child to each node that is there."""
+    found = []
+    for token, parent in zip(draft.tokens[row, :num_nodes], draft.parents[row]):
+        above = found[parent] if parent >= 0 else ()
+        found.append((*above, int(token)))
+    return [path for path in found if min(path) >= 0]
+
+
+def differences(forest, drafter):
+    """Rounds in which the draft is not what the prompt tokens say, and nodes seen."""
+    wrong, nodes, drafted = 0, 0, None
+    num_nodes = drafter.num_nodes - drafter.num_probes
+    known = None  # of each row: how many prompt tokens stood behind its root's parent
+    before = None
+    for draft, rows in rounds(drafter):
+        if known is None:
+            known = [0] * len(rows)
+        else:
+            for row, committed in enumerate(rows):
+                added = committed[
+                    len(before[row]) : -1
+                ]  # accepted, less the next token
+                paths = paths_of(drafted, row, num_nodes)
+                lane = 1 + paths.index(tuple(added)) if added else 0
+                known[row] = forest.counts[known[row]][lane]
+        for row, committed in enumerate(rows):
+            said = laws_behind(committed[:-1], known[row])[1:] if known[row] else []
+            best = [np.argsort(-each, kind="stable") for each in said]
+            topology = forest.topologies[known[row]]
+            expected: list[tuple] = []
+            for node, parent in enumerate(topology.parents):
+                nth = topology.parents[:node].count(parent)
+                above = expected[parent] if parent >= 0 else ()
+                expected.append((*above, int(best[len(above)][nth])))
+            found = paths_of(draft, row, num_nodes)
+            wrong += expected != found
+            nodes += len(found)
+        drafted, before = draft, rows
+    return wrong, nodes
+
+
+@pytest.mark.parametrize(
+    "forest", [SPARSE, FULL, CHAIN], ids=["sparse", "full", "chain"]
+)
+def test_drafts_are_what_prompt_tokens_behind_the_root_said(forest):
+    wrong, nodes = differences(forest, drafter_of(forest))
+    assert wrong == 0 and nodes > 20
+
+
+def test_the_prompt_tokens_of_another_node_are_caught():
+    """Negative control: those behind the old root, whatever was accepted."""
+    right = drafter_of(FULL)
+
+    def observe(params, keys, state, round):
+        return right.observe(params, keys, state, round._replace(path=0 * round.path))
+
+    wrong, nodes = differences(FULL, right._replace(observe=observe))
+    assert wrong > 0 and nodes > 20, (wrong, nodes)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_no_token_is_another(temperature):
+    """And the control: nodes that see what stands behind the root are caught."""
+    sizes = {"max_new_tokens": 9, "knobs": {"temperature": temperature}}
+    key = jax.random.key(1)
+    plain, _ = run(methods.autoregressive, MODEL, TARGET, PROMPT, key, **sizes)
+    how = {"num_lanes": 14, "rates": (50, 20, 10)}
+    ahead, stats = run(
+        methods.ppd, (MODEL, RECORD), PARAMS, PROMPT, key, **how, **sizes
+    )
+    np.testing.assert_array_equal(plain.tokens, ahead.tokens)
+    assert stats.num_calls.sum() < 27 and stats.num_draft_calls.sum() == 0
+
+    def apply(params, query, cache):
+        among = query.visible.among
+        if among is not None:
+            visible = query.visible._replace(among=jnp.ones_like(among))
+            query = query._replace(visible=visible)
+        return MODEL.apply(params, query, cache)
+
+    seen = MODEL._replace(apply=apply)
+    other, _ = run(methods.ppd, (seen, RECORD), PARAMS, PROMPT, key, **how, **sizes)
+    assert (np.asarray(plain.tokens) != np.asarray(other.tokens)).any()
+
+
+def test_what_a_forest_is_worth_is_what_it_accepts():
+    """Against rounds played out one by one."""
+    draw, state, accepted, rounds = np.random.default_rng(0), 0, 0, 20_000
+    for _ in range(rounds):
+        topology, node, depth = SPARSE.topologies[state], -1, 0
+        while depth < 3:
+            nth = int((draw.random() > np.cumsum(RATES[depth])).sum())
+            below = [n for n, p in enumerate(topology.parents) if p == node]
+            if nth >= len(below):
+                break
+            node, depth = below[nth], depth + 1
+        accepted += depth
+        state = SPARSE.counts[state][node + 1]
+    assert abs(probes.worth(SPARSE, RATES) - accepted / rounds) < 0.02
+
+
+def test_a_sparse_forest_keeps_to_its_room_and_is_worth_more_than_a_full_one():
+    lanes = [
+        each.num_nodes + sum(counts)
+        for each, counts in zip(SPARSE.topologies, SPARSE.counts)
+    ]
+    assert max(lanes) <= 14
+    # Chains of three with all their prompt tokens: 3 nodes and 12 of these.
+    assert probes.worth(SPARSE, RATES) > probes.worth(CHAIN, RATES)
+    assert SPARSE.topologies[0].num_nodes == 0 and SPARSE.num_probes == 3
+
+
+def test_what_cannot_be_is_refused():
+    for kwargs, message in (
+        ({"num_lanes": 3}, "num_lanes=3 must be above 3"),
+        ({"branching": (1, 1, 1, 1)}, "more levels than 3 prompt tokens"),
+        ({"branching": (8,)}, "8 children"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            methods.ppd(MODEL, RECORD, max_new_tokens=4, **kwargs)
+    with pytest.raises(ValueError, match="token=9"):
+        methods.ppd(MODEL, RECORD._replace(token=9), max_new_tokens=4)
+    with pytest.raises(ValueError, match=r"token=9 must be an id of model"):
+        ppd.start(dataclasses.replace(CONFIG, options={"token": 9}), None, None)
+
+
+def test_a_call_of_more_lanes_than_slots_stores_those_that_may_be():
+    leaf = jnp.zeros((2, 1, 5, 1))
+    stored = jnp.asarray([[True, True] + [False] * 6] * 2)
+    run = SlotRun(jnp.asarray([1, 4], jnp.int32), stored)
+    values = jnp.arange(1.0, 17.0).reshape(2, 1, 8, 1)
+    found = np.asarray(caches.write(leaf, run, values))[:, 0, :, 0]
+    assert found.tolist() == [[0, 1, 2, 0, 0], [0, 0, 0, 0, 9]]
+    np.testing.assert_array_equal(
+        caches.write_slices(leaf, run, values)[:, 0, :, 0], found
+    )
