@@ -32,9 +32,10 @@ HELD = {
     "heads": "a set of heads",
     "chained_heads": "a set of chained heads",
     "layer": "a draft layer",
+    "modules": "a row of draft modules",
     "filter": "a filter",
 }
-BESIDE = ("heads", "chained_heads", "layer", "filter")
+BESIDE = ("heads", "chained_heads", "layer", "modules", "filter")
 
 
 # What a drafter may be made of a named model: NAME@group=2, NAME@shared.

@@ -30,6 +30,7 @@ __all__ = [
     "DraftCost",
     "DraftHeads",
     "DraftLayer",
+    "DraftModules",
     "Drafter",
     "DrafterInit",
     "Embedding",
@@ -596,6 +597,24 @@ class DraftLayer(NamedTuple):
     width: int  # E
     taps: tuple[str, ...] = ()  # of the target, that `read` needs
     name: str = "layer"
+
+
+class DraftModules(NamedTuple):
+    """Modules in a row, each of which predicts one token further than the one before.
+
+    Lane t of module `index` (from zero) is the token at t + 1 + index and the state of
+    the module before it at t (`Query.extra`), of the target's before the first; its
+    answer is its own state at t, of which the law is that of position t + 2 + index.
+    """
+
+    num_modules: int
+    init_cache: InitCache  # of one module
+    # (params, target's params, index, query, cache) -> (states [B, Q, E], cache)
+    apply: Callable[[Params, Params, int, Query, Cache], tuple[Array, Cache]]
+    # (params, target's params, index, states) -> hidden states and their head
+    law: Callable[[Params, Params, int, Array], tuple[Array, Head]]
+    width: int  # E
+    name: str = "modules"
 
 
 class Filter(NamedTuple):

@@ -31,6 +31,7 @@ from pdecode.contracts import (
     Codes,
     DraftHeads,
     DraftLayer,
+    DraftModules,
     Filter,
     Guard,
     Judge,
@@ -122,6 +123,7 @@ _SMALL = {
     DraftHeads: "heads",
     ChainedHeads: "chained_heads",
     DraftLayer: "layer",
+    DraftModules: "modules",
     Filter: "filter",
     Judge: "judge",
     Codes: "codes",
@@ -170,8 +172,9 @@ def used(method: Callable, values: dict[str, Any]) -> dict[str, Any]:
 def needs(method: Callable) -> dict[str, str]:
     """What each model of `method` must predict, by role.
 
-    What is no model has a word of its own: "heads", "chained_heads", "layer", "filter",
-    "judge", "codes", "guard", "background". A role without `Needs` is not listed.
+    What is no model has a word of its own: "heads", "chained_heads", "layer",
+    "modules", "filter", "judge", "codes", "guard", "background". A role without `Needs`
+    is not listed.
     """
     hints = typing.get_type_hints(method, include_extras=True)
     found = {}

@@ -19,12 +19,14 @@ RUNS = {
     "eagle3": ({"num_steps": 3}, 0.5),
     "medusa": ({"num_heads": 4}, 0.5),
     "hydra": ({"num_heads": 4}, 0.5),
+    "mtp": ({"num_modules": 3}, 0.5),
 }
 CHAIN = {
     "eagle": {"method": "eagle", "branching": (1, 1, 1, 1)},
     "eagle3": {"method": "eagle2", "num_nodes": 5, "width": 2, "max_depth": 4},
     "medusa": {"method": "medusa", "branching": (1, 1, 1, 1)},
     "hydra": {"method": "hydra", "branching": (1, 1, 1, 1)},
+    "mtp": {"method": "mtp", "num_draft": 3},
 }
 
 

@@ -246,7 +246,7 @@ def test_options_follow_the_objective():
     assert settings.override(found, ["eos_fill=0.25"]).options.weighting == "mdlm"
 
 
-DRAFTING = ("heads", "eagle", "eagle3", "medusa", "hydra")
+DRAFTING = ("heads", "eagle", "eagle3", "medusa", "hydra", "mtp")
 
 
 @pytest.mark.parametrize("name", ["target", "drafter", "diffusion", *DRAFTING])

@@ -30,6 +30,7 @@ from pdecode.contracts import (
     ChainedHeads,
     DraftHeads,
     DraftLayer,
+    DraftModules,
     Filter,
     Model,
     Params,
@@ -39,6 +40,7 @@ from pdecode.models import config as config_module
 from pdecode.models import (
     digits,
     draft_layers,
+    draft_modules,
     filters,
     hydra_heads,
     int8,
@@ -58,7 +60,9 @@ FOLDER = pathlib.Path(__file__).parent / "weights"
 
 def load(
     name: str, folder: pathlib.Path = FOLDER, *, dtype: str | None = None
-) -> tuple[Model | DraftHeads | ChainedHeads | DraftLayer | Filter, Params, Any]:
+) -> tuple[
+    Model | DraftHeads | ChainedHeads | DraftLayer | DraftModules | Filter, Params, Any
+]:
     """(model, params, tokenizer); the first of what is no model is its record.
 
     In float32, or `dtype`, which may end in +int8 or +int8kv (`models.int8`; heads stay
@@ -246,6 +250,11 @@ KINDS = {
         dataclasses.replace(
             transformer_config(record), dtype=dtype, taps=tuple(holds(record)["taps"])
         )
+    ),
+    "draft_modules": lambda record, dtype: draft_modules.make_modules(
+        dataclasses.replace(transformer_config(record), dtype=dtype),
+        holds(record)["num_modules"],
+        holds(record)["shared"],
     ),
     "medusa_heads": lambda record, dtype: medusa_heads.make_heads(
         holds(record)["num_heads"], holds(record)["num_blocks"]

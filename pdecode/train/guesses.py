@@ -46,7 +46,10 @@ def crossed(
     every, law = found
     wanted, scored, places = answers(tokens, every.shape[2], given_ids)
     nats = losses.of_tokens(every, wanted)
-    each = nats if labels == "text" else (law * every).sum(-1)
+    each = nats
+    if labels == "target":
+        assert law is not None, "the guess function has to say it"
+        each = (law * every).sum(-1)
     value, aux = losses.weighted(each, scored, weights)
     return value, aux | {"nats": nats, "places": places}
 

@@ -37,6 +37,7 @@ CASES = {
     "eagle3": {"model": MODEL, "frozen": ("target",), "options": {"num_steps": 2}},
     "medusa": {"model": MODEL, "frozen": ("target",), "options": {"num_heads": 2}},
     "hydra": {"model": MODEL, "frozen": ("target",), "options": {"num_heads": 2}},
+    "mtp": {"model": MODEL, "frozen": ("target",), "options": {"num_modules": 2}},
     "certainty": {"model": CANVAS, "options": {"block_length": 4}},
     "block_filter": {
         "model": CANVAS,

@@ -21,6 +21,7 @@ from pdecode.methods.speculative.hydra import hydra
 from pdecode.methods.speculative.judge_decoding import judge_decoding
 from pdecode.methods.speculative.lantern import lantern
 from pdecode.methods.speculative.medusa import medusa
+from pdecode.methods.speculative.mtp import mtp
 from pdecode.methods.speculative.opt_tree import opt_tree
 from pdecode.methods.speculative.ouroboros import ouroboros
 from pdecode.methods.speculative.pcg import pcg
@@ -62,6 +63,7 @@ __all__ = [
     "judge_decoding",
     "lantern",
     "medusa",
+    "mtp",
     "opt_tree",
     "ouroboros",
     "pcg",

@@ -21,6 +21,7 @@ NAMES = (
     "eagle3",
     "medusa",
     "hydra",
+    "mtp",
     "certainty",
     "block_filter",
     "consistency",
