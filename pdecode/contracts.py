@@ -552,33 +552,6 @@ class Drafter(NamedTuple):
     is_iid: bool = False
 
 
-class DraftHeads(NamedTuple):
-    """Extra heads on a target's hidden state, none of which sees a drafted token.
-
-    apply(params, hidden [B, E]) -> [B, K, E]: where `hidden` predicts position t + 1,
-    row k of the result predicts position t + 2 + k.
-    """
-
-    num_heads: int
-    apply: Callable[[Params, Array], Array]
-    name: str = "heads"
-    # (params, the target's head) -> each head's own; None: they share the target's.
-    own_heads: Callable[[Params, Head], tuple[Head, ...]] | None = None
-
-
-class ChainedHeads(NamedTuple):
-    """Extra heads on a target's hidden state that see the tokens drafted before.
-
-    apply(params, target's params, index, hidden [B, Q, E], tokens int32 [B, Q, index +
-    1]) -> (hidden [B, Q, E], Head): where `hidden` predicts position t + 1 and `tokens`
-    stand at t + 1 .. t + 1 + index, the law of position t + 2 + index.
-    """
-
-    num_heads: int
-    apply: Callable[[Params, Params, int, Array, Array], tuple[Array, Head]]
-    name: str = "chained heads"
-
-
 class DraftLayer(NamedTuple):
     """A small network that continues a target's hidden states, one token a step.
 
@@ -597,6 +570,37 @@ class DraftLayer(NamedTuple):
     width: int  # E
     taps: tuple[str, ...] = ()  # of the target, that `read` needs
     name: str = "layer"
+
+
+class DraftHeads(NamedTuple):
+    """Extra heads on a target's hidden state, none of which sees a drafted token.
+
+    apply(params, hidden [B, E]) -> [B, K, E]: where `hidden` predicts position t + 1,
+    row k of the result predicts position t + 2 + k.
+    """
+
+    num_heads: int
+    apply: Callable[[Params, Array], Array]
+    name: str = "heads"
+    # (params, the target's head) -> each head's own; None: they share the target's.
+    own_heads: Callable[[Params, Head], tuple[Head, ...]] | None = None
+    # A layer over the target's states and the tokens behind them, of params "past":
+    # its answer at the root is `hidden`, of any width. None: the target's state is.
+    past: DraftLayer | None = None
+
+
+class ChainedHeads(NamedTuple):
+    """Extra heads on a target's hidden state that see the tokens drafted before.
+
+    apply(params, target's params, index, hidden [B, Q, E], tokens int32 [B, Q, index +
+    1]) -> (hidden [B, Q, E], Head): where `hidden` predicts position t + 1 and `tokens`
+    stand at t + 1 .. t + 1 + index, the law of position t + 2 + index.
+    """
+
+    num_heads: int
+    apply: Callable[[Params, Params, int, Array, Array], tuple[Array, Head]]
+    name: str = "chained heads"
+    past: DraftLayer | None = None  # as of `DraftHeads`
 
 
 class DraftModules(NamedTuple):

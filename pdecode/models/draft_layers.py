@@ -14,6 +14,7 @@ beside the normed feature, and it has a norm and a head of its own: "head" [V, E
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -36,6 +37,7 @@ from pdecode.models.config import Config
 
 __all__ = [
     "angles",
+    "before_heads",
     "block",
     "default_taps",
     "init",
@@ -43,6 +45,7 @@ __all__ = [
     "make_fused",
     "make_layer",
     "own_config",
+    "quiet_block",
     "through",
 ]
 
@@ -66,6 +69,27 @@ def block(own: Config, key: Array) -> Params:
     visible = Visibility(place, place + 1)
     inputs = stream, angles(own, place), visible, None, None
     return dict(parts.Block(own).init(key, *inputs)["params"])
+
+
+def before_heads(own: Config, apply: Callable, name: str) -> DraftLayer:
+    """The record of `own.num_layers` layers whose answer heads read (their `past`)."""
+    return DraftLayer(
+        init_cache=functools.partial(_init_cache, own),
+        apply=apply,
+        read=lambda params, output: output.hidden,
+        law=functools.partial(_law, own),
+        width=own.width,
+        name=name,
+    )
+
+
+def quiet_block(own: Config, key: Array) -> Params:
+    """As `block`, but what the layer adds to its stream begins as zero."""
+    found = block(own, key)
+    for part, name in (("attention", "out"), ("mlp", "down")):
+        zeros = jax.tree.map(jnp.zeros_like, found[part][name])
+        found[part] = {**found[part], name: zeros}
+    return found
 
 
 def through(

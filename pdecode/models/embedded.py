@@ -35,9 +35,9 @@ from pdecode.contracts import (
     Model,
     Params,
 )
-from pdecode.models import bytes as byte_text
-from pdecode.models import config as config_module
 from pdecode.models import (
+    amphista_heads,
+    clover_heads,
     digits,
     draft_layers,
     draft_modules,
@@ -48,6 +48,8 @@ from pdecode.models import (
     transformer,
     two_pass,
 )
+from pdecode.models import bytes as byte_text
+from pdecode.models import config as config_module
 from pdecode.models import draft_heads as heads_module
 
 TASKS = ("task_masked", "task_block")
@@ -260,6 +262,17 @@ KINDS = {
         holds(record)["num_heads"], holds(record)["num_blocks"]
     ),
     "hydra_heads": lambda record, dtype: hydra_heads.make_heads(
+        dataclasses.replace(transformer_config(record), dtype=dtype),
+        holds(record)["num_heads"],
+        holds(record).get("num_layers", 1),
+        holds(record).get("prefix_attention", False),
+    ),
+    "clover_heads": lambda record, dtype: clover_heads.make_heads(
+        dataclasses.replace(transformer_config(record), dtype=dtype),
+        holds(record)["num_heads"],
+        holds(record)["num_layers"],
+    ),
+    "amphista_heads": lambda record, dtype: amphista_heads.make_heads(
         dataclasses.replace(transformer_config(record), dtype=dtype),
         holds(record)["num_heads"],
     ),

@@ -13,9 +13,22 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from pdecode.contracts import ChainedHeads, DraftHeads, Params, Query, Visibility
+from pdecode.models import transformer
+from pdecode.models.config import Config
 from pdecode.train import evaluate, losses
 
-__all__ = ["behind", "crossed", "drafted", "rates"]
+__all__ = [
+    "behind",
+    "crossed",
+    "drafted",
+    "laws",
+    "of_chained",
+    "of_heads",
+    "pairs",
+    "rates",
+    "read_by",
+]
 
 
 def behind(leaf: Array, count: int) -> Array:
@@ -52,6 +65,74 @@ def crossed(
         each = (law * every).sum(-1)
     value, aux = losses.weighted(each, scored, weights)
     return value, aux | {"nats": nats, "places": places}
+
+
+def pairs(tokens: Array, features: Array) -> Query:
+    """Tokens [B, L] but the first beside the features [B, L - 1, E] before them."""
+    place = jnp.arange(tokens.shape[1] - 1, dtype=jnp.int32)
+    place = jnp.broadcast_to(place, features.shape[:2])
+    seen = Visibility(jnp.zeros_like(place), place + 1)
+    return Query(tokens[:, 1:], 1 + place, None, seen, extra=features)
+
+
+def read_by(
+    heads: DraftHeads | ChainedHeads,
+    params: Params,
+    target: Params,
+    hidden: Array,  # [B, L, E]
+    tokens: Array,  # int32 [B, L]
+) -> Array:
+    """What heads read [B, L - 1, ...]: the target's states, or the layer's on them."""
+    if heads.past is None:
+        return hidden[:, :-1]
+    query = pairs(tokens, hidden[:, :-1])
+    return heads.past.apply(params["past"], target, query, None)[0]
+
+
+def of_chained(
+    model: Config,
+    heads: ChainedHeads,
+    params: Params,
+    target: Params,
+    hidden: Array,  # [B, L, E]
+    tokens: Array,  # int32 [B, L]
+) -> tuple[Array, Array]:
+    """States [B, L - 1, K, E] of heads that read the text, nats [B, L - 1, K, V]."""
+    # tokens a b c d: at a, head 0 reads b and is of c, head 1 reads b c and is of d
+    read = jnp.stack([behind(tokens, 1 + i) for i in range(heads.num_heads)], -1)
+    state = read_by(heads, params, target, hidden, tokens)
+    states, nats = [], []
+    for index in range(heads.num_heads):
+        found, head = heads.apply(params, target, index, state, read[..., : index + 1])
+        states.append(found)
+        nats.append(-jax.nn.log_softmax(losses.logits_under(model, head, found)))
+    return jnp.stack(states, 2), jnp.stack(nats, 2)
+
+
+def of_heads(
+    model: Config,
+    heads: DraftHeads,
+    params: Params,
+    target: Params,
+    hidden: Array,  # [B, L, E]
+    tokens: Array,  # int32 [B, L]
+) -> Array:
+    """Nats [B, L - 1, K, V] of heads none of which sees another's token."""
+    ahead = heads.apply(params, read_by(heads, params, target, hidden, tokens))
+    its = transformer.make_model(model).head(target)
+    if heads.own_heads is None:
+        return -jax.nn.log_softmax(losses.logits_under(model, its, ahead))
+    raw = [
+        losses.logits_under(model, head, ahead[:, :, k])
+        for k, head in enumerate(heads.own_heads(params, its))
+    ]
+    return -jax.nn.log_softmax(jnp.stack(raw, 2))
+
+
+def laws(model: Config, target: Params, hidden: Array, count: int) -> Array:
+    """The target's own law [B, L - 1, K, V] where each of `count` guesses is."""
+    law = jax.nn.softmax(losses.logits_of(model, target, hidden))
+    return jnp.stack([behind(law, 1 + index) for index in range(count)], 2)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))

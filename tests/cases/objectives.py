@@ -38,6 +38,12 @@ CASES = {
     "medusa": {"model": MODEL, "frozen": ("target",), "options": {"num_heads": 2}},
     "hydra": {"model": MODEL, "frozen": ("target",), "options": {"num_heads": 2}},
     "mtp": {"model": MODEL, "frozen": ("target",), "options": {"num_modules": 2}},
+    "clover": {
+        "model": MODEL,
+        "frozen": ("target",),
+        "options": {"num_heads": 2, "num_layers": 1},
+    },
+    "amphista": {"model": MODEL, "frozen": ("target",), "options": {"num_heads": 2}},
     "certainty": {"model": CANVAS, "options": {"block_length": 4}},
     "block_filter": {
         "model": CANVAS,

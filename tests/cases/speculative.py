@@ -7,6 +7,8 @@ import numpy as np
 from cases import (
     CAUSAL,
     HEADS,
+    LAYER,
+    LAYER_PARAMS,
     LENGTH,
     NEAR,
     STORED,
@@ -74,6 +76,26 @@ CHAINED = {
         "chained_heads": jnp.pad(
             TARGET.moves[jnp.arange(3, 6), jnp.arange(3, 6)], ((0, 0), (0, 1), (0, 1))
         ),
+    },
+}
+# The same behind a layer of its own, whose answers are small.
+CHAINED_PAST = {
+    "model": (
+        CAUSAL,
+        ChainedHeads(
+            3,
+            lambda params, target, index, hidden, tokens: _chained(
+                params["moves"], target, index, hidden, tokens
+            ),
+            past=LAYER,
+        ),
+    ),
+    "params": {
+        "model": TARGET,
+        "chained_heads": {
+            "past": LAYER_PARAMS,
+            "moves": CHAINED["params"]["chained_heads"],
+        },
     },
 }
 # Modules of random weights on the toy's log-probabilities.
@@ -233,6 +255,7 @@ CASES = {
     "dynamic_tree": case(
         "dynamic_tree", "plain", num_nodes=7, width=3, max_depth=3, **TWO
     ),
+    "hydra_past": case("hydra", "plain", branching=(2, 2, 1), **CHAINED_PAST),
     "mtp": case("mtp", "plain", num_draft=3, **MODULES),
     "eagle": case("eagle", "plain", branching=(2, 2), **WITH_LAYER),
     "eagle_chain": case("eagle", "plain", branching=(1, 1, 1), **WITH_LAYER),

@@ -88,6 +88,12 @@ __all__ = [
 ]
 
 VARIANTS = {
+    "amphista": Variant(
+        "medusa",
+        {},
+        "Medusa's tree of heads that see each other and two stages of adapted states, "
+        "arXiv:2406.13170",
+    ),
     "auto_lookup": Variant(
         "prompt_lookup",
         {"draft_length": "auto"},
@@ -97,6 +103,11 @@ VARIANTS = {
         "speculative_sampling",
         {"draft_length": "auto"},
         "speculative sampling, each draft as long as it is worth by measured costs",
+    ),
+    "clover": Variant(
+        "hydra",
+        {"branching": (4, 2, 1, 1)},
+        "heads with a regressive gate behind an augmenting block, arXiv:2405.00263",
     ),
     "coupled_sampling": Variant(
         "speculative_sampling",

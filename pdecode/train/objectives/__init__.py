@@ -22,6 +22,8 @@ NAMES = (
     "medusa",
     "hydra",
     "mtp",
+    "clover",
+    "amphista",
     "certainty",
     "block_filter",
     "consistency",

@@ -49,9 +49,9 @@ def guessed(
 ) -> tuple[Array, None]:
     """Nats [B, L - 1, K, V] of every id by each head; no gradient to the states."""
     how = passes.of_decoding(model) if how is None else how
-    hidden = jax.lax.stop_gradient(passes.hidden(how, target, tokens)[:, :-1])
-    ahead = draft_heads.make_heads(own.num_heads).apply(params, hidden)
-    return -jax.nn.log_softmax(losses.logits_of(model, target, ahead)), None
+    hidden = jax.lax.stop_gradient(passes.hidden(how, target, tokens))
+    heads = draft_heads.make_heads(own.num_heads)
+    return guesses.of_heads(model, heads, params, target, hidden, tokens), None
 
 
 def loss(config):

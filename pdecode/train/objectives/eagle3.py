@@ -75,9 +75,8 @@ def unrolled(
     output = jax.lax.stop_gradient(passes.run(how, target, tokens))
     layer = draft_layers.make_fused(model)
     size = tokens.shape[1] - 1
-    law = jax.nn.softmax(losses.logits_of(model, target, output.hidden))
     fed = [layer.read(params, output)[:, :-1]]
-    nats, laws = [], []
+    nats = []
     for step in range(own.num_steps):
         query = _lanes(tokens, jnp.concatenate(fed, 1), step)
         found, _ = layer.apply(params, target, query, None)
@@ -85,9 +84,9 @@ def unrolled(
         hidden, head = layer.law(params, target, here)
         raw = losses.logits_under(model, head, hidden)
         nats.append(-jax.nn.log_softmax(raw))
-        laws.append(guesses.behind(law, 1 + step))
         fed.append(here)
-    return jnp.stack(nats, 2), jnp.stack(laws, 2)
+    laws = guesses.laws(model, target, output.hidden, own.num_steps)
+    return jnp.stack(nats, 2), laws
 
 
 def _lanes(tokens: Array, fed: Array, step: int) -> Query:

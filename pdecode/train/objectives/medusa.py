@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from pdecode.contracts import Params
-from pdecode.models import medusa_heads, transformer
+from pdecode.models import medusa_heads
 from pdecode.models.config import Config
 from pdecode.train import guesses, losses, passes
 from pdecode.train.config import check_ranges
@@ -60,15 +60,9 @@ def guessed(
     """Nats [B, L - 1, K, V] of every id by each head; no gradient to `target`."""
     how = passes.of_decoding(model) if how is None else how
     target = jax.lax.stop_gradient(target)
-    hidden = jax.lax.stop_gradient(passes.hidden(how, target, tokens))[:, :-1]
+    hidden = jax.lax.stop_gradient(passes.hidden(how, target, tokens))
     heads = medusa_heads.make_heads(own.num_heads, own.num_blocks)
-    assert heads.own_heads is not None, "of Medusa's"
-    ahead = heads.apply(params, hidden)
-    each = heads.own_heads(params, transformer.make_model(model).head(target))
-    raw = [
-        losses.logits_under(model, head, ahead[:, :, k]) for k, head in enumerate(each)
-    ]
-    return -jax.nn.log_softmax(jnp.stack(raw, 2)), None
+    return guesses.of_heads(model, heads, params, target, hidden, tokens), None
 
 
 def loss(config):

@@ -64,12 +64,11 @@ def guessed(
     how = passes.of_decoding(model) if how is None else how
     target = jax.lax.stop_gradient(target)
     hidden = jax.lax.stop_gradient(passes.hidden(how, target, tokens))
-    law = jax.nn.softmax(losses.logits_of(model, target, hidden))
     modules = draft_modules.make_modules(model, own.num_modules, own.shared)
     states = hidden[:, :-1]
     place = jnp.arange(tokens.shape[1] - 1, dtype=jnp.int32)
     place = jnp.broadcast_to(place, states.shape[:2])
-    nats, laws = [], []
+    nats = []
     for index in range(own.num_modules):
         # tokens a b c d: at a module 0 reads b and is of c, module 1 reads c
         read = guesses.behind(tokens, 1 + index)
@@ -78,8 +77,7 @@ def guessed(
         states, _ = modules.apply(params, target, index, query, None)
         found, head = modules.law(params, target, index, states)
         nats.append(-jax.nn.log_softmax(losses.logits_under(model, head, found)))
-        laws.append(guesses.behind(law, 1 + index))
-    return jnp.stack(nats, 2), jnp.stack(laws, 2)
+    return jnp.stack(nats, 2), guesses.laws(model, target, hidden, own.num_modules)
 
 
 def loss(config):
