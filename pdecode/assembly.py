@@ -33,10 +33,11 @@ HELD = {
     "heads": "a set of heads",
     "chained_heads": "a set of chained heads",
     "layer": "a draft layer",
+    "modules": "a row of draft modules",
     "filter": "a filter",
     "prompt_tokens": "a set of prompt tokens",
 }
-BESIDE = ("heads", "chained_heads", "layer", "filter", "prompt_tokens")
+BESIDE = ("heads", "chained_heads", "layer", "modules", "filter", "prompt_tokens")
 
 
 # What a drafter may be made of a named model: NAME@group=2, NAME@shared.

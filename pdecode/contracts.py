@@ -30,6 +30,7 @@ __all__ = [
     "DraftCost",
     "DraftHeads",
     "DraftLayer",
+    "DraftModules",
     "Drafter",
     "DrafterInit",
     "Embedding",
@@ -553,33 +554,6 @@ class Drafter(NamedTuple):
     is_iid: bool = False
 
 
-class DraftHeads(NamedTuple):
-    """Extra heads on a target's hidden state, none of which sees a drafted token.
-
-    apply(params, hidden [B, E]) -> [B, K, E]: where `hidden` predicts position t + 1,
-    row k of the result predicts position t + 2 + k.
-    """
-
-    num_heads: int
-    apply: Callable[[Params, Array], Array]
-    name: str = "heads"
-    # (params, the target's head) -> each head's own; None: they share the target's.
-    own_heads: Callable[[Params, Head], tuple[Head, ...]] | None = None
-
-
-class ChainedHeads(NamedTuple):
-    """Extra heads on a target's hidden state that see the tokens drafted before.
-
-    apply(params, target's params, index, hidden [B, Q, E], tokens int32 [B, Q, index +
-    1]) -> (hidden [B, Q, E], Head): where `hidden` predicts position t + 1 and `tokens`
-    stand at t + 1 .. t + 1 + index, the law of position t + 2 + index.
-    """
-
-    num_heads: int
-    apply: Callable[[Params, Params, int, Array, Array], tuple[Array, Head]]
-    name: str = "chained heads"
-
-
 class DraftLayer(NamedTuple):
     """A small network that continues a target's hidden states, one token a step.
 
@@ -617,6 +591,55 @@ class PromptTokens(NamedTuple):
     num_tokens: int
     token: int = 0
     name: str = "prompt tokens"
+
+
+class DraftHeads(NamedTuple):
+    """Extra heads on a target's hidden state, none of which sees a drafted token.
+
+    apply(params, hidden [B, E]) -> [B, K, E]: where `hidden` predicts position t + 1,
+    row k of the result predicts position t + 2 + k.
+    """
+
+    num_heads: int
+    apply: Callable[[Params, Array], Array]
+    name: str = "heads"
+    # (params, the target's head) -> each head's own; None: they share the target's.
+    own_heads: Callable[[Params, Head], tuple[Head, ...]] | None = None
+    # A layer over the target's states and the tokens behind them, of params "past":
+    # its answer at the root is `hidden`, of any width. None: the target's state is.
+    past: DraftLayer | None = None
+
+
+class ChainedHeads(NamedTuple):
+    """Extra heads on a target's hidden state that see the tokens drafted before.
+
+    apply(params, target's params, index, hidden [B, Q, E], tokens int32 [B, Q, index +
+    1]) -> (hidden [B, Q, E], Head): where `hidden` predicts position t + 1 and `tokens`
+    stand at t + 1 .. t + 1 + index, the law of position t + 2 + index.
+    """
+
+    num_heads: int
+    apply: Callable[[Params, Params, int, Array, Array], tuple[Array, Head]]
+    name: str = "chained heads"
+    past: DraftLayer | None = None  # as of `DraftHeads`
+
+
+class DraftModules(NamedTuple):
+    """Modules in a row, each of which predicts one token further than the one before.
+
+    Lane t of module `index` (from zero) is the token at t + 1 + index and the state of
+    the module before it at t (`Query.extra`), of the target's before the first; its
+    answer is its own state at t, of which the law is that of position t + 2 + index.
+    """
+
+    num_modules: int
+    init_cache: InitCache  # of one module
+    # (params, target's params, index, query, cache) -> (states [B, Q, E], cache)
+    apply: Callable[[Params, Params, int, Query, Cache], tuple[Array, Cache]]
+    # (params, target's params, index, states) -> hidden states and their head
+    law: Callable[[Params, Params, int, Array], tuple[Array, Head]]
+    width: int  # E
+    name: str = "modules"
 
 
 class Filter(NamedTuple):

@@ -31,6 +31,7 @@ from pdecode.contracts import (
     Codes,
     DraftHeads,
     DraftLayer,
+    DraftModules,
     Filter,
     Guard,
     Judge,
@@ -126,6 +127,7 @@ _SMALL = {
     DraftHeads: "heads",
     ChainedHeads: "chained_heads",
     DraftLayer: "layer",
+    DraftModules: "modules",
     Filter: "filter",
     PromptTokens: "prompt_tokens",
     Judge: "judge",
@@ -175,9 +177,9 @@ def used(method: Callable, values: dict[str, Any]) -> dict[str, Any]:
 def needs(method: Callable) -> dict[str, str]:
     """What each model of `method` must predict, by role.
 
-    What is no model has a word of its own: "heads", "chained_heads", "layer", "filter",
-    "judge", "codes", "guard", "background", "prompt_tokens". A role without `Needs` is
-    not listed.
+    What is no model has a word of its own: "heads", "chained_heads", "layer",
+    "modules", "filter", "judge", "codes", "guard", "background", "prompt_tokens". A
+    role without `Needs` is not listed.
     """
     hints = typing.get_type_hints(method, include_extras=True)
     found = {}

@@ -22,7 +22,15 @@ RUNS = {
     # All that learns is four vectors in front of a target of one layer.
     "ppd": ({"num_tokens": 4}, 0.1),
     "jakiro": ({}, 0.5),
+    "mtp": ({"num_modules": 3}, 0.5),
+    "hydra_plus": (
+        {"num_layers": 2, "prefix_attention": True, "labels": "target"},
+        0.5,
+    ),
+    "clover": ({"num_heads": 4, "num_layers": 1}, 0.5),
+    "amphista": ({"num_heads": 4}, 0.5),
 }
+OF = {"hydra_plus": "hydra"}  # what trains it
 CHAIN = {
     "eagle": {"method": "eagle", "branching": (1, 1, 1, 1)},
     "eagle3": {"method": "eagle2", "num_nodes": 5, "width": 2, "max_depth": 4},
@@ -30,6 +38,10 @@ CHAIN = {
     "hydra": {"method": "hydra", "branching": (1, 1, 1, 1)},
     "jakiro": {"method": "jakiro", "num_nodes": 5, "width": 2, "max_depth": 4},
     "ppd": {"method": "ppd", "branching": (1, 1, 1, 1)},
+    "mtp": {"method": "mtp", "num_draft": 3},
+    "hydra_plus": {"method": "hydra", "branching": (1, 1, 1, 1)},
+    "clover": {"method": "clover", "branching": (1, 1, 1, 1)},
+    "amphista": {"method": "amphista", "branching": (1, 1, 1, 1)},
 }
 
 
@@ -54,8 +66,9 @@ def test_a_short_run_raises_what_is_accepted(name, target, tmp_path):
     found = {}
     for steps in (1, 120):
         config = dataclasses.replace(
-            LONG, objective=name, frozen={"target": target}, options=options,
-            steps=steps, warmup_steps=1, learning_rate=1e-2 if steps > 1 else 1e-9,
+            LONG, objective=OF.get(name, name), frozen={"target": target},
+            options=options, steps=steps, warmup_steps=1,
+            learning_rate=1e-2 if steps > 1 else 1e-9,
         )  # fmt: skip
         train(config, tmp_path / str(steps), **quiet())
         found[steps] = measured(name, tmp_path / str(steps), target)

@@ -341,7 +341,7 @@ def test_training_time_test_is_the_draft_loop_on_the_texts_tokens():
     """Each step against a chain of its own, and the loss against its sum."""
     own, tokens = fused_params(), jnp.asarray(TOKENS[:1])
     nats, law = jax.jit(
-        lambda own: eagle3.unrolled(SMALL, own, TARGET, tokens, 3)
+        lambda own: eagle3.unrolled(SMALL, CONFIG3.options, own, TARGET, tokens)
     )(own)  # fmt: skip
     output = passes.run(passes.Pass(TAPPED), TARGET, tokens)
     true = FUSED.read(own, output)

@@ -130,7 +130,10 @@ def test_head_k_predicts_k_tokens_beyond_the_targets():
     params = transformer.init(MODEL, jax.random.key(0))
     tokens = rows()
     own = draft_heads.init(2, MODEL.width, 8, jax.random.key(1))
-    loss, counted = blockwise_heads.heads_loss(MODEL, own, params, tokens)
+    options = blockwise_heads.Options(num_heads=2, heads_width=8)
+    every, _ = blockwise_heads.guessed(MODEL, options, own, params, tokens)
+    wanted, counted, _ = losses.ahead(tokens, 2, ())
+    loss = losses.of_tokens(every, wanted)
     hidden = passes.hidden(passes.Pass(MODEL), params, tokens)
     # The last norm is applied once more; with unit weights only its epsilon shows.
     logp = jax.nn.log_softmax(losses.logits_of(MODEL, params, hidden))

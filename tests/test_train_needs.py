@@ -247,7 +247,10 @@ def test_options_follow_the_objective():
     assert settings.override(found, ["eos_fill=0.25"]).options.weighting == "mdlm"
 
 
-DRAFTING = ("heads", "eagle", "eagle3", "medusa", "hydra")
+DRAFTING = (
+    "heads", "eagle", "eagle3", "medusa", "hydra", "mtp", "hydra_plus", "clover",
+    "amphista",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ["target", "drafter", "diffusion", *DRAFTING])
@@ -258,6 +261,7 @@ def test_the_settings_for_gpus_are_settings_of_every_config(name):
     weights = sources.read(found, None)
     expected = {role: {"frozen.target"} for role in DRAFTING}
     expected["diffusion"] = {"start_from"}
+    expected["clover"] = {"frozen.target", "start_from"}
     assert set(weights) == expected.get(name, set())
 
 

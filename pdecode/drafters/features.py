@@ -1,23 +1,18 @@
 """A draft layer on the target's hidden states as the drafter (EAGLE).
 
-The layer's slot t holds token t and the target's feature of position t - 1, which is
-known when the token is: features of drafted tokens are the layer's own guesses and are
-never kept. Token 0 has no feature before it; its slot is seen by nobody but the first
-draft of a row that is no longer.
+What is committed is kept as in `past`. Features of drafted tokens are the layer's own
+guesses and are never kept.
 """
 
 import functools
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from pdecode import cache as caches
 from pdecode import trees
 from pdecode.contracts import (
-    Cache,
     Draft,
     DraftCost,
     Drafter,
@@ -28,24 +23,15 @@ from pdecode.contracts import (
     Query,
     Round,
     Sampling,
-    SlotRun,
-    Visibility,
 )
-from pdecode.drafters import causal, grown, heads
+from pdecode.drafters import causal, grown, heads, past
+from pdecode.drafters.past import FeatureState
 from pdecode.kernels.head import api as vocab_head
 from pdecode.sampling import without_mask
 
 __all__ = ["FeatureState", "grown_tree", "static_tree"]
 
 DRAWS = ("best", "without_replacement")
-
-
-class FeatureState(NamedTuple):
-    """The slots before `first` hold committed tokens and true features."""
-
-    cache: Cache
-    first: Array  # int32 [B]  slot of the first of `features`
-    features: Array  # [B, 1 + D, E]  the target's before each token not stored yet
 
 
 class Plan(NamedTuple):
@@ -148,63 +134,20 @@ def _drafter(plan: Plan, num_nodes: int, propose) -> Drafter:
 
 
 def _init(plan: Plan, params, keys, prompt: Prompt, prefix: Prefix, output):
-    """The prompt's pairs but the last in the cache; that one waits."""
     del keys
-    layer, own = plan.layer, params["layer"]
-    batch, length = prefix.tokens.shape
-    room = length + 2 * plan.max_depth + 2
-    cache = layer.init_cache(prompt, caches.num_slots(room))
-    last = prompt.lengths - 1
-    if output is None:
-        dtype = plan.model.head(params["model"]).weight.dtype
-        before = jnp.zeros((batch, 1, layer.width), dtype)
-    else:
-        # tokens a b c: b stands beside the feature at a, and nothing beside a
-        features = layer.read(own, output)
-        before = jnp.pad(features, ((0, 0), (1, 0), (0, 0)))
-        if layer.begin is not None:
-            cache = layer.begin(own, params["model"], prompt.tokens, features, cache)
-        else:
-            query = _pairs(prompt.tokens[:, :-1], jnp.zeros_like(last), before[:, :-1])
-            _, cache = layer.apply(own, params["model"], query, cache)
-    waiting = jnp.take_along_axis(before, last[:, None, None], 1)
-    waiting = jnp.pad(waiting, ((0, 0), (0, plan.max_depth), (0, 0)))
-    return FeatureState(cache, last, waiting)
+    own, target = params["layer"], params["model"]
+    return past.init(
+        plan.model, plan.layer, plan.max_depth, own, target, prompt, prefix, output
+    )
 
 
 def _observe(plan: Plan, params, keys, state: FeatureState, round: Round):
-    """The target's features at the root and at each accepted node."""
     del keys
-    lanes = jnp.pad(round.path, ((0, 0), (1, 0)))  # the root's lane is 0
-    output = jax.tree.map(
-        lambda leaf: jnp.take_along_axis(leaf, lanes[..., None], 1), round.output
-    )
-    features = plan.layer.read(params["layer"], output)
-    return FeatureState(
-        state.cache, round.prefix.length, features.astype(state.features.dtype)
-    )
+    return past.observe(plan.layer, params["layer"], state, round)
 
 
 def _store(plan: Plan, params, state: FeatureState, prefix: Prefix):
-    """Stores what was committed: the guess [B, 1, E] at the root, cache, how many."""
-    place = state.first[:, None] + jnp.arange(plan.max_depth + 1, dtype=jnp.int32)[None]
-    last = jnp.minimum(place, prefix.tokens.shape[1] - 1)
-    tokens = jnp.take_along_axis(prefix.tokens, last, 1)
-    query = _pairs(tokens, state.first, state.features)
-    guess, cache = plan.layer.apply(
-        params["layer"], params["model"], query, state.cache
-    )
-    lane = jnp.clip(prefix.length - 1 - state.first, 0, plan.max_depth)
-    guess = jnp.take_along_axis(guess, lane[:, None, None], 1)
-    return guess, cache, prefix.length - state.first
-
-
-def _pairs(tokens: Array, first: Array, features: Array) -> Query:
-    """Tokens [B, Q] from slot `first` on beside the features before them, stored."""
-    place = first[:, None] + jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]
-    # What stands behind the row's text is written over before it is seen.
-    visible = Visibility(jnp.minimum(place, 1), place + 1)
-    return Query(tokens, place, SlotRun(first), visible, features)
+    return past.store(plan.layer, params["layer"], params["model"], state, prefix)
 
 
 def _fed(query: Query, root: Array, features: Array) -> Query:

@@ -1,4 +1,8 @@
-"""Extra heads on the target's last hidden state as the drafter."""
+"""Extra heads on the target's last hidden state as the drafter.
+
+Heads with a layer of their own before them (`past`) read its answer at the root: one
+call of it a draft, over what was committed since the last.
+"""
 
 import functools
 
@@ -10,6 +14,7 @@ from pdecode import trees
 from pdecode.contracts import (
     ChainedHeads,
     Draft,
+    DraftCost,
     Drafter,
     DraftHeads,
     Head,
@@ -18,7 +23,7 @@ from pdecode.contracts import (
     Round,
     Sampling,
 )
-from pdecode.drafters import causal
+from pdecode.drafters import causal, past
 from pdecode.kernels.head import api as vocab_head
 from pdecode.sampling import without_mask
 
@@ -45,8 +50,9 @@ def greedy_chain(model: Model, heads: DraftHeads, num_draft: int) -> Drafter:
 
     sampling = without_mask(model, Sampling())
 
-    def propose(params, keys, hidden: Array, prefix: Prefix):
-        del keys, prefix
+    def propose(params, keys, state, prefix: Prefix):
+        del keys
+        hidden, state, cost = _read(heads, params["heads"], params, state, prefix)
         ahead = heads.apply(params["heads"], hidden)[:, :num_draft]
         its = model.head(params["model"])
         if heads.own_heads is None:
@@ -63,10 +69,9 @@ def greedy_chain(model: Model, heads: DraftHeads, num_draft: int) -> Drafter:
                 1,
             )
         parents = jnp.broadcast_to(jnp.arange(-1, num_draft - 1), tokens.shape)
-        return Draft(tokens=tokens, parents=parents), hidden
+        return Draft(tokens=tokens, parents=parents, cost=cost), state
 
-    init = functools.partial(_init, model)
-    return Drafter(num_draft, num_draft, init, propose, _observe)
+    return _drafter(model, heads, "heads", num_draft, num_draft, propose)
 
 
 def tree(model: Model, heads: DraftHeads, topology: trees.Topology) -> Drafter:
@@ -81,8 +86,9 @@ def tree(model: Model, heads: DraftHeads, topology: trees.Topology) -> Drafter:
     sampling = without_mask(model, Sampling())
     levels = causal.levels(topology)
 
-    def propose(params, keys, hidden: Array, prefix: Prefix):
-        del keys, prefix
+    def propose(params, keys, state, prefix: Prefix):
+        del keys
+        hidden, state, cost = _read(heads, params["heads"], params, state, prefix)
         ahead = heads.apply(params["heads"], hidden)
         its = model.head(params["model"])
         each: tuple[Head, ...] = (its,) * heads.num_heads
@@ -93,10 +99,10 @@ def tree(model: Model, heads: DraftHeads, topology: trees.Topology) -> Drafter:
             here = ahead[:, level.depth - 1 : level.depth]
             best = best_tokens(own, here, int(level.nth.max()) + 1, sampling)
             tokens.append(best[:, 0][:, level.nth])
-        return _drafted(topology, levels, tokens), hidden
+        return _drafted(topology, levels, tokens, cost), state
 
-    init = functools.partial(_init, model)
-    return Drafter(topology.num_nodes, topology.max_depth, init, propose, _observe)
+    num_nodes, max_depth = topology.num_nodes, topology.max_depth
+    return _drafter(model, heads, "heads", num_nodes, max_depth, propose)
 
 
 def chained_tree(
@@ -112,9 +118,10 @@ def chained_tree(
     sampling = without_mask(model, Sampling())
     levels = causal.levels(topology)
 
-    def propose(params, keys, hidden: Array, prefix: Prefix):
+    def propose(params, keys, state, prefix: Prefix):
         del keys
         own, target = params["chained_heads"], params["model"]
+        hidden, state, cost = _read(heads, own, params, state, prefix)
         root = jnp.take_along_axis(prefix.tokens, prefix.length[:, None] - 1, 1)
         tokens: list[Array] = []
         for level in levels:
@@ -125,14 +132,14 @@ def chained_tree(
             if level.depth > 1:
                 above = jnp.maximum(jnp.concatenate(tokens, 1), 0)
                 seen = jnp.concatenate([seen, above[:, level.paths[asked]]], 2)
-            state = jnp.broadcast_to(hidden[:, None], (*shape[:2], hidden.shape[-1]))
-            found, head = heads.apply(own, target, level.depth - 1, state, seen)
+            here = jnp.broadcast_to(hidden[:, None], (*shape[:2], hidden.shape[-1]))
+            found, head = heads.apply(own, target, level.depth - 1, here, seen)
             best = best_tokens(head, found, int(level.nth.max()) + 1, sampling)
             tokens.append(best[:, jnp.asarray(which), level.nth])
-        return _drafted(topology, levels, tokens), hidden
+        return _drafted(topology, levels, tokens, cost), state
 
-    init = functools.partial(_init, model)
-    return Drafter(topology.num_nodes, topology.max_depth, init, propose, _observe)
+    num_nodes, max_depth = topology.num_nodes, topology.max_depth
+    return _drafter(model, heads, "chained_heads", num_nodes, max_depth, propose)
 
 
 def best_tokens(head: Head, hidden: Array, count: int, sampling: Sampling) -> Array:
@@ -166,12 +173,44 @@ def _check(model: Model, heads, topology: trees.Topology) -> None:
         )
 
 
-def _drafted(topology: trees.Topology, levels, tokens: list[Array]) -> Draft:
+def _drafted(topology: trees.Topology, levels, tokens: list[Array], cost) -> Draft:
     """The nodes of all levels in the topology's own order."""
     order = np.argsort(np.concatenate([level.nodes for level in levels]))
     every = jnp.concatenate(tokens, 1)[:, order]
     parents = jnp.asarray(topology.parents, jnp.int32)
-    return Draft(every, jnp.broadcast_to(parents, every.shape))
+    return Draft(every, jnp.broadcast_to(parents, every.shape), cost=cost)
+
+
+def _drafter(model, heads, role: str, num_nodes: int, max_depth: int, propose):
+    """A drafter whose state is what heads read, or that of the layer before them."""
+    layer = heads.past
+    if layer is None:
+        init = functools.partial(_init, model)
+        return Drafter(num_nodes, max_depth, init, propose, _observe)
+
+    def init_past(params, keys, prompt, prefix: Prefix, output):
+        del keys
+        own, target = params[role]["past"], params["model"]
+        return past.init(model, layer, max_depth, own, target, prompt, prefix, output)
+
+    def observe(params, keys, state, round: Round):
+        del keys
+        return past.observe(layer, params[role]["past"], state, round)
+
+    return Drafter(
+        num_nodes, max_depth, init_past, propose, observe, num_prefill_calls=1
+    )
+
+
+def _read(heads, own, params, state, prefix: Prefix):
+    """What the heads read [B, E], the drafter's state, and what that cost."""
+    if heads.past is None:
+        return state, state, None
+    target = params["model"]
+    found, cache, count = past.store(heads.past, own["past"], target, state, prefix)
+    computed = jnp.full_like(count, state.features.shape[1])
+    cost = DraftCost(jnp.ones_like(count), count, computed)
+    return found[:, 0], state._replace(cache=cache), cost
 
 
 def _init(model: Model, params, keys, prompt, prefix: Prefix, output) -> Array:

@@ -14,6 +14,8 @@ beside the normed feature, and it has a norm and a head of its own: "head" [V, E
 
 import dataclasses
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -34,12 +36,17 @@ from pdecode.models import medusa_heads, transformer
 from pdecode.models.config import Config
 
 __all__ = [
+    "angles",
+    "before_heads",
+    "block",
     "default_taps",
     "init",
     "init_fused",
     "make_fused",
     "make_layer",
     "own_config",
+    "quiet_block",
+    "through",
 ]
 
 
@@ -49,18 +56,50 @@ def init(config: Config, key: Array, num_layers: int = 1) -> Params:
     keys = jax.random.split(key, num_layers + 1)
     joined = jnp.zeros((1, 1, 2 * width), jnp.float32)
     params = {"fc": _joining(own).init(keys[0], joined)["params"]}
-    stream, place = jnp.zeros((1, 1, width), own.dtype), jnp.zeros((1, 1), jnp.int32)
-    visible = Visibility(place, place + 1)
     for layer in range(num_layers):
-        block = dict(
-            parts.Block(own).init(
-                keys[1 + layer], stream, _angles(own, place), visible, None, None
-            )["params"]
-        )
-        if layer == 0:
-            del block["attention_norm"]
-        params[f"layer_{layer}"] = block
+        params[f"layer_{layer}"] = block(own, keys[1 + layer])
+    del params["layer_0"]["attention_norm"]
     return params
+
+
+def block(own: Config, key: Array) -> Params:
+    """Random float32 parameters of one layer of `own`."""
+    stream = jnp.zeros((1, 1, own.width), own.dtype)
+    place = jnp.zeros((1, 1), jnp.int32)
+    visible = Visibility(place, place + 1)
+    inputs = stream, angles(own, place), visible, None, None
+    return dict(parts.Block(own).init(key, *inputs)["params"])
+
+
+def before_heads(own: Config, apply: Callable, name: str) -> DraftLayer:
+    """The record of `own.num_layers` layers whose answer heads read (their `past`)."""
+    return DraftLayer(
+        init_cache=functools.partial(_init_cache, own),
+        apply=apply,
+        read=lambda params, output: output.hidden,
+        law=functools.partial(_law, own),
+        width=own.width,
+        name=name,
+    )
+
+
+def quiet_block(own: Config, key: Array) -> Params:
+    """As `block`, but what the layer adds to its stream begins as zero."""
+    found = block(own, key)
+    for part, name in (("attention", "out"), ("mlp", "down")):
+        zeros = jax.tree.map(jnp.zeros_like, found[part][name])
+        found[part] = {**found[part], name: zeros}
+    return found
+
+
+def through(
+    own: Config, params: Params, stream: Array, query: Query, cache: Any
+) -> tuple[Array, Any]:
+    """`stream` [B, Q, E] behind one layer of `params`, and the layer's cache."""
+    return parts.applied(
+        parts.Block(own), params, stream, angles(own, query.positions), query.visible,
+        query.slots, cache,
+    )  # fmt: skip
 
 
 def own_config(config: Config, num_layers: int = 1) -> Config:
@@ -102,17 +141,14 @@ def init_fused(config: Config, key: Array) -> Params:
     keys = jax.random.split(key, 3)
     every = jnp.zeros((1, 1, len(config.taps) * width), jnp.float32)
     pair, place = jnp.zeros((1, 1, 2 * width), own.dtype), jnp.zeros((1, 1), jnp.int32)
-    block = parts.Block(own).init(
-        keys[0], pair[..., :width], _angles(own, place),
-        Visibility(place, place + 1), None, None,
-    )["params"]  # fmt: skip
+    layer = block(own, keys[0])
     attention = parts.Attention(own).init(
-        keys[1], pair, _angles(own, place), Visibility(place, place + 1), None, None
+        keys[1], pair, angles(own, place), Visibility(place, place + 1), None, None
     )["params"]
-    norm = block["attention_norm"]
+    norm = layer["attention_norm"]
     return {
         "fc": _fusing(own).init(keys[2], every)["params"],
-        "layer_0": {**block, "attention": attention, "stream_norm": norm},
+        "layer_0": {**layer, "attention": attention, "stream_norm": norm},
         "norm": norm,
         "change": {"head": jnp.zeros((config.vocab_size, width), jnp.float32)},
     }
@@ -163,7 +199,7 @@ def _apply_fused(
     state = parts.applied(parts.norm(own), block["stream_norm"], stream)
     branch, after = parts.applied(
         parts.Attention(own), block["attention"],
-        jnp.concatenate([token, state], -1), _angles(own, query.positions),
+        jnp.concatenate([token, state], -1), angles(own, query.positions),
         query.visible, query.slots, None if cache is None else cache[0],
     )  # fmt: skip
     stream = stream + branch
@@ -192,7 +228,7 @@ def _apply(
     own: Config, params: Params, target: Params, query: Query, cache: Cache | None
 ) -> tuple[Array, Cache]:
     """Features [B, Q, E]; without a cache the call's own lanes are the slots."""
-    angles = _angles(own, query.positions)
+    turned = angles(own, query.positions)
     caches = [None] * own.num_layers if cache is None else list(cache)
     first = None if cache is None else cache[:1]
     stream, (caches[0],) = opened(own, params, target, query, first)
@@ -200,7 +236,7 @@ def _apply(
         block = params[f"layer_{layer}"]
         if layer > 0:
             branch, caches[layer] = parts.attended(
-                own, block, stream, angles, query.visible, query.slots, caches[layer]
+                own, block, stream, turned, query.visible, query.slots, caches[layer]
             )
             stream = stream + branch
         stream = stream + parts.mixed(own, block, stream)
@@ -218,7 +254,7 @@ def opened(
     # What `fc` gives is not normed again.
     branch, after = parts.applied(
         parts.Attention(own), params["layer_0"]["attention"], stream,
-        _angles(own, query.positions), query.visible, query.slots,
+        angles(own, query.positions), query.visible, query.slots,
         None if cache is None else cache[0],
     )  # fmt: skip
     return stream + branch, (after,)
@@ -236,7 +272,8 @@ def _joining(own: Config, params: Params | None = None):
     return parts.dense(own, own.width, bias, "fc")
 
 
-def _angles(own: Config, positions: Array):
+def angles(own: Config, positions: Array):
+    """What rotary positions turn by, or None."""
     if own.rope is None:
         return None
     return parts.rotary(own.rope, own.head_dim, positions)

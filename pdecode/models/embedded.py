@@ -26,16 +26,16 @@ import ml_dtypes
 import numpy as np
 import safetensors
 
-from pdecode.contracts import (
-    Params,
-    PromptTokens,
-)
+from pdecode.contracts import Params, PromptTokens
 from pdecode.models import (
     adapters,
+    amphista_heads,
+    clover_heads,
     condensers,
     denoiser,
     digits,
     draft_layers,
+    draft_modules,
     filters,
     frames,
     hydra_heads,
@@ -288,10 +288,26 @@ KINDS = {
         condensers.read(holds(record)),
         holds(record)["num_ahead"],
     ),
+    "draft_modules": lambda record, dtype: draft_modules.make_modules(
+        dataclasses.replace(transformer_config(record), dtype=dtype),
+        holds(record)["num_modules"],
+        holds(record)["shared"],
+    ),
     "medusa_heads": lambda record, dtype: medusa_heads.make_heads(
         holds(record)["num_heads"], holds(record)["num_blocks"]
     ),
     "hydra_heads": lambda record, dtype: hydra_heads.make_heads(
+        dataclasses.replace(transformer_config(record), dtype=dtype),
+        holds(record)["num_heads"],
+        holds(record).get("num_layers", 1),
+        holds(record).get("prefix_attention", False),
+    ),
+    "clover_heads": lambda record, dtype: clover_heads.make_heads(
+        dataclasses.replace(transformer_config(record), dtype=dtype),
+        holds(record)["num_heads"],
+        holds(record)["num_layers"],
+    ),
+    "amphista_heads": lambda record, dtype: amphista_heads.make_heads(
         dataclasses.replace(transformer_config(record), dtype=dtype),
         holds(record)["num_heads"],
     ),

@@ -45,6 +45,13 @@ CASES = {
         "frozen": ("target",),
         "options": {"num_tokens": 2, "num_places": 4},
     },
+    "mtp": {"model": MODEL, "frozen": ("target",), "options": {"num_modules": 2}},
+    "clover": {
+        "model": MODEL,
+        "frozen": ("target",),
+        "options": {"num_heads": 2, "num_layers": 1},
+    },
+    "amphista": {"model": MODEL, "frozen": ("target",), "options": {"num_heads": 2}},
     "certainty": {"model": CANVAS, "options": {"block_length": 4}},
     "block_filter": {
         "model": CANVAS,

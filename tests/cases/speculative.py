@@ -8,6 +8,7 @@ from cases import (
     CAUSAL,
     HEADS,
     LAYER,
+    LAYER_PARAMS,
     LENGTH,
     NEAR,
     STORED,
@@ -21,7 +22,8 @@ from cases import (
 from pdecode.contracts import ChainedHeads, Codes, Judge, PromptTokens
 from pdecode.data import datastore, trigrams
 from pdecode.drafters import spelled
-from pdecode.models import toy
+from pdecode.models import draft_modules, toy
+from pdecode.models.config import Config
 from pdecode.rules import relaxed
 
 _CODES = np.random.default_rng(0).normal(size=(VOCAB + 1, 2))
@@ -91,6 +93,56 @@ TWO_AHEAD = {
 PROMPTED = {
     "model": (CAUSAL, PromptTokens(3, token=1)),
     "params": {"model": TARGET, "prompt_tokens": {"change": jnp.ones((3, VOCAB + 1))}},
+}
+# The same behind a layer of its own, whose answers are small.
+CHAINED_PAST = {
+    "model": (
+        CAUSAL,
+        ChainedHeads(
+            3,
+            lambda params, target, index, hidden, tokens: _chained(
+                params["moves"], target, index, hidden, tokens
+            ),
+            past=LAYER,
+        ),
+    ),
+    "params": {
+        "model": TARGET,
+        "chained_heads": {
+            "past": LAYER_PARAMS,
+            "moves": CHAINED["params"]["chained_heads"],
+        },
+    },
+}
+# Modules of random weights on the toy's log-probabilities.
+_INSIDE = Config(
+    vocab_size=VOCAB + 1, width=VOCAB + 1, num_layers=1, num_heads=1, head_dim=4,
+    mlp_width=8,
+)  # fmt: skip
+_MODULES = draft_modules.make_modules(_INSIDE, 3)
+
+
+def _module(params, target, index, query, cache):
+    del target
+    query = query._replace(extra=jax.nn.softmax(query.extra))
+    return _MODULES.apply(params["own"], params, index, query, cache)
+
+
+MODULES = {
+    "model": (
+        CAUSAL,
+        _MODULES._replace(
+            apply=_module,
+            law=lambda params, target, index, states: (4 * states, CAUSAL.head(target)),
+        ),
+    ),
+    "params": {
+        "model": TARGET,
+        "modules": {
+            "own": draft_modules.init(_INSIDE, jax.random.key(2), 3),
+            "embed": jax.random.normal(jax.random.key(3), (VOCAB + 1, VOCAB + 1)),
+        },
+    },
 }
 # Each head of its own matrix.
 OWN_HEADS = {
@@ -219,6 +271,8 @@ CASES = {
     "dynamic_tree": case(
         "dynamic_tree", "plain", num_nodes=7, width=3, max_depth=3, **TWO
     ),
+    "hydra_past": case("hydra", "plain", branching=(2, 2, 1), **CHAINED_PAST),
+    "mtp": case("mtp", "plain", num_draft=3, **MODULES),
     "eagle": case("eagle", "plain", branching=(2, 2), **WITH_LAYER),
     "eagle_chain": case("eagle", "plain", branching=(1, 1, 1), **WITH_LAYER),
     "eagle_drawn": case(

@@ -235,7 +235,7 @@ def _kernel(names, num_slots, num_queries, sizes, *refs):
         jnp.zeros(rows.shape, jnp.float32),
     )
     if "among" in refs:
-        # The first part takes the call's own keys as well. A choice between 1 and 0 would
+        # The first part takes the call's own keys as well. A choice of 1 and 0 would
         # be a bool, of which Triton makes no bound.
         num_beside = -(-num_queries // width) * jnp.maximum(1 - part, 0)
         carry = jax.lax.fori_loop(0, num_beside, beside, carry)

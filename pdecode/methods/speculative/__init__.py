@@ -22,6 +22,7 @@ from pdecode.methods.speculative.jakiro import jakiro
 from pdecode.methods.speculative.judge_decoding import judge_decoding
 from pdecode.methods.speculative.lantern import lantern
 from pdecode.methods.speculative.medusa import medusa
+from pdecode.methods.speculative.mtp import mtp
 from pdecode.methods.speculative.opt_tree import opt_tree
 from pdecode.methods.speculative.ouroboros import ouroboros
 from pdecode.methods.speculative.pcg import pcg
@@ -65,6 +66,7 @@ __all__ = [
     "judge_decoding",
     "lantern",
     "medusa",
+    "mtp",
     "opt_tree",
     "ouroboros",
     "pcg",
@@ -90,6 +92,12 @@ __all__ = [
 ]
 
 VARIANTS = {
+    "amphista": Variant(
+        "medusa",
+        {},
+        "Medusa's tree of heads that see each other and two stages of adapted states, "
+        "arXiv:2406.13170",
+    ),
     "auto_lookup": Variant(
         "prompt_lookup",
         {"draft_length": "auto"},
@@ -99,6 +107,11 @@ VARIANTS = {
         "speculative_sampling",
         {"draft_length": "auto"},
         "speculative sampling, each draft as long as it is worth by measured costs",
+    ),
+    "clover": Variant(
+        "hydra",
+        {"branching": (4, 2, 1, 1)},
+        "heads with a regressive gate behind an augmenting block, arXiv:2405.00263",
     ),
     "coupled_sampling": Variant(
         "speculative_sampling",

@@ -28,7 +28,8 @@ def hydra(
     Every node of depth d has branching[d] children, which takes len(branching) heads.
 
     Guarantee: lossless; token for token plain decoding with the same seed.
-    Cost: 1 + number of nodes query tokens a call; no drafter call, a head a level.
+    Cost: 1 + number of nodes query tokens a call; a head a level, and no drafter call
+    but one of the layer before heads that have one (Hydra++'s, Clover's).
     """
     return speculative.draft_verify(
         model,

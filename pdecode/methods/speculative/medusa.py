@@ -41,7 +41,8 @@ def medusa(
 
     Guarantee: lossless for acceptance="match", token for token plain decoding with the
     same seed; lossy for "typical", and then greedy decoding at temperature 0.
-    Cost: 1 + number of nodes query tokens a call; no drafter call at all.
+    Cost: 1 + number of nodes query tokens a call; no drafter call but one of the layers
+    before heads that have some (Amphista's).
     """
     topology = trees.choices([tuple(map(int, path)) for path in _TREE.split()])
     topology = head_drafters.cut(topology, heads)

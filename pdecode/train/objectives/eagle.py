@@ -16,10 +16,10 @@ import numpy as np
 import optax
 from jax import Array
 
-from pdecode.contracts import DraftLayer, Params, Query, Visibility
+from pdecode.contracts import DraftLayer, Params
 from pdecode.models import draft_layers
 from pdecode.models.config import Config
-from pdecode.train import evaluate, losses, passes
+from pdecode.train import evaluate, guesses, losses, passes
 from pdecode.train.config import check_ranges
 from pdecode.train.objective import Needs, Objective
 from pdecode.train.passes import Pass
@@ -106,15 +106,7 @@ def said(
     hidden = jax.lax.stop_gradient(passes.hidden(how, target, tokens))
     # tokens a b c d: the layer reads b beside the feature at a, and guesses that at b
     read = hidden[:, :-1] if shaken is None else hidden[:, :-1] + shaken
-    place = jnp.arange(tokens.shape[1] - 1, dtype=jnp.int32)
-    place = jnp.broadcast_to(place, read.shape[:2])
-    query = Query(
-        tokens=tokens[:, 1:],
-        positions=1 + place,
-        slots=None,
-        visible=Visibility(jnp.zeros_like(place), place + 1),
-        extra=read.astype(hidden.dtype),
-    )
+    query = guesses.pairs(tokens, read.astype(hidden.dtype))
     return layer.apply(params, target, query, None)[0], hidden
 
 

@@ -8,7 +8,6 @@ layer's norm and head are its own and learn (the head begins as the target's).
 """
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +17,7 @@ from jax import Array
 from pdecode.contracts import Params, Query, Visibility
 from pdecode.models import draft_layers
 from pdecode.models.config import Config
-from pdecode.train import evaluate, losses, passes
+from pdecode.train import guesses, losses, passes
 from pdecode.train.config import check_ranges
 from pdecode.train.objective import Needs, Objective
 from pdecode.train.passes import Pass
@@ -57,10 +56,10 @@ def tapped(model: Config) -> Config:
 
 def unrolled(
     model: Config,
+    own: Options,
     params: Params,
     target: Params,
     tokens: Array,  # int32 [B, L]
-    num_steps: int,
     how: Pass | None = None,
 ) -> tuple[Array, Array]:
     """Nats [B, L - 1, S, V] of each id by the layer, and the target's law of them.
@@ -76,19 +75,18 @@ def unrolled(
     output = jax.lax.stop_gradient(passes.run(how, target, tokens))
     layer = draft_layers.make_fused(model)
     size = tokens.shape[1] - 1
-    law = jax.nn.softmax(losses.logits_of(model, target, output.hidden))
     fed = [layer.read(params, output)[:, :-1]]
-    nats, laws = [], []
-    for step in range(num_steps):
+    nats = []
+    for step in range(own.num_steps):
         query = _lanes(tokens, jnp.concatenate(fed, 1), step)
         found, _ = layer.apply(params, target, query, None)
         here = found[:, -size:]
         hidden, head = layer.law(params, target, here)
         raw = losses.logits_under(model, head, hidden)
         nats.append(-jax.nn.log_softmax(raw))
-        laws.append(_ahead(law, 1 + step))
         fed.append(here)
-    return jnp.stack(nats, 2), jnp.stack(laws, 2)
+    laws = guesses.laws(model, target, output.hidden, own.num_steps)
+    return jnp.stack(nats, 2), laws
 
 
 def _lanes(tokens: Array, fed: Array, step: int) -> Query:
@@ -102,7 +100,7 @@ def _lanes(tokens: Array, fed: Array, step: int) -> Query:
     place = jnp.broadcast_to(jnp.asarray(1 + row + nth, jnp.int32), shape)
     none = jnp.zeros(shape, jnp.int32)
     among = jnp.broadcast_to(jnp.asarray(is_true | is_own), (*shape, len(row)))
-    read = [_ahead(tokens, 1 + i) for i in range(step + 1)]
+    read = [guesses.behind(tokens, 1 + i) for i in range(step + 1)]
     return Query(
         tokens=jnp.concatenate(read, 1),
         positions=place,
@@ -112,66 +110,26 @@ def _lanes(tokens: Array, fed: Array, step: int) -> Query:
     )
 
 
-def _ahead(leaf: Array, count: int) -> Array:
-    """[B, L, ...] -> [B, L - 1, ...]: at t what stands at t + count, or at the end."""
-    place = np.minimum(np.arange(leaf.shape[1] - 1) + count, leaf.shape[1] - 1)
-    return leaf[:, place]
-
-
-def _scored(tokens: Array, num_steps: int, given_ids) -> tuple[Array, Array, Array]:
-    """As `losses.ahead`; a draft ends at a token that nobody predicts."""
-    wanted, scored, places = losses.ahead(tokens, num_steps, given_ids)
-    return wanted, jnp.cumprod(scored, 2) > 0, places
-
-
 def loss(config):
     how, given_ids, own = passes.of_run(config), config.given_ids, config.options
 
     def apply(params, frozen, batch, key, step):
         del key, step
-        tokens, num_steps = batch["tokens"], own.num_steps
-        nats, law = unrolled(
-            config.model, params, frozen["target"], tokens, num_steps, how
-        )
-        wanted, scored, places = _scored(tokens, num_steps, given_ids)
-        rate = own.step_decay ** jnp.arange(num_steps)
-        value, aux = losses.weighted((law * nats).sum(-1), scored, rate)
-        return value, aux | {"nats": losses.of_tokens(nats, wanted), "places": places}
+        tokens = batch["tokens"]
+        found = unrolled(config.model, own, params, frozen["target"], tokens, how)
+        rate = own.step_decay ** jnp.arange(own.num_steps)
+        return guesses.crossed(found, tokens, given_ids, rate, "target")
 
     return apply
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _step_rows(model, num_steps, given_ids, params, target, rows, scored):
-    nats, law = unrolled(model, params, target, rows, num_steps)
-    wanted, counted, place = _scored(rows, num_steps, given_ids)
-    counted &= scored[:, jnp.minimum(place, rows.shape[1] - 1)]
-    agrees = jnp.argmin(nats, -1) == jnp.argmax(law, -1)
-    sums = [losses.of_tokens(nats, wanted), agrees, jnp.ones(wanted.shape)]
-    return jnp.stack(
-        [jnp.where(counted, each, 0.0).sum((0, 1), jnp.float32) for each in sums]
-    )
-
-
-def figures(config, params, frozen, text, *, row_len, max_rows=None, put=jnp.asarray):
+def figures(config, params, frozen, text, **sizes):
     """By step, on the text's own tokens: bits a token, and how often the layer's best
     token is the target's."""
-    rows = evaluate.rows(text, row_len, row_len - 1, max_rows)
-    num_steps = config.options.num_steps
-    sums = np.zeros((3, num_steps))
-    for part in evaluate.parts(rows):
-        target, given_ids = frozen["target"], text.given_ids
-        sums += np.asarray(
-            _step_rows(
-                config.model, num_steps, given_ids, params, target, *map(put, part)
-            )
-        )
-    count = np.maximum(sums[2], 1)
-    bits = evaluate.bits(sums[0]) / count
-    return {
-        "bits_per_token_by_step": bits.tolist(),
-        "agreement_by_step": (sums[1] / count).tolist(),
-    }
+    bits, right = guesses.rates(
+        unrolled, guesses.drafted, config, params, frozen, text, **sizes
+    )
+    return {"bits_per_token_by_step": bits, "agreement_by_step": right}
 
 
 def holds(config):

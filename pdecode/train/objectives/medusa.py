@@ -5,17 +5,15 @@ head k (from one) times head_decay ** k. Only the heads learn; the target stays.
 """
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 
 from pdecode.contracts import Params
-from pdecode.models import medusa_heads, transformer
+from pdecode.models import medusa_heads
 from pdecode.models.config import Config
-from pdecode.train import evaluate, losses, passes
+from pdecode.train import guesses, losses, passes
 from pdecode.train.config import check_ranges
 from pdecode.train.objective import Needs, Objective
 from pdecode.train.passes import Pass
@@ -51,26 +49,20 @@ def start(config, key, given):
     )
 
 
-def nats_of(
+def guessed(
     model: Config,
+    own: Options,
     params: Params,
     target: Params,
     tokens: Array,  # int32 [B, L]
-    own: Options,
     how: Pass | None = None,
-) -> Array:
+) -> tuple[Array, None]:
     """Nats [B, L - 1, K, V] of every id by each head; no gradient to `target`."""
     how = passes.of_decoding(model) if how is None else how
     target = jax.lax.stop_gradient(target)
-    hidden = jax.lax.stop_gradient(passes.hidden(how, target, tokens))[:, :-1]
+    hidden = jax.lax.stop_gradient(passes.hidden(how, target, tokens))
     heads = medusa_heads.make_heads(own.num_heads, own.num_blocks)
-    assert heads.own_heads is not None, "of Medusa's"
-    ahead = heads.apply(params, hidden)
-    each = heads.own_heads(params, transformer.make_model(model).head(target))
-    raw = [
-        losses.logits_under(model, head, ahead[:, :, k]) for k, head in enumerate(each)
-    ]
-    return -jax.nn.log_softmax(jnp.stack(raw, 2))
+    return guesses.of_heads(model, heads, params, target, hidden, tokens), None
 
 
 def loss(config):
@@ -79,46 +71,20 @@ def loss(config):
     def apply(params, frozen, batch, key, step):
         del key, step
         tokens = batch["tokens"]
-        every = nats_of(config.model, params, frozen["target"], tokens, own, how)
-        wanted, scored, places = losses.ahead(tokens, own.num_heads, given_ids)
-        nats = losses.of_tokens(every, wanted)
+        found = guessed(config.model, own, params, frozen["target"], tokens, how)
         rate = own.head_decay ** jnp.arange(1, own.num_heads + 1)
-        value, aux = losses.weighted(nats, scored, rate)
-        return value, aux | {"nats": nats, "places": places}
+        return guesses.crossed(found, tokens, given_ids, rate, answers=losses.ahead)
 
     return apply
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _heads_rows(model, own, given_ids, params, target, rows, scored):
-    every = nats_of(model, params, target, rows, own)
-    wanted, counted, place = losses.ahead(rows, own.num_heads, given_ids)
-    counted &= scored[:, jnp.minimum(place, rows.shape[1] - 1)]
-    hits = jnp.argmin(every, -1) == wanted
-    sums = [losses.of_tokens(every, wanted), hits, jnp.ones(wanted.shape)]
-    return jnp.stack(
-        [jnp.where(counted, each, 0.0).sum((0, 1), jnp.float32) for each in sums]
-    )
-
-
-def figures(config, params, frozen, text, *, row_len, max_rows=None, put=jnp.asarray):
+def figures(config, params, frozen, text, **sizes):
     """Bits a token of each head on a text, the nearest first, and how often its best
     token is right."""
-    rows = evaluate.rows(text, row_len, row_len - 1, max_rows)
-    sums = np.zeros((3, config.options.num_heads))
-    for part in evaluate.parts(rows):
-        sums += np.asarray(
-            _heads_rows(
-                config.model, config.options, text.given_ids, params,
-                frozen["target"], *map(put, part),
-            )
-        )  # fmt: skip
-    count = np.maximum(sums[2], 1)
-    bits = evaluate.bits(sums[0]) / count
-    return {
-        "bits_per_token_by_head": bits.tolist(),
-        "accuracy_by_head": (sums[1] / count).tolist(),
-    }
+    bits, right = guesses.rates(
+        guessed, losses.ahead, config, params, frozen, text, **sizes
+    )
+    return {"bits_per_token_by_head": bits, "accuracy_by_head": right}
 
 
 def holds(config):
