@@ -11,6 +11,7 @@ from pdecode.cli import bench
 from pdecode.contracts import Prefix
 from pdecode.decode import Stats
 from pdecode.drafters import paced
+from pdecode.evals import quality
 from pdecode.evals.bench import growth, speculative
 
 
@@ -188,7 +189,7 @@ def test_the_interval_covers_the_mean_of_rows():
 
     kept, calls = rows(100_000)
     truth = kept.sum() / calls.sum()
-    bounds = [speculative.interval(*rows(40), seed) for seed in range(200)]
+    bounds = [quality.interval(*rows(40), seed) for seed in range(200)]
     held = sum(low <= truth <= high for low, high in bounds)
     assert 180 <= held <= 199, held
     # Negative control: calls taken for independent make the interval too narrow.

@@ -20,13 +20,12 @@ from pdecode import assembly, knobs, prompts
 from pdecode import programs as programs_module
 from pdecode.decode import Stats
 from pdecode.drafters import paced
-from pdecode.evals import tasks
+from pdecode.evals import quality, tasks
 from pdecode.hardware import roofline
 from pdecode.methods import variants
 
 BASELINE = "autoregressive"
 MAX_PROMPT = 96  # characters
-NUM_RESAMPLES = 1000  # of the rows, for the confidence interval
 
 # Name of a method or variant, and its settings by size; sizes count draft nodes.
 CASES: tuple[tuple[str, dict[int, dict[str, Any]]], ...] = (
@@ -327,7 +326,7 @@ def _line(name, size, batch_size, temperature, stats: list[Stats], ratio) -> Lin
 
     calls, committed = of_rows("num_calls"), of_rows("num_committed")
     kept = committed - calls
-    low, high = interval(kept, calls)
+    low, high = quality.interval(kept, calls)
     num_tokens, proposed = committed.sum(), of_rows("num_proposed").sum()
     return Line(
         name=name,
@@ -344,19 +343,6 @@ def _line(name, size, batch_size, temperature, stats: list[Stats], ratio) -> Lin
         queries=float(of_rows("num_query_tokens_computed").sum() / num_tokens),
         ratio=ratio,
     )
-
-
-def interval(kept: np.ndarray, calls: np.ndarray, seed: int = 0) -> tuple[float, float]:
-    """95 % of sum(kept) / sum(calls) over rows drawn with replacement.
-
-    Calls of one row resemble each other, so rows are what is drawn, not calls.
-    """
-    draw = np.random.default_rng(seed).integers(
-        0, len(calls), (NUM_RESAMPLES, len(calls))
-    )
-    means = kept[draw].sum(1) / calls[draw].sum(1)
-    low, high = np.quantile(means, [0.025, 0.975])
-    return float(low), float(high)
 
 
 def table(found: Sequence[Line]) -> str:

@@ -143,10 +143,9 @@ def holds(config):
     return {"kind": "hydra_heads", "num_heads": config.options.num_heads}
 
 
-def decoded_by(options: dict) -> tuple[str, ...]:
+def decoded_by(options: dict) -> tuple[str, dict]:
     widths = [4, 2] + [1] * options["num_heads"]
-    chosen = ",".join(map(str, widths[: options["num_heads"]]))
-    return "--method", "hydra", "--set", f"branching={chosen}"
+    return "hydra", {"branching": tuple(widths[: options["num_heads"]])}
 
 
 OBJECTIVE = Objective(
