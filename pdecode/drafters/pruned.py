@@ -7,6 +7,7 @@ as many as give most tokens for a call of so many lanes. Nothing of it hangs on 
 token, so the rows' own law stays.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -33,6 +34,14 @@ class Record(NamedTuple):
     tried: Array  # float32 [B, 2, D, MAX_RANK]  of those whose parent was accepted
     place: Array  # int32 [B, N]  in `kept`, flat, of each node of the last draft
     seen: Array  # int32 [B]  tokens committed before the last round
+
+
+class Plan(NamedTuple):
+    """What a pruned drafter is made of."""
+
+    drafter: Drafter
+    choices: tuple[int, ...]
+    prices: paced.Prices
 
 
 def by_costs(
@@ -64,40 +73,47 @@ def pruned(drafter: Drafter, choices: tuple[int, ...], prices: paced.Prices) -> 
             f"{choices=} must be sizes from 0 up to {drafter.num_nodes}, the nodes"
         )
 
-    def init(params, keys, prompt, prefix: Prefix, output):
-        inner = drafter.init(params, keys, prompt, prefix, output)
-        batch = prefix.length.shape[0]
-        blank = jnp.zeros((batch, 2, drafter.max_depth, MAX_RANK), jnp.float32)
-        place = jnp.zeros((batch, drafter.num_nodes), jnp.int32)
-        return Record(inner, blank, blank, place, jnp.zeros_like(prefix.length))
+    plan = Plan(drafter, choices, prices)
+    return drafter._replace(
+        init=functools.partial(_init, plan),
+        propose=functools.partial(_propose, plan),
+        observe=functools.partial(_observe, plan),
+    )
 
-    def propose(params, keys, record: Record, prefix: Prefix):
-        draft, inner = drafter.propose(params, keys, record.inner, prefix)
-        if draft.q is not None or draft.extra is not None:
-            raise ValueError(
-                "a tree of drawn nodes is judged in the order drawn: take "
-                "draft_length='fixed', or draws that count as given (draws='best')"
-            )
-        place = placed(draft, drafter.max_depth)
-        chance = chances(record, draft, place)
-        order = jnp.argsort(-chance, 1, stable=True).astype(jnp.int32)
-        sorted_chance = jnp.take_along_axis(chance, order, 1)
-        worth = jnp.pad(1 + jnp.cumsum(sorted_chance, 1), ((0, 0), (1, 0)))
-        worth = worth.at[:, 0].set(1)
-        worth = jnp.minimum(worth, (prefix.end - prefix.length)[:, None])
-        sizes = jnp.asarray(choices, jnp.int32)
-        speed = worth[:, sizes] / paced.cost_of(choices, prices)[None]
-        size = sizes[jnp.argmax(speed, 1)]  # of equals the smallest
-        size = jnp.where(prefix.length > record.seen, size, 0)
-        place = jnp.take_along_axis(place, order, 1)
-        after = record._replace(inner=inner, place=place, seen=prefix.length)
-        return first(draft, order, size), after
 
-    def observe(params, keys, record: Record, round: Round):
-        inner = drafter.observe(params, keys, record.inner, round)
-        return recorded(record._replace(inner=inner), round)
+def _init(plan: Plan, params, keys, prompt, prefix: Prefix, output) -> Record:
+    inner = plan.drafter.init(params, keys, prompt, prefix, output)
+    batch = prefix.length.shape[0]
+    blank = jnp.zeros((batch, 2, plan.drafter.max_depth, MAX_RANK), jnp.float32)
+    place = jnp.zeros((batch, plan.drafter.num_nodes), jnp.int32)
+    return Record(inner, blank, blank, place, jnp.zeros_like(prefix.length))
 
-    return drafter._replace(init=init, propose=propose, observe=observe)
+
+def _propose(plan: Plan, params, keys, record: Record, prefix: Prefix):
+    draft, inner = plan.drafter.propose(params, keys, record.inner, prefix)
+    if draft.q is not None or draft.extra is not None:
+        raise ValueError(
+            "a tree of drawn nodes is judged in the order drawn: take "
+            "draft_length='fixed', or draws that count as given (draws='best')"
+        )
+    place = placed(draft, plan.drafter.max_depth)
+    chance = chances(record, draft, place)
+    order = jnp.argsort(-chance, 1, stable=True).astype(jnp.int32)
+    tokens = jnp.cumsum(jnp.take_along_axis(chance, order, 1), 1)
+    worth = 1 + jnp.pad(tokens, ((0, 0), (1, 0)))
+    worth = jnp.minimum(worth, (prefix.end - prefix.length)[:, None])
+    sizes = jnp.asarray(plan.choices, jnp.int32)
+    speed = worth[:, sizes] / paced.cost_of(plan.choices, plan.prices)[None]
+    size = sizes[jnp.argmax(speed, 1)]  # of equals the smallest
+    size = jnp.where(prefix.length > record.seen, size, 0)
+    place = jnp.take_along_axis(place, order, 1)
+    after = record._replace(inner=inner, place=place, seen=prefix.length)
+    return first(draft, order, size), after
+
+
+def _observe(plan: Plan, params, keys, record: Record, round: Round) -> Record:
+    inner = plan.drafter.observe(params, keys, record.inner, round)
+    return recorded(record._replace(inner=inner), round)
 
 
 def placed(draft: Draft, max_depth: int) -> Array:
