@@ -11,7 +11,8 @@ The composed form, which this is made of:
 """
 
 import operator
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -22,8 +23,10 @@ from pdecode import assembly, knobs, prompts, recipes, rng, sharding
 from pdecode import programs as programs_module
 from pdecode.assembly import load
 from pdecode.contracts import Model, Params, Prompt
+from pdecode.methods import lensed
 from pdecode.replay import recording
 from pdecode.results import Result, result_of
+from pdecode.rules import processing
 
 
 class Job(NamedTuple):
@@ -41,11 +44,13 @@ class Job(NamedTuple):
     drafter_name: str | None  # or the heads
     row_ids: list[int]
     mesh: Mesh | None = None  # where all of it lies; None: on one device
+    lenses: Mapping[str, Any] = MappingProxyType({})  # as they were asked for
 
     @property
     def used(self) -> dict[str, Any]:
-        """`settings`, and the defaults of those that were not given."""
-        return knobs.used(self.method, self.settings)
+        """`settings`, the defaults of those that were not given, and lenses, if any."""
+        used = knobs.used(self.method, self.settings)
+        return {**used, "lenses": dict(self.lenses)} if self.lenses else used
 
 
 def generate(
@@ -62,6 +67,7 @@ def generate(
     dtype: str | None = None,
     mesh: Mesh | None = None,
     fused: bool | None = None,
+    lenses: Mapping[str, Any] | None = None,
     **settings: Any,
 ) -> Result:
     """Continues `prompt`: a text, texts, one row of ids or rows of ids.
@@ -78,9 +84,12 @@ def generate(
     `keep_eos_tail` decodes and returns what lies behind EOS too. With `mesh`
     (`sharding.make_mesh`) weights, caches and rows are split over it; its devices may
     be those of several processes that make the same call. `fused` computes the
-    projections of a layer as one product (None: on one GPU). A row whose model says
-    what is no number ends there, with stopped_by "not_finite". Raises ValueError or
-    TypeError.
+    projections of a layer as one product (None: on one GPU). `lenses` change the law
+    of the target, and of a draft model alike, before anything is drawn: a mapping of
+    repetition_penalty, presence_penalty, frequency_penalty, min_p, ban_ids, forced or
+    grammar (`rules.processing.asked`), for methods that draft and verify. A row whose
+    model says what is no number ends there, with stopped_by "not_finite". Raises
+    ValueError or TypeError.
     """
     job = prepare(
         prompt,
@@ -94,6 +103,7 @@ def generate(
         dtype=dtype,
         mesh=mesh,
         fused=fused,
+        lenses=lenses,
         **settings,
     )
     return decoded(job, seed=seed, keep_eos_tail=keep_eos_tail)
@@ -167,6 +177,7 @@ def prepare(
     dtype: str | None = None,
     mesh: Mesh | None = None,
     fused: bool | None = None,
+    lenses: Mapping[str, Any] | None = None,
     **settings: Any,
 ) -> Job:
     """Loads and encodes what `generate` needs; arguments and errors as there."""
@@ -176,6 +187,7 @@ def prepare(
         kind = given.predicts if isinstance(given, Model) else "next"
         method = assembly.KINDS[kind][1]
     recipe = recipes.find(method)
+    lenses = lenses or {}
     values = {**recipe.settings, **settings, "max_new_tokens": max_new_tokens}
     if temperature is not None:
         values["temperature"] = temperature
@@ -191,6 +203,12 @@ def prepare(
         model=target,
     )
     named = made.row_ids.tolist()
+    own, params = recipe.method, chosen.params
+    if lenses:
+        changes, their = processing.asked(lenses, target.vocab_size)
+        own = lensed.lensed(own, changes)
+        their = their if mesh is None else sharding.replicate(their, mesh)
+        params = {**params, processing.ROLE: their}
     models = list(chosen.models)
     if keep_eos_tail:
         models[0] = target._replace(eos_ids=())
@@ -201,9 +219,9 @@ def prepare(
         ]
         made = sharding.shard_rows(made, mesh)
     return Job(
-        method=recipe.method,
+        method=own,
         models=tuple(models),
-        params=chosen.params,
+        params=params,
         tokenizer=chosen.tokenizer,
         prompt=made,
         settings=values,
@@ -213,6 +231,7 @@ def prepare(
         drafter_name=chosen.names[1] if len(chosen.names) > 1 else None,
         row_ids=named,
         mesh=mesh,
+        lenses=lenses,
     )
 
 

@@ -19,7 +19,7 @@ import math
 import operator
 import typing
 from collections.abc import Callable
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -44,6 +44,7 @@ __all__ = [
     "CallCosts",
     "Choice",
     "Count",
+    "DraftLength",
     "Knob",
     "MaskedModel",
     "Needs",
@@ -112,6 +113,8 @@ TopK = Annotated[int, Knob(1, 2**31 - 1)]
 TopP = Annotated[float, Knob(0, 1)]
 # Of calls of 1, 2, 4, 8, 16 and 32 lanes, in the unit of a drafter's call.
 CallCosts = Annotated[tuple[float, ...], Numbers(6, 0, 1e9)]
+# As a setting says, or as is worth its lanes at such costs.
+DraftLength = Literal["fixed", "auto"]
 Count = Annotated[int, Size()]
 NextModel = Annotated[Model, Needs("next")]
 # Causal, with tokens of its own that spell the target's (`drafters.spelled.tables`).

@@ -30,6 +30,7 @@ __all__ = [
     "greedy",
     "grow",
     "path_to",
+    "priced",
     "rerank",
     "seed",
     "sized",
@@ -135,7 +136,18 @@ def best(rates: Sequence[float], num_nodes: int, max_depth: int) -> Topology:
     """
     if num_nodes < 1 or max_depth < 1 or not len(rates):
         raise ValueError(f"{num_nodes=}, {max_depth=}, {len(rates)} rates: at least 1")
-    # most[depth][size]: of a forest of children with `size` nodes below one node.
+    most, taken = _forests(rates, num_nodes, max_depth)
+    if not np.isfinite(most[-1][num_nodes]):
+        raise ValueError(f"no tree of {num_nodes=} has {max_depth=} and {len(rates)=}")
+    return _of_picks(taken, num_nodes, max_depth)
+
+
+def _forests(rates: Sequence[float], num_nodes: int, max_depth: int):
+    """(most [1 + D] of [1 + N], taken) of all sizes and depths up to these.
+
+    most[depth][size]: accepted of a forest of children with `size` nodes below one
+    node; -inf: there is none. taken[depth - 1][nth][size]: nodes of child nth on.
+    """
     # Its first child takes s nodes, its younger siblings the rest.
     most = [np.where(np.arange(num_nodes + 1) == 0, 0.0, -np.inf)]
     taken = []
@@ -149,11 +161,14 @@ def best(rates: Sequence[float], num_nodes: int, max_depth: int) -> Topology:
             forest = np.array([0.0, *(each.max() for each in sums[1:])])
         most.append(forest)
         taken.append(picks[::-1])
-    if not np.isfinite(most[-1][num_nodes]):
-        raise ValueError(f"no tree of {num_nodes=} has {max_depth=} and {len(rates)=}")
+    return most, taken
+
+
+def _of_picks(taken, num_nodes: int, max_depth: int) -> Topology:
+    """The tree of `num_nodes` that `_forests` found."""
 
     def paths(size, depth, above):
-        for nth in range(len(rates)):
+        for nth in range(len(taken[0])):
             if size == 0:
                 return
             own = int(taken[depth - 1][nth][size])
@@ -190,19 +205,29 @@ def sized(
     if 1 not in call_cost:
         raise ValueError("call_cost needs the time of a call of 1 lane")
     lanes = sorted(call_cost)
-    found = (Topology((), ()), 1 / call_cost[1])
+    found, speed = (0, 0), 1 / call_cost[1]
+    most, taken = _forests(rates, lanes[-1] - 1, max_depth)
     for num_nodes in range(1, lanes[-1]):
         call = float(np.interp(num_nodes + 1, lanes, [call_cost[n] for n in lanes]))
         for depth in range(1, min(max_depth, num_nodes) + 1):
-            try:
-                topology = best(rates, num_nodes, depth)
-            except ValueError:  # too few levels for so many nodes
-                continue
-            tokens = 1 + expected(topology, rates)
-            speed = tokens / (call + topology.max_depth * draft_cost)
-            if speed > found[1]:
-                found = topology, speed
-    return found
+            own = (1 + most[depth][num_nodes]) / (call + depth * draft_cost)
+            if own > speed:
+                found, speed = (num_nodes, depth), own
+    return _of_picks(taken, *found) if found[0] else Topology((), ()), float(speed)
+
+
+def priced(
+    costs: Sequence[float], num_nodes: int, widths: Sequence[int] = (1, 2, 4, 8, 16, 32)
+) -> dict[int, float]:
+    """`call_cost` of `sized` for trees of at most `num_nodes`: costs at `widths` lanes.
+
+    ValueError for another number of costs than widths.
+    """
+    if len(costs) != len(widths):
+        raise ValueError(f"{len(costs)} costs of calls of {widths} lanes: give each")
+    known = {w: float(c) for w, c in zip(widths, costs) if w <= num_nodes + 1}
+    last = min(num_nodes + 1, widths[-1])
+    return {**known, last: float(np.interp(last, widths, costs))}
 
 
 def ancestors(parents: Array) -> Array:

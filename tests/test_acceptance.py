@@ -73,7 +73,6 @@ def test_the_table_says_what_was_counted():
 def test_a_record_names_its_method_and_target():
     method, model, sizes = acceptance._of_record("heads", None, None, {})
     assert (method, model, sizes) == ("blockwise", None, {"num_draft": 6})
-    assert acceptance._values(["branching=4,2,1"]) == {"branching": (4, 2, 1)}
     given = acceptance._of_record("heads", "medusa", "target", {"a": 1})
     assert given == ("medusa", "target", {"a": 1})
     assert acceptance._of_record("drafter", None, None, {})[0] == "speculative_sampling"

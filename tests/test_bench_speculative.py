@@ -11,6 +11,7 @@ from pdecode.cli import bench
 from pdecode.contracts import Prefix
 from pdecode.decode import Stats
 from pdecode.drafters import paced
+from pdecode.evals import quality
 from pdecode.evals.bench import growth, speculative
 
 
@@ -83,7 +84,7 @@ def test_a_drafters_call_costs_what_it_adds_to_the_loop():
     assert speculative.in_loop(plain, plain, target) == 0
 
 
-@pytest.mark.parametrize("name", speculative.FIXED)
+@pytest.mark.parametrize("name", sorted({*speculative.FIXED} - {"auto sequoia"}))
 def test_prices_leave_one_length(name, monkeypatch):
     """What is timed to know the costs never drafts, and drafts PROBE tokens a round."""
     asked = []
@@ -118,6 +119,22 @@ def test_prices_leave_one_length(name, monkeypatch):
     assert chosen[:3] == none
     if len(asked) > 1:
         assert chosen[3:] == [(rate, speculative.PROBE) for rate in (0.0, 0.5, 1.0)]
+
+
+def test_percents_leave_no_tree_or_one_of_at_most_seven():
+    """Of a method whose tree is chosen when it is built, by the same two prices."""
+    from pdecode import knobs, methods, trees
+
+    takes = knobs.parameters(methods.sequoia)
+    found = []
+    for wide in (speculative.DEAR, 1.0):
+        calls = [1.0, *(wide,) * 3, *(speculative.DEAR,) * 2]
+        given = speculative.in_its_words(takes, calls, 0.0)
+        knobs.split(methods.sequoia, {"max_new_tokens": 4, **given})
+        costs = trees.priced(given["call_percent"], 8)
+        tree, _ = trees.sized([0.7, 0.1], costs, 0, max_depth=4)
+        found.append(tree.num_nodes)
+    assert found[0] == 0 and 1 < found[1] <= 7, found
 
 
 def test_a_run_that_was_cut_short_goes_on(tmp_path, monkeypatch, capsys):
@@ -172,7 +189,7 @@ def test_the_interval_covers_the_mean_of_rows():
 
     kept, calls = rows(100_000)
     truth = kept.sum() / calls.sum()
-    bounds = [speculative.interval(*rows(40), seed) for seed in range(200)]
+    bounds = [quality.interval(*rows(40), seed) for seed in range(200)]
     held = sum(low <= truth <= high for low, high in bounds)
     assert 180 <= held <= 199, held
     # Negative control: calls taken for independent make the interval too narrow.
@@ -208,13 +225,13 @@ def test_a_short_run_of_one_case():
 @pytest.mark.parametrize("name, sizes", speculative.CASES)
 def test_every_case_can_be_built(name, sizes):
     from pdecode import assembly, knobs
-    from pdecode.methods import variants
 
-    method, own = variants.resolve(name)
+    method, own = speculative._resolved(name)
     models = [
         assembly.load("target" if role == "model" else role)[0]
         for role in knobs.roles(method)
     ]
+    assert name not in speculative.FIXED or "auto" in own.values()
     for size, settings in sizes.items():
         values = {**own, **settings, "max_new_tokens": 8, "temperature": 0.0}
         traced, static = knobs.split(method, values)

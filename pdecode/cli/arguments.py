@@ -130,8 +130,61 @@ def decode(args) -> dict[str, Any]:
         "dtype": args.dtype,
         "mesh": None if axes is None else processes.make_mesh(**axes),
         "fused": args.fused,
+        "lenses": lenses(args),
         **values,
     }
+
+
+# Options of logit processing that are numbers, and what they say.
+_NUMBERS = {
+    "repetition-penalty": "over logits of tokens that stand in the text",
+    "presence-penalty": "off logits of tokens that were generated",
+    "frequency-penalty": "off logits, for each time that one was",
+    "min-p": "least share of the likeliest token's probability",
+}
+
+
+def lens_options(made) -> None:
+    """The options that `lenses` reads."""
+    group = made.add_argument_group(
+        "logit processing",
+        "of methods that draft and verify, autoregressive among them: on the target's "
+        "law and on a draft model's alike",
+    )
+    for name, about in _NUMBERS.items():
+        group.add_argument(f"--{name}", type=float, help=about)
+    group.add_argument("--ban-ids", help="ids that are never generated, as 7,9")
+    group.add_argument("--forced", help="ids at places, the first 0: as 0:7,3:9")
+    group.add_argument(
+        "--grammar", metavar="FILE", help="JSON of an automaton: states, start, ends"
+    )
+
+
+def lenses(args) -> dict[str, Any]:
+    """What `generate` takes as lenses; empty if nothing was asked for."""
+    found: dict[str, Any] = {}
+    for option in _NUMBERS:
+        value = getattr(args, option.replace("-", "_"))
+        if value is not None:
+            found[option.replace("-", "_")] = value
+    if args.ban_ids is not None:
+        found["ban_ids"] = ids(args.ban_ids, "--ban-ids")
+    if args.forced is not None:
+        try:
+            pairs = [part.split(":") for part in args.forced.split(",")]
+            found["forced"] = {int(place): int(token) for place, token in pairs}
+        except ValueError:
+            raise ValueError(
+                f"--forced {args.forced}: write places and ids, as 0:7,3:9"
+            ) from None
+    if args.grammar is not None:
+        try:
+            found["grammar"] = json.loads(read(args.grammar))
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{args.grammar} is no JSON: {error}") from None
+        if not isinstance(found["grammar"], dict):
+            raise ValueError(f"{args.grammar} must hold an object with states")
+    return found
 
 
 def prompts(args) -> Asked:
@@ -201,14 +254,14 @@ def read(path: str) -> str:
         raise ValueError(f"{path} is no UTF-8 text") from None
 
 
-def ids(text: str | None) -> list[int] | None:
+def ids(text: str | None, option: str = "--row-ids") -> list[int] | None:
     """[7, 9] of "7,9"; None of None."""
     if text is None:
         return None
     try:
         return [int(part) for part in text.split(",")]
     except ValueError:
-        raise ValueError(f"--row-ids {text}: write whole numbers, as 7,9") from None
+        raise ValueError(f"{option} {text}: write whole numbers, as 7,9") from None
 
 
 def chat(args, asked: Asked, options: dict[str, Any]) -> Asked:

@@ -324,6 +324,7 @@ def _add_decode(made) -> None:
     _add_fused(made)
     _add_precision(made)
     _add_set(made, "KNOB=VALUE")
+    arguments.lens_options(made)
 
 
 def _add_fused(made) -> None:

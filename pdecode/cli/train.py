@@ -64,7 +64,11 @@ def _next_command(args, record: dict) -> str:
     if decoded_by is None:
         parts += ["--model", out]
     else:
-        parts += decoded_by(config["options"])
+        method, sizes = decoded_by(config["options"])
+        parts += ["--method", method]
+        for name, value in sizes.items():
+            text = ",".join(map(str, value)) if isinstance(value, tuple) else value
+            parts += ["--set", f"{name}={text}"]
         # Without one the method takes the model that it does by default.
         for target in record["frozen"].values():
             parts += ["--model", target["from"]]

@@ -48,6 +48,7 @@ __all__ = [
     "expected",
     "lengths",
     "paced",
+    "rates",
     "recorded",
     "started",
 ]
@@ -87,8 +88,8 @@ def lengths(longest: int) -> tuple[int, ...]:
     """0, the powers of two and `longest`: each is a program of the target's call."""
     if longest + 1 > WIDTHS[-1]:
         raise ValueError(
-            f"num_draft={longest} must be at most {WIDTHS[-1] - 1}, where the costs of "
-            "calls are given, for draft_length='auto'"
+            f"a draft of {longest} nodes must have at most {WIDTHS[-1] - 1}, where the "
+            "costs of calls are given, for draft_length='auto'"
         )
     return tuple(sorted({0, longest, *(2**i for i in range(longest.bit_length()))}))
 
@@ -139,15 +140,22 @@ def chosen(
 
 def expected(pace: Pace, room: Array) -> Array:
     """Tokens float32 [B, 1 + N] of a round of 0 to N drafts, `room` [B] at most."""
-    kept, tried = pace.kept, pace.tried
-    first = (kept[:, :1] + TRIALS * FIRST) / (tried[:, :1] + TRIALS)
-    behind = kept[:, 1:].sum(1, keepdims=True) + TRIALS * BEHIND
-    behind /= tried[:, 1:].sum(1, keepdims=True) + TRIALS
-    later = (kept[:, 1:] + SHARED * behind) / (tried[:, 1:] + SHARED)
-    rates = jnp.concatenate([first, later], 1)
-    reached = jnp.concatenate([jnp.ones_like(first), jnp.cumprod(rates, 1)], 1)
+    found = rates(pace.kept, pace.tried)
+    reached = jnp.concatenate([jnp.ones_like(found[:, :1]), jnp.cumprod(found, 1)], 1)
     nth = jnp.arange(reached.shape[1])[None]
     return jnp.cumsum(jnp.where(nth < room[:, None], reached, 0), 1)
+
+
+def rates(kept: Array, tried: Array, share: Any = 1.0) -> Array:
+    """How often a draft is accepted at each depth, of float32 counts [B, N, ...].
+
+    Before anything is known that is `share` of FIRST and BEHIND.
+    """
+    first = (kept[:, :1] + TRIALS * FIRST * share) / (tried[:, :1] + TRIALS)
+    behind = kept[:, 1:].sum(1, keepdims=True) + TRIALS * BEHIND * share
+    behind /= tried[:, 1:].sum(1, keepdims=True) + TRIALS
+    later = (kept[:, 1:] + SHARED * behind) / (tried[:, 1:] + SHARED)
+    return jnp.concatenate([first, later], 1)
 
 
 def cost_of(choices: tuple[int, ...], prices: Prices) -> Array:

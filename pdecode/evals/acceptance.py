@@ -19,8 +19,6 @@ from pdecode.evals import quality
 from pdecode.families import speculative
 from pdecode.models import embedded
 
-_RESAMPLES = 2000
-
 
 class Depth(NamedTuple):
     """One depth of the draft: of the rounds that came so far, how many went on."""
@@ -85,7 +83,7 @@ def measure(
         depths=depths,
         mean_accepted=float(np.cumprod(rates).sum()),
         tokens_per_call=float(tokens.sum() / calls.sum()),
-        tokens_per_call_interval=_interval(tokens, calls),
+        tokens_per_call_interval=quality.interval(tokens, calls),
     )
 
 
@@ -138,14 +136,6 @@ def by_depth(committed: np.ndarray, max_depth: int) -> list[Depth]:
     return found
 
 
-def _interval(tokens: np.ndarray, calls: np.ndarray) -> tuple[float, float]:
-    """Of sum(tokens) / sum(calls), rows drawn with replacement."""
-    picks = np.random.default_rng(0).integers(0, len(calls), (_RESAMPLES, len(calls)))
-    ratios = tokens[picks].sum(1) / calls[picks].sum(1)
-    low, high = np.quantile(ratios, [0.025, 0.975])
-    return float(low), float(high)
-
-
 def _of_record(drafter: str, method, model, settings: dict):
     """Method, target and settings that a run's record names, where none are given."""
     if not (drafter in embedded.NAMES or embedded.is_run(drafter)):
@@ -162,15 +152,5 @@ def _of_record(drafter: str, method, model, settings: dict):
     if decoded_by is None:
         return "speculative_sampling", model, settings
     options = record["config"].get("options", record["config"])
-    _, method, *pairs = decoded_by(options)
-    return method, model, {**_values(pairs[1:]), **settings}
-
-
-def _values(pairs: list[str]) -> dict[str, Any]:
-    """Sizes of KNOB=VALUE, VALUE an int or several."""
-    found: dict[str, Any] = {}
-    for pair in pairs:
-        name, _, text = pair.partition("=")
-        numbers = tuple(int(each) for each in text.split(","))
-        found[name] = numbers if "," in text else numbers[0]
-    return found
+    method, sizes = decoded_by(options)
+    return method, model, {**sizes, **settings}

@@ -15,6 +15,7 @@ from pdecode.kernels.head import api as vocab_head
 from pdecode.models.bytes import ByteTokenizer
 
 _Z = 1.959964  # of a 95 % interval
+_RESAMPLES = 2000  # of rows
 
 
 class Judged(NamedTuple):
@@ -158,3 +159,17 @@ def wilson(right: int, num: int) -> tuple[float, float]:
     middle = (share + z2 / 2) / (1 + z2)
     half = _Z / (1 + z2) * math.sqrt(share * (1 - share) / num + z2 / (4 * num))
     return max(middle - half, 0.0), min(middle + half, 1.0)
+
+
+def interval(
+    parts: np.ndarray, wholes: np.ndarray, seed: int = 0
+) -> tuple[float, float]:
+    """95 % of sum(parts) / sum(wholes), the rows that they are of drawn again.
+
+    Calls of one row resemble each other, so rows are what is drawn, not calls.
+    """
+    count = len(wholes)
+    picks = np.random.default_rng(seed).integers(0, count, (_RESAMPLES, count))
+    ratios = parts[picks].sum(1) / wholes[picks].sum(1)
+    low, high = np.quantile(ratios, [0.025, 0.975])
+    return float(low), float(high)

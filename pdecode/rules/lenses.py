@@ -12,13 +12,17 @@ from pdecode.sampling import BANNED
 
 __all__ = [
     "Credits",
+    "automaton",
     "ban",
     "before",
     "credit",
     "force",
+    "forced",
     "grammar",
+    "min_p",
     "presence_penalty",
     "repetition_penalty",
+    "table_of",
 ]
 
 
@@ -105,9 +109,24 @@ def presence_penalty(presence: Any = 0.0, frequency: Any = 0.0) -> Lens:
     return Lens(apply)
 
 
-def ban(ids: tuple[int, ...]) -> Lens:
+def min_p(share: Any) -> Lens:
+    """Tokens with less than `share` of the likeliest one's probability are out.
+
+    Of the law at temperature 1 (Nguyen et al., 2024, arXiv:2407.01082). 0 changes
+    nothing.
+    """
+
+    def apply(params, view: View, logits: Array, memory):
+        del params, view
+        least = logits.max() + jnp.log(share)
+        return jnp.where(logits >= least, logits, BANNED), memory
+
+    return Lens(apply)
+
+
+def ban(ids: tuple[int, ...] | Array) -> Lens:
     """Tokens `ids` are not in the law. ValueError for none."""
-    if not ids:
+    if not len(ids):
         raise ValueError("ids=() bans nothing: leave the lens out")
 
     def apply(params, view: View, logits: Array, memory):
@@ -124,13 +143,18 @@ def force(at: dict[int, int]) -> Lens:
     """
     if not at or min(*at, *at.values()) < 0:
         raise ValueError(f"{at=} must map places from 0 to ids from 0, at least one")
-    places, ids = jnp.array(list(at), jnp.int32), jnp.array(list(at.values()))
+    return forced(jnp.array(list(at), jnp.int32), jnp.array(list(at.values())))
+
+
+def forced(places: Array, ids: Array) -> Lens:
+    """`force` of arrays int32 [N]. What is forced is so even if it is banned."""
 
     def apply(params, view: View, logits: Array, memory):
         del params
         here = places == view.position - view.prompt_end
         token = jnp.where(here, ids, 0).sum()
-        only = jnp.where(jnp.arange(logits.shape[0]) == token, logits, BANNED)
+        its = jnp.where(logits > BANNED, logits, 0)
+        only = jnp.where(jnp.arange(logits.shape[0]) == token, its, BANNED)
         return jnp.where(here.any(), only, logits), memory
 
     return Lens(apply)
@@ -145,12 +169,22 @@ def grammar(moves: np.ndarray, start: int = 0, ends: tuple[int, ...] = ()) -> Le
     EOS that leads back to it; `ends` are ids allowed everywhere, which leave the state
     as it is. ValueError for a table with a state out of range or a dead end.
     """
+    return automaton(jnp.asarray(table_of(moves, start, ends)), start)
+
+
+def table_of(
+    moves: np.ndarray, start: int = 0, ends: tuple[int, ...] = ()
+) -> np.ndarray:
+    """The table int32 [S, V] of a `grammar`, checked; errors as there."""
     moves = np.array(moves, np.int32)
-    num_states = moves.shape[0]
     for token in ends:
-        moves[:, token] = np.arange(num_states)
+        moves[:, token] = np.arange(moves.shape[0])
     _check_grammar(moves, start)
-    table = jnp.asarray(moves)
+    return moves
+
+
+def automaton(table: Array, start: Any) -> Lens:
+    """The lens of a table of `table_of` and where it starts."""
 
     def apply(params, view: View, logits: Array, memory):
         del params
@@ -162,7 +196,8 @@ def grammar(moves: np.ndarray, start: int = 0, ends: tuple[int, ...] = ()) -> Le
             return moved, None
 
         places = jnp.arange(view.tokens.shape[0])
-        state, _ = jax.lax.scan(read, jnp.int32(start), places)
+        begun = jnp.asarray(start, table.dtype)
+        state, _ = jax.lax.scan(read, begun, places)
         return jnp.where(table[state] >= 0, logits, BANNED), memory
 
     return Lens(apply)

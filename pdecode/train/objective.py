@@ -47,9 +47,9 @@ class Objective(NamedTuple):
     prepare: Callable | None = None
     # (config) -> noise(batch, key) -> batch with more leaves; None: there is none.
     noise: Callable | None = None
-    # (options as in a record) -> what `pdecode generate` is told to take the result as
-    # its drafter; None: it is a model by itself.
-    decoded_by: Callable[[dict], tuple[str, ...]] | None = None
+    # (options as in a record) -> the method that takes the result as its drafter, and
+    # settings; None: it is a model by itself.
+    decoded_by: Callable[[dict], tuple[str, dict]] | None = None
 
 
 def check(name: str, needs: Needs, config: Any) -> None:

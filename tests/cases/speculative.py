@@ -175,6 +175,9 @@ CASES = {
         "prompt_lookup", "plain", num_draft=4, draft_length="auto"
     ),
     "token_recycling": case("token_recycling", "plain", widths=(2, 2, 1), num_top=2),
+    "token_recycling_auto": case(
+        "token_recycling", "plain", widths=(2, 2, 1), num_top=2, draft_length="auto"
+    ),
     "sam_decoding": case(
         "sam_decoding", "plain", num_draft=3, len_threshold=2, widths=(2, 2), num_top=2
     ),
@@ -293,6 +296,15 @@ CASES = {
         "opt_tree", "plain", num_nodes=5, max_depth=4, knobs={"delta": 0.4}, **TWO
     ),
     "sequoia": case("sequoia", "law", num_nodes=6, max_depth=3, rates=(60, 30), **TWO),
+    "sequoia_auto": case(
+        "sequoia",
+        "law",
+        num_nodes=6,
+        max_depth=3,
+        rates=(60, 30),
+        tree_size="auto",
+        **TWO,
+    ),
     "spectr": case("spectr", "law", num_drafts=3, num_draft=2, **TWO),
     "traversal_verification": case(
         "traversal_verification", "law", branching=(2, 2), **TWO

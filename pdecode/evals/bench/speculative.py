@@ -20,26 +20,25 @@ from pdecode import assembly, knobs, prompts
 from pdecode import programs as programs_module
 from pdecode.decode import Stats
 from pdecode.drafters import paced
-from pdecode.evals import tasks
+from pdecode.evals import quality, tasks
 from pdecode.hardware import roofline
 from pdecode.methods import variants
 
 BASELINE = "autoregressive"
 MAX_PROMPT = 96  # characters
-NUM_RESAMPLES = 1000  # of the rows, for the confidence interval
 
 # Name of a method or variant, and its settings by size; sizes count draft nodes.
 CASES: tuple[tuple[str, dict[int, dict[str, Any]]], ...] = (
     ("prompt_lookup", {n: {"num_draft": n} for n in (1, 2, 4, 8)}),
     ("auto_lookup", {8: {"num_draft": 8}}),
-    (
-        "sam_decoding",
-        {n: {"num_draft": n, "widths": (n - 1, 1), "num_top": 8} for n in (4, 8)},
-    ),
-    (
-        "token_recycling",
-        {n: {"widths": (n // 2, n - n // 2), "num_top": 8} for n in (4, 8)},
-    ),
+    ("sam_decoding", _BOTH := {
+        n: {"num_draft": n, "widths": (n - 1, 1), "num_top": 8} for n in (2, 4, 8)
+    }),
+    ("auto sam_decoding", {8: _BOTH[8]}),
+    ("token_recycling", _RECYCLED := {
+        n: {"widths": (n // 2, n - n // 2), "num_top": 8} for n in (2, 4, 8)
+    }),
+    ("auto token_recycling", {8: _RECYCLED[8]}),
     (
         "lookahead",
         {4: {"level": 3, "window_size": 2, "guess_set_size": 2},
@@ -47,12 +46,21 @@ CASES: tuple[tuple[str, dict[int, dict[str, Any]]], ...] = (
     ),
     ("jacobi", {n: {"window": n} for n in (2, 4, 8)}),
     ("sjd", {n: {"window": n} for n in (4, 8)}),
-    ("blockwise", {n: {"num_draft": n} for n in (2, 4)}),
+    ("blockwise", {n: {"num_draft": n} for n in (1, 2, 4)}),
+    ("auto blockwise", {4: {"num_draft": 4}}),
     ("speculative_sampling", {n: {"num_draft": n} for n in (1, 2, 4, 8)}),
     ("auto_speculation", {8: {"num_draft": 8}}),
     ("coupled_sampling", {n: {"num_draft": n} for n in (2, 4, 8)}),
     ("block_verification", {n: {"num_draft": n} for n in (2, 4, 8)}),
     ("specinfer", {4: {"branching": (2, 1)}, 6: {"branching": (2, 2)}}),
+    ("opt_tree", _GROWN := {
+        n: {"num_nodes": n, "max_depth": min(n - 1, 4)} for n in (4, 8, 16)
+    }),
+    ("auto opt_tree", {16: _GROWN[16]}),
+    ("sequoia", _STATIC := {
+        n: {"num_nodes": n, "max_depth": min(n, 4)} for n in (1, 2, 4, 8)
+    }),
+    ("auto sequoia", {8: _STATIC[8]}),
 )  # fmt: skip
 
 # Some of them, for a few minutes on two cores.
@@ -69,10 +77,12 @@ QUICK = tuple(
     for name, sizes in CASES
     if name in _FEW
 )
-# Whose length is that of its drafts chosen anew each round.
+# Whose drafts are as large as is worth their measured costs; of "auto NAME", NAME's.
+AUTO = "auto "
 FIXED = {
     "auto_lookup": "prompt_lookup",
     "auto_speculation": "speculative_sampling",
+    **{name: name.removeprefix(AUTO) for name, _ in CASES if name.startswith(AUTO)},
 }
 
 
@@ -175,36 +185,45 @@ def measured_costs(
     timed at prices under which it never drafts, and again drafting PROBE tokens a round
     (see `in_loop`). The bare call is `roofline`'s, of the drafter's model and head.
     """
-    takes = knobs.parameters(variants.resolve(name)[0])
+    takes = knobs.parameters(_resolved(name)[0])
     width, batch_size = batches[0].tokens.shape[1], batches[0].tokens.shape[0]
     target = _bare("target", paced.WIDTHS, batch_size, width)
     # A width that no call may have is dear, the others cost nothing more than one lane.
-    none = {"call_costs": (1.0, *(DEAR,) * 5)}
-    some = {"call_costs": tuple(1.0 if w <= PROBE * 2 else DEAR for w in paced.WIDTHS)}
-    free = {"draft_cost": 0.0} if "draft_cost" in takes else {}
+    none = (1.0, *(DEAR,) * 5)
+    some = tuple(1.0 if w <= PROBE * 2 else DEAR for w in paced.WIDTHS)
+    has_model = not takes.keys().isdisjoint(("draft_cost", "draft_percent"))
     timed = []
-    for prices in (none, some)[: 1 + len(free)]:
-        own = _prepared(name, {**settings, **prices, **free}, batches[0])
+    for prices in (none, some)[: 1 + has_model]:
+        given = in_its_words(takes, prices, 0.0)
+        own = _prepared(name, {**settings, **given}, batches[0])
         stats, seconds = _timed(own, batches, repeats, seed)
         timed.append(rounds_of(stats, seconds))
     plain = timed[0].seconds / timed[0].steps
-    found: dict[str, Any] = {
-        "call_costs": tuple(
-            (plain + target.at(w) - target.at(1)) / plain for w in paced.WIDTHS
-        )
-    }
-    if not free:
-        return found, 0.0
-    found["draft_cost"] = in_loop(timed[0], timed[1], target) / plain
-    return found, _bare("drafter", (1,), batch_size, width).at(1) / plain
+    calls = tuple((plain + target.at(w) - target.at(1)) / plain for w in paced.WIDTHS)
+    if not has_model:
+        return in_its_words(takes, calls, 0.0), 0.0
+    draft = in_loop(timed[0], timed[1], target) / plain
+    bare = _bare("drafter", (1,), batch_size, width).at(1) / plain
+    return in_its_words(takes, calls, draft), bare
+
+
+def in_its_words(takes, calls: Sequence[float], draft: float) -> dict[str, Any]:
+    """Costs as a method takes them: shares of a round without a draft, or percents."""
+    if "call_percent" in takes:
+        most = knobs.MOST
+        percents = tuple(min(max(round(100 * each), 1), most) for each in calls)
+        return {
+            "call_percent": percents,
+            "draft_percent": min(round(100 * draft), most),
+        }
+    drafts = {"draft_cost": draft} if "draft_cost" in takes else {}
+    return {"call_costs": tuple(calls), **drafts}
 
 
 def _told(costs: dict[str, Any], bare: float) -> str:
-    told = ", ".join(f"{each:.2f}" for each in costs["call_costs"])
-    told = f"with calls at {told} of a round without a draft"
-    if "draft_cost" not in costs:
-        return told
-    return f"{told}, a drafter's at {costs['draft_cost']:.2f} (a bare one: {bare:.2f})"
+    told = ", ".join(f"{name} {value}" for name, value in costs.items())
+    told = f"with {told} of a round without a draft"
+    return f"{told} (a bare call of the drafter: {bare:.2f})" if bare else told
 
 
 def rounds_of(stats: Sequence[Stats], seconds: float) -> Rounds:
@@ -258,9 +277,18 @@ def _places(cases, temperatures: Sequence[float]) -> Iterator[tuple[str, int, fl
             yield from ((name, size, temperature) for temperature in temperatures)
 
 
+def _resolved(name: str) -> tuple[Callable, dict[str, Any]]:
+    """A method and the settings that a name of CASES implies."""
+    method, own = variants.resolve(name.removeprefix(AUTO))
+    if not name.startswith(AUTO):
+        return method, own
+    how = {"draft_length", "tree_size"} & knobs.parameters(method).keys()
+    return method, {**own, **dict.fromkeys(how, "auto")}
+
+
 def _prepared(name: str, settings: dict[str, Any], prompt) -> Callable:
     """A function (prompt, key) -> Decoded of a method with the embedded models."""
-    method, own = variants.resolve(name)
+    method, own = _resolved(name)
     loaded = [
         assembly.load("target" if role == "model" else role)
         for role in knobs.roles(method)
@@ -298,7 +326,7 @@ def _line(name, size, batch_size, temperature, stats: list[Stats], ratio) -> Lin
 
     calls, committed = of_rows("num_calls"), of_rows("num_committed")
     kept = committed - calls
-    low, high = interval(kept, calls)
+    low, high = quality.interval(kept, calls)
     num_tokens, proposed = committed.sum(), of_rows("num_proposed").sum()
     return Line(
         name=name,
@@ -315,19 +343,6 @@ def _line(name, size, batch_size, temperature, stats: list[Stats], ratio) -> Lin
         queries=float(of_rows("num_query_tokens_computed").sum() / num_tokens),
         ratio=ratio,
     )
-
-
-def interval(kept: np.ndarray, calls: np.ndarray, seed: int = 0) -> tuple[float, float]:
-    """95 % of sum(kept) / sum(calls) over rows drawn with replacement.
-
-    Calls of one row resemble each other, so rows are what is drawn, not calls.
-    """
-    draw = np.random.default_rng(seed).integers(
-        0, len(calls), (NUM_RESAMPLES, len(calls))
-    )
-    means = kept[draw].sum(1) / calls[draw].sum(1)
-    low, high = np.quantile(means, [0.025, 0.975])
-    return float(low), float(high)
 
 
 def table(found: Sequence[Line]) -> str:

@@ -10,9 +10,19 @@ from typing import Annotated
 
 from pdecode.contracts import Decoder, Sampling
 from pdecode.data.trigrams import Trigrams
-from pdecode.drafters import adaptive
+from pdecode.drafters import adaptive, paced, pruned
 from pdecode.families import speculative
-from pdecode.knobs import Count, Knob, Needs, NextModel, Temperature, TopK, TopP
+from pdecode.knobs import (
+    CallCosts,
+    Count,
+    DraftLength,
+    Knob,
+    Needs,
+    NextModel,
+    Temperature,
+    TopK,
+    TopP,
+)
 
 
 def aded(
@@ -24,6 +34,8 @@ def aded(
     max_depth: Count = 5,
     window: Count = 16,
     bump: Annotated[float, Knob(0, 3)] = 0.04,
+    draft_length: DraftLength = "fixed",
+    call_costs: CallCosts = paced.COSTS,
     temperature: Temperature = 0.0,
     top_k: TopK | None = None,
     top_p: TopP | None = None,
@@ -32,15 +44,24 @@ def aded(
 
     Each call the trigrams of the last `window` tokens that the table has gain `bump`.
 
+    With draft_length "auto" a draft has as many of its likeliest nodes as are worth
+    their lanes at these costs of calls, and a call no lanes that no row uses.
+
     Guarantee: lossless; token for token plain decoding with the same seed.
     Cost: 1 + num_nodes query tokens a call; no drafter calls; a row's own weights, as
     many as the table's.
     """
-    return speculative.draft_verify(
-        model,
+    drafter, sizes = pruned.by_costs(
         adaptive.adaptive(
             table, num_nodes, max_depth=max_depth, window=window, bump=bump
         ),
+        draft_length,
+        call_costs,
+    )
+    return speculative.draft_verify(
+        model,
+        drafter,
         max_new_tokens=max_new_tokens,
         sampling=Sampling(temperature, top_k, top_p),
+        call_sizes=sizes,
     )

@@ -6,9 +6,17 @@ draft is at most `num_draft` tokens of it in place of all that is left.
 """
 
 from pdecode.contracts import Decoder, Sampling
-from pdecode.drafters import ngram
+from pdecode.drafters import ngram, paced, pruned
 from pdecode.families import speculative
-from pdecode.knobs import Count, NextModel, Temperature, TopK, TopP
+from pdecode.knobs import (
+    CallCosts,
+    Count,
+    DraftLength,
+    NextModel,
+    Temperature,
+    TopK,
+    TopP,
+)
 
 
 def aggressive_decoding(
@@ -17,6 +25,8 @@ def aggressive_decoding(
     max_new_tokens: Count,
     num_draft: Count = 16,
     max_ngram: Count = 3,
+    draft_length: DraftLength = "fixed",
+    call_costs: CallCosts = paced.COSTS,
     temperature: Temperature = 0.0,
     top_k: TopK | None = None,
     top_p: TopP | None = None,
@@ -26,12 +36,21 @@ def aggressive_decoding(
     For texts that copy their input with few changes. A place is known if the output's
     last token, or its last two to `max_ngram`, stand in the prompt exactly once.
 
+    With draft_length "auto" a draft has as many of its likeliest nodes as are worth
+    their lanes at these costs of calls, and a call no lanes that no row uses.
+
     Guarantee: lossless; token for token plain decoding with the same seed.
     Cost: 1 + num_draft query tokens a call; no drafter calls.
     """
+    drafter, sizes = pruned.by_costs(
+        ngram.input_copy(num_draft, max_ngram),
+        draft_length,
+        call_costs,
+    )
     return speculative.draft_verify(
         model,
-        ngram.input_copy(num_draft, max_ngram),
+        drafter,
         max_new_tokens=max_new_tokens,
         sampling=Sampling(temperature, top_k, top_p),
+        call_sizes=sizes,
     )

@@ -7,9 +7,18 @@ from typing import Annotated, Literal
 
 from pdecode import trees
 from pdecode.contracts import Decoder, DraftLayer, Sampling
-from pdecode.drafters import features
+from pdecode.drafters import features, paced, pruned
 from pdecode.families import speculative
-from pdecode.knobs import Count, NextModel, Size, Temperature, TopK, TopP
+from pdecode.knobs import (
+    CallCosts,
+    Count,
+    DraftLength,
+    NextModel,
+    Size,
+    Temperature,
+    TopK,
+    TopP,
+)
 from pdecode.rules import accept
 
 # Ranks among their siblings from the root's child down.
@@ -26,6 +35,8 @@ def eagle(
     max_new_tokens: Count,
     branching: Annotated[tuple[int, ...], Size()] | None = None,
     draws: Literal["best", "without_replacement"] = "best",
+    draft_length: DraftLength = "fixed",
+    call_costs: CallCosts = paced.COSTS,
     temperature: Temperature = 0.0,
     top_k: TopK | None = None,
     top_p: TopP | None = None,
@@ -36,6 +47,9 @@ def eagle(
     branching[d] children. Best tokens are judged as given; draws, the paper's way at a
     temperature, by multi-round rejection.
 
+    With draft_length "auto" a draft has as many of its likeliest nodes as are worth
+    their lanes at these costs of calls, and a call no lanes that no row uses.
+
     Guarantee: lossless; token for token plain decoding with the same seed for
     draws="best", in distribution for draws="without_replacement".
     Cost: 1 + number of nodes query tokens a call; a call of the layer a level.
@@ -43,12 +57,20 @@ def eagle(
     topology = trees.choices([tuple(map(int, path)) for path in _TREE.split()])
     if branching is not None:
         topology = trees.expand(branching)
+    if draft_length == "auto" and draws != "best" and topology.max_children > 1:
+        raise ValueError(f"{draws=} are judged in the order drawn: no {draft_length=}")
     sampling = Sampling(temperature, top_k, top_p)
     rule = accept.by_node(accept.rejection(topology.max_children))
+    drafter, sizes = pruned.by_costs(
+        features.static_tree(model, layer, topology, sampling, draws=draws),
+        draft_length,
+        call_costs,
+    )
     return speculative.draft_verify(
         model,
-        features.static_tree(model, layer, topology, sampling, draws=draws),
+        drafter,
         max_new_tokens=max_new_tokens,
         sampling=sampling,
         acceptance=accept.match if draws == "best" else rule,
+        call_sizes=sizes,
     )

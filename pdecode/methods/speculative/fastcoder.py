@@ -9,9 +9,20 @@ from typing import Annotated
 
 from pdecode.contracts import Decoder, Sampling
 from pdecode.data.datastore import Store
-from pdecode.drafters import ngram, preferring, retrieval
+from pdecode.drafters import ngram, paced, preferring, pruned, retrieval
 from pdecode.families import speculative
-from pdecode.knobs import Count, Knob, Needs, NextModel, Size, Temperature, TopK, TopP
+from pdecode.knobs import (
+    CallCosts,
+    Count,
+    DraftLength,
+    Knob,
+    Needs,
+    NextModel,
+    Size,
+    Temperature,
+    TopK,
+    TopP,
+)
 
 Weight = Annotated[int, Knob(0, 1000)]
 
@@ -30,6 +41,8 @@ def fastcoder(
     corpus_weight: Weight = 2,
     other_weight: Weight = 1,
     skipped: Annotated[tuple[int, ...], Size(0)] | None = None,
+    draft_length: DraftLength = "fixed",
+    call_costs: CallCosts = paced.COSTS,
     temperature: Temperature = 0.0,
     top_k: TopK | None = None,
     top_p: TopP | None = None,
@@ -38,6 +51,7 @@ def fastcoder(
 
     `corpus` is the project, `other` is code in general; a copy counts its weight.
     Behind an id of `skipped`, such as indentation, the stores are not searched.
+    With draft_length "auto" a draft has as many nodes as are worth their lanes.
 
     Guarantee: lossless; token for token plain decoding with the same seed.
     Cost: 1 + num_draft query tokens a call; no drafter calls, six binary searches.
@@ -52,14 +66,15 @@ def fastcoder(
         num_matches=num_matches,
         length=draft_len,
     )
+    copies = ngram.suffix_match(min(draft_len, num_draft))
     drafter = preferring.preferring(
-        ngram.suffix_match(min(draft_len, num_draft)),
-        stores,
-        lambda copied: copied.matched >= session_match,
+        copies, stores, lambda copied: copied.matched >= session_match
     )
+    drafter, sizes = pruned.by_costs(drafter, draft_length, call_costs)
     return speculative.draft_verify(
         model,
         drafter,
         max_new_tokens=max_new_tokens,
         sampling=Sampling(temperature, top_k, top_p),
+        call_sizes=sizes,
     )

@@ -10,8 +10,17 @@ from typing import Annotated, Literal
 from pdecode import trees
 from pdecode.contracts import Decoder, DraftHeads, Sampling
 from pdecode.drafters import heads as head_drafters
+from pdecode.drafters import paced, pruned
 from pdecode.families import speculative
-from pdecode.knobs import Count, Knob, NextModel, Size, Temperature
+from pdecode.knobs import (
+    CallCosts,
+    Count,
+    DraftLength,
+    Knob,
+    NextModel,
+    Size,
+    Temperature,
+)
 from pdecode.rules import accept, relaxed
 
 # Ranks among their siblings from the root's child down.
@@ -31,6 +40,8 @@ def medusa(
     acceptance: Literal["match", "typical"] = "match",
     posterior_threshold: Annotated[float, Knob(0, 1)] = 0.09,
     posterior_alpha: Annotated[float, Knob(0, 1)] = 0.3,
+    draft_length: DraftLength = "fixed",
+    call_costs: CallCosts = paced.COSTS,
     temperature: Temperature = 0.0,
 ) -> Decoder:
     """A tree whose level d holds the best tokens of head d, the same below all nodes.
@@ -38,6 +49,9 @@ def medusa(
     `branching` replaces the authors' tree by one in which every node of depth d has
     branching[d] children. With acceptance="typical" a token passes if its probability
     exceeds min(posterior_threshold, posterior_alpha * exp(-entropy)).
+
+    With draft_length "auto" a draft has as many of its likeliest nodes as are worth
+    their lanes at these costs of calls, and a call no lanes that no row uses.
 
     Guarantee: lossless for acceptance="match", token for token plain decoding with the
     same seed; lossy for "typical", and then greedy decoding at temperature 0.
@@ -49,10 +63,16 @@ def medusa(
     if branching is not None:
         topology = trees.expand(branching)
     typical = relaxed.typical(posterior_threshold, posterior_alpha)
+    drafter, sizes = pruned.by_costs(
+        head_drafters.tree(model, heads, topology),
+        draft_length,
+        call_costs,
+    )
     return speculative.draft_verify(
         model,
-        head_drafters.tree(model, heads, topology),
+        drafter,
         max_new_tokens=max_new_tokens,
         sampling=Sampling(temperature),
         acceptance=accept.match if acceptance == "match" else typical,
+        call_sizes=sizes,
     )

@@ -8,9 +8,17 @@ suffix wins. `continuation="whole"` is the original, which searches on until all
 from typing import Literal
 
 from pdecode.contracts import Decoder, Sampling
-from pdecode.drafters import ngram, paced
+from pdecode.drafters import ngram, paced, pruned
 from pdecode.families import speculative
-from pdecode.knobs import CallCosts, Count, NextModel, Temperature, TopK, TopP
+from pdecode.knobs import (
+    CallCosts,
+    Count,
+    DraftLength,
+    NextModel,
+    Temperature,
+    TopK,
+    TopP,
+)
 
 
 def prompt_lookup(
@@ -20,7 +28,7 @@ def prompt_lookup(
     num_draft: Count = 10,
     max_ngram: Count = 3,
     continuation: Literal["cut", "whole"] = "cut",
-    draft_length: Literal["fixed", "auto"] = "fixed",
+    draft_length: DraftLength = "fixed",
     call_costs: CallCosts = paced.COSTS,
     temperature: Temperature = 0.0,
     top_k: TopK | None = None,
@@ -37,10 +45,7 @@ def prompt_lookup(
     drafter = ngram.prompt_lookup(
         num_draft, max_ngram, is_whole=continuation == "whole"
     )
-    sizes: tuple[int, ...] = ()
-    if draft_length == "auto":
-        sizes = paced.lengths(num_draft)
-        drafter = paced.paced(drafter, sizes, paced.Prices(call_costs))
+    drafter, sizes = pruned.by_costs(drafter, draft_length, call_costs)
     return speculative.draft_verify(
         model,
         drafter,

@@ -8,9 +8,17 @@ the output is biased; no draft is made where nothing is found.
 
 from pdecode.contracts import Decoder, Sampling
 from pdecode.data.datastore import Store
-from pdecode.drafters import retrieval
+from pdecode.drafters import paced, pruned, retrieval
 from pdecode.families import speculative
-from pdecode.knobs import Count, NextModel, Temperature, TopK, TopP
+from pdecode.knobs import (
+    CallCosts,
+    Count,
+    DraftLength,
+    NextModel,
+    Temperature,
+    TopK,
+    TopP,
+)
 
 
 def rest(
@@ -22,11 +30,16 @@ def rest(
     draft_len: Count = 10,
     min_match: Count = 2,
     num_matches: Count = 64,
+    draft_length: DraftLength = "fixed",
+    call_costs: CallCosts = paced.COSTS,
     temperature: Temperature = 0.0,
     top_k: TopK | None = None,
     top_p: TopP | None = None,
 ) -> Decoder:
     """The `num_draft` most frequent continuations, as a tree, of a `data.datastore`.
+
+    With draft_length "auto" a draft has as many of its likeliest nodes as are worth
+    their lanes at these costs of calls, and a call no lanes that no row uses.
 
     Guarantee: lossless; token for token plain decoding with the same seed.
     Cost: 1 + num_draft query tokens a call; no drafter calls, three binary searches.
@@ -39,6 +52,11 @@ def rest(
         num_matches=num_matches,
         length=draft_len,
     )
+    drafter, sizes = pruned.by_costs(drafter, draft_length, call_costs)
     return speculative.draft_verify(
-        model, drafter, max_new_tokens=max_new_tokens, sampling=sampling
+        model,
+        drafter,
+        max_new_tokens=max_new_tokens,
+        sampling=sampling,
+        call_sizes=sizes,
     )

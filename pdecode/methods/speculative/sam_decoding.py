@@ -8,9 +8,18 @@ a copy too close to the end gives a shorter draft in place of an earlier, shorte
 from typing import Annotated
 
 from pdecode.contracts import Decoder, Sampling
-from pdecode.drafters import ngram, preferring, recycling
+from pdecode.drafters import ngram, paced, preferring, pruned, recycling
 from pdecode.families import speculative
-from pdecode.knobs import Count, NextModel, Size, Temperature, TopK, TopP
+from pdecode.knobs import (
+    CallCosts,
+    Count,
+    DraftLength,
+    NextModel,
+    Size,
+    Temperature,
+    TopK,
+    TopP,
+)
 
 
 def sam_decoding(
@@ -21,11 +30,16 @@ def sam_decoding(
     len_threshold: Count = 5,
     widths: Annotated[tuple[int, ...], Size()] = (8, 21, 25, 15, 8, 3),
     num_top: Count = 8,
+    draft_length: DraftLength = "fixed",
+    call_costs: CallCosts = paced.COSTS,
     temperature: Temperature = 0.0,
     top_k: TopK | None = None,
     top_p: TopP | None = None,
 ) -> Decoder:
     """A chain copied from the context where `len_threshold` tokens agree, else a tree.
+
+    With draft_length "auto" a draft has as many of its likeliest nodes as are worth
+    their lanes at these costs of calls, and a call no lanes that no row uses.
 
     Guarantee: lossless; token for token plain decoding with the same seed.
     Cost: 1 + max(num_draft, sum(widths)) query tokens a call; num_top ids a vocabulary
@@ -37,6 +51,11 @@ def sam_decoding(
         recycling.recycling(model, recycling.template(widths, num_top), num_top),
         lambda copied: copied.matched >= len_threshold,
     )
+    drafter, sizes = pruned.by_costs(drafter, draft_length, call_costs)
     return speculative.draft_verify(
-        model, drafter, max_new_tokens=max_new_tokens, sampling=sampling
+        model,
+        drafter,
+        max_new_tokens=max_new_tokens,
+        sampling=sampling,
+        call_sizes=sizes,
     )

@@ -11,7 +11,16 @@ from pdecode import trees
 from pdecode.contracts import Decoder, Sampling
 from pdecode.drafters import causal, paced
 from pdecode.families import speculative
-from pdecode.knobs import CallCosts, Count, Knob, NextModel, Temperature, TopK, TopP
+from pdecode.knobs import (
+    CallCosts,
+    Count,
+    DraftLength,
+    Knob,
+    NextModel,
+    Temperature,
+    TopK,
+    TopP,
+)
 from pdecode.rules import accept
 
 
@@ -22,7 +31,7 @@ def speculative_sampling(
     max_new_tokens: Count,
     num_draft: Count = 5,
     acceptance: Literal["rejection", "coupled"] = "rejection",
-    draft_length: Literal["fixed", "auto"] = "fixed",
+    draft_length: DraftLength = "fixed",
     call_costs: CallCosts = paced.COSTS,
     draft_cost: Annotated[float, Knob(0, 1e9)] = 0.2,
     temperature: Temperature = 0.0,

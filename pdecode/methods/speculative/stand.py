@@ -10,9 +10,18 @@ on 30 problems.
 from typing import Annotated
 
 from pdecode.contracts import Decoder, Sampling
-from pdecode.drafters import averaged, recycling
+from pdecode.drafters import averaged, paced, pruned, recycling
 from pdecode.families import speculative
-from pdecode.knobs import Count, NextModel, Size, Temperature, TopK, TopP
+from pdecode.knobs import (
+    CallCosts,
+    Count,
+    DraftLength,
+    NextModel,
+    Size,
+    Temperature,
+    TopK,
+    TopP,
+)
 
 
 def stand(
@@ -23,11 +32,16 @@ def stand(
     contexts: Annotated[tuple[int, ...], Size()] = (4, 3, 2),
     num_top: Count = 10,
     num_slots: Count = 1024,
+    draft_length: DraftLength = "fixed",
+    call_costs: CallCosts = paced.COSTS,
     temperature: Temperature = 0.0,
     top_k: TopK | None = None,
     top_p: TopP | None = None,
 ) -> Decoder:
     """A static tree filled from what was predicted behind the same last tokens.
+
+    With draft_length "auto" a draft has as many of its likeliest nodes as are worth
+    their lanes at these costs of calls, and a call no lanes that no row uses.
 
     Guarantee: lossless; token for token plain decoding with the same seed.
     Cost: 1 + sum(widths) query tokens a call; three tables of num_slots laws a row.
@@ -40,6 +54,11 @@ def stand(
         contexts=contexts,
         num_slots=num_slots,
     )
+    drafter, sizes = pruned.by_costs(drafter, draft_length, call_costs)
     return speculative.draft_verify(
-        model, drafter, max_new_tokens=max_new_tokens, sampling=sampling
+        model,
+        drafter,
+        max_new_tokens=max_new_tokens,
+        sampling=sampling,
+        call_sizes=sizes,
     )

@@ -185,9 +185,9 @@ def holds(config):
     return {"kind": "filter", "block_length": config.options.block_length}
 
 
-def decoded_by(options: dict) -> tuple[str, ...]:
+def decoded_by(options: dict) -> tuple[str, dict]:
     del options
-    return "--method", "learn2pd"
+    return "learn2pd", {}
 
 
 OBJECTIVE = Objective(

@@ -79,8 +79,8 @@ def holds(config):
     return {"kind": "draft_heads", "num_heads": config.options.num_heads}
 
 
-def decoded_by(options: dict) -> tuple[str, ...]:
-    return "--method", "blockwise", "--set", f"num_draft={options['num_heads']}"
+def decoded_by(options: dict) -> tuple[str, dict]:
+    return "blockwise", {"num_draft": options["num_heads"]}
 
 
 OBJECTIVE = Objective(

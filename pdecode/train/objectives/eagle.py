@@ -193,9 +193,9 @@ def holds(config):
     return {"kind": "draft_layer", "num_layers": config.options.num_layers}
 
 
-def decoded_by(options: dict) -> tuple[str, ...]:
+def decoded_by(options: dict) -> tuple[str, dict]:
     del options
-    return "--method", "eagle"
+    return "eagle", {}
 
 
 OBJECTIVE = Objective(

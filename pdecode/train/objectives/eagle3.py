@@ -136,9 +136,9 @@ def holds(config):
     return {"kind": "fused_layer", "taps": list(tapped(config.model).taps)}
 
 
-def decoded_by(options: dict) -> tuple[str, ...]:
+def decoded_by(options: dict) -> tuple[str, dict]:
     del options
-    return "--method", "eagle3"
+    return "eagle3", {}
 
 
 OBJECTIVE = Objective(

@@ -107,10 +107,9 @@ def holds(config):
     }
 
 
-def decoded_by(options: dict) -> tuple[str, ...]:
+def decoded_by(options: dict) -> tuple[str, dict]:
     widths = [4, 2] + [1] * options["num_heads"]
-    chosen = ",".join(map(str, widths[: options["num_heads"]]))
-    return "--method", "hydra", "--set", f"branching={chosen}"
+    return "hydra", {"branching": tuple(widths[: options["num_heads"]])}
 
 
 OBJECTIVE = Objective(

@@ -93,9 +93,9 @@ def holds(config):
     return {"kind": "medusa_heads", **sizes}
 
 
-def decoded_by(options: dict) -> tuple[str, ...]:
+def decoded_by(options: dict) -> tuple[str, dict]:
     del options
-    return "--method", "medusa"
+    return "medusa", {}
 
 
 OBJECTIVE = Objective(

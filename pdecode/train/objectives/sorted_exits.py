@@ -101,9 +101,9 @@ def holds(config):
     return {"kind": "transformer"}
 
 
-def decoded_by(options: dict) -> tuple[str, ...]:
+def decoded_by(options: dict) -> tuple[str, dict]:
     del options
-    return "--method", "s2d"
+    return "s2d", {}
 
 
 OBJECTIVE = Objective(
