@@ -57,8 +57,10 @@ def init(config: Config, key: Array, num_layers: int = 1) -> Params:
     joined = jnp.zeros((1, 1, 2 * width), jnp.float32)
     params = {"fc": _joining(own).init(keys[0], joined)["params"]}
     for layer in range(num_layers):
-        params[f"layer_{layer}"] = block(own, keys[1 + layer])
-    del params["layer_0"]["attention_norm"]
+        made = block(own, keys[1 + layer])
+        if layer == 0:
+            del made["attention_norm"]
+        params[f"layer_{layer}"] = made
     return params
 
 

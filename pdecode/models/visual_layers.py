@@ -131,7 +131,9 @@ def _read(
     size, batch = condenser.num_features, tokens.shape[0]
     num_text = features.shape[1] - size
     asked = tokens[:, size : size + condenser.num_question]
-    asked = transformer.make_model(own).embedding.table(target)[asked]
+    embedding = transformer.make_model(own).embedding
+    assert embedding is not None, "a transformer has one"
+    asked = embedding.table(target)[asked]
     image, first = condensers.apply(
         condenser, params["condenser"], features[:, :size], asked, noise
     )

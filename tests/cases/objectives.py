@@ -73,7 +73,6 @@ CASES = {
         "data": "rows",
         "options": {"codes": ((-1.0, 0.0), (1.0, 0.5), (0.0, 2.0)), "starts": (0, 3)},
     },
-}  # fmt: skip
     "frame_diffusion": {
         "model": dataclasses.replace(
             MODEL, attention="block_causal", block_len=4, predicts="values"

@@ -126,7 +126,7 @@ def table(lines: dict[str, tuple[Made, films.Worth]], best: films.Worth) -> str:
     one's."""
     head = ("", "calls", "waits", "class right", "last", "moves right", "last",
             "error", "last")  # fmt: skip
-    rows = [head]
+    rows: list[tuple[str, ...]] = [head]
     for name, (made, found) in lines.items():
         rows.append((name, f"{made.calls:.1f}", f"{made.waits:.1f}", *_cells(found)))
     rows.append(("the right clips", "", "", *_cells(best)))

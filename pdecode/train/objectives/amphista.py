@@ -93,9 +93,9 @@ def holds(config):
     return {"kind": "amphista_heads", "num_heads": config.options.num_heads}
 
 
-def decoded_by(options: dict) -> tuple[str, ...]:
+def decoded_by(options: dict) -> tuple[str, dict]:
     del options
-    return "--method", "amphista"
+    return "amphista", {}
 
 
 OBJECTIVE = Objective(

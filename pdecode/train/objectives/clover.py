@@ -113,10 +113,9 @@ def holds(config):
     return {"kind": "clover_heads", **sizes}
 
 
-def decoded_by(options: dict) -> tuple[str, ...]:
+def decoded_by(options: dict) -> tuple[str, dict]:
     widths = [4, 2] + [1] * options["num_heads"]
-    chosen = ",".join(map(str, widths[: options["num_heads"]]))
-    return "--method", "clover", "--set", f"branching={chosen}"
+    return "clover", {"branching": tuple(widths[: options["num_heads"]])}
 
 
 OBJECTIVE = Objective(

@@ -121,9 +121,9 @@ def holds(config):
     return {"kind": "jakiro_layer"}
 
 
-def decoded_by(options: dict) -> tuple[str, ...]:
+def decoded_by(options: dict) -> tuple[str, dict]:
     del options
-    return "--method", "jakiro"
+    return "jakiro", {}
 
 
 OBJECTIVE = Objective(

@@ -108,8 +108,8 @@ def holds(config):
     return {"kind": "draft_modules", **sizes}
 
 
-def decoded_by(options: dict) -> tuple[str, ...]:
-    return "--method", "mtp", "--set", f"num_draft={options['num_modules']}"
+def decoded_by(options: dict) -> tuple[str, dict]:
+    return "mtp", {"num_draft": options["num_modules"]}
 
 
 OBJECTIVE = Objective(

@@ -203,9 +203,9 @@ def holds(config):
     return {"kind": "prompt_tokens", **sizes}
 
 
-def decoded_by(options: dict) -> tuple[str, ...]:
+def decoded_by(options: dict) -> tuple[str, dict]:
     del options
-    return "--method", "ppd"
+    return "ppd", {}
 
 
 OBJECTIVE = Objective(

@@ -175,9 +175,9 @@ def holds(config):
     return {"kind": "visual_layer", **made._asdict(), "num_ahead": 1}
 
 
-def decoded_by(options: dict) -> tuple[str, ...]:
+def decoded_by(options: dict) -> tuple[str, dict]:
     del options
-    return "--method", "spec_vlm"
+    return "spec_vlm", {}
 
 
 OBJECTIVE = Objective(
