@@ -18,6 +18,7 @@ from pdecode.drafters import spelled
 from pdecode.methods import variants
 from pdecode.models import bytes as byte_text
 from pdecode.models import fusing, transformer, translated
+from pdecode.models.staged import Staged
 from pdecode.recipes import Recipe
 
 # By what a model predicts: what it is in words, and the method it gets by default.
@@ -70,6 +71,10 @@ def assemble(
     if model_name in embedded.SETS:
         model_name = first_taken(recipe, values, embedded.SETS[model_name])
     target, params, tokenizer = load(model_name, dtype, mesh, fused)
+    if isinstance(target, Staged):
+        raise ValueError(
+            f"{model_name} draws values, no tokens: families.staged draws with it"
+        )
     if not isinstance(target, Model):
         what = HELD[knobs.word(target)]
         raise ValueError(f"{model_name} is {what}: give it as the drafter")

@@ -19,15 +19,16 @@ from pdecode.train import TrainConfig, export, objectives, settings, sources
 SMALL = Config(vocab_size=5, width=8, num_layers=1, num_heads=2, mask_id=4)
 LENGTH = 16
 BLOCK = 4  # of what has blocks
-# What they learn is no token: whether a given one was right.
-JUDGES = ("block_filter",)
+# What they learn is no token: whether a given one was right, or a velocity.
+JUDGES = ("block_filter", "staged_flow")
 
 
 def config_of(objective, model, **fields):
     own = objectives.find(objective)
     frozen = {role: "target" for role in own.needs.frozen}
     known = {field.name for field in dataclasses.fields(own.options)}
-    options = {"block_length": BLOCK, "prompt_length": 1}
+    options = {"block_length": BLOCK, "prompt_length": 1, "side": 2, "patch": 1}
+    options["slices"] = ((0, 0.5), (0.2, 1))
     return TrainConfig(
         name="x", model=model, objective=objective, steps=9, warmup_steps=0,
         row_len=LENGTH, frozen=frozen,

@@ -39,6 +39,7 @@ from pdecode.models import (
     int8,
     medusa_heads,
     noised,
+    staged,
     transformer,
     two_pass,
 )
@@ -240,6 +241,11 @@ KINDS = {
     "noised": lambda record, dtype: noised.make_model(
         dataclasses.replace(transformer_config(record), dtype=dtype),
         tuple(map(tuple, holds(record)["codes"])),
+    ),
+    "staged": lambda record, dtype: staged.make_net(
+        dataclasses.replace(transformer_config(record), dtype=dtype),
+        staged.Grid(*holds(record)["grid"]),
+        tuple(map(tuple, holds(record)["slices"])),
     ),
     "draft_layer": lambda record, dtype: draft_layers.make_layer(
         dataclasses.replace(transformer_config(record), dtype=dtype),

@@ -27,6 +27,7 @@ NAMES = (
     "distillation",
     "sorted_exits",
     "distilled_decoding",
+    "staged_flow",
 )
 
 
