@@ -71,13 +71,8 @@ def assemble(
     if model_name in embedded.SETS:
         model_name = first_taken(recipe, values, embedded.SETS[model_name])
     target, params, tokenizer = load(model_name, dtype, mesh, fused)
-    if isinstance(target, Staged):
-        raise ValueError(
-            f"{model_name} draws values, no tokens: families.staged draws with it"
-        )
     if not isinstance(target, Model):
-        what = HELD[knobs.word(target)]
-        raise ValueError(f"{model_name} is {what}: give it as the drafter")
+        raise ValueError(_no_model(model_name, target))
     needed = knobs.needs(recipe.method).get("model", target.predicts)
     if needed != target.predicts:
         raise ValueError(
@@ -114,6 +109,13 @@ def assemble(
         trees.append(tree)
     by_role = dict(zip(roles, trees, strict=True))
     return Assembled(found, tuple(models), by_role, tokenizer)
+
+
+def _no_model(name: str, record: Any) -> str:
+    """Why what was found under a name is not decoded by itself."""
+    if isinstance(record, Staged):
+        return f"{name} draws values, no tokens: pdecode.families.staged does"
+    return f"{name} is {HELD[knobs.word(record)]}: give it as the drafter"
 
 
 def default_model(recipe: Recipe, values: dict[str, Any]) -> str:

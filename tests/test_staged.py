@@ -17,7 +17,7 @@ from pdecode.models import digits, embedded, staged
 from pdecode.models.config import Config
 from pdecode.models.staged import Grid, Staged
 from pdecode.rules import pyramids
-from pdecode.train import export
+from pdecode.train import export, settings
 from pdecode.train.objectives import staged_flow as objective
 
 SLICES = ((0.0, 0.7), (0.4, 0.85), (0.6, 1.0))
@@ -241,6 +241,12 @@ def test_a_folder_of_it_draws_digits_and_is_no_model_of_tokens(tmp_path):
     with pytest.raises(ValueError, match="draws values, no tokens"):
         recipe = recipes.find("autoregressive")
         assembly.assemble(recipe, {"max_new_tokens": 4}, str(tmp_path), None)
+    # Settings of a run leave its slices as they are, or change them.
+    told = settings.override(config, ["draws=2", "slices=((0.0, 0.5), (0.1, 1.0))"])
+    assert told.options.slices == ((0.0, 0.5), (0.1, 1.0)) and told.options.draws == 2
+    assert settings.override(config, ["draws=2"]).options.slices == SLICES
+    with pytest.raises(ValueError, match=r"options\.slices is of type tuple"):
+        settings.override(config, ["slices=((0.0, 'x'),)"])
     with pytest.raises(ValueError, match="holds no run of objective='staged_flow'"):
         staged_digits.draw(stored_model(tmp_path / "other"), 3, 2)
 
