@@ -18,6 +18,7 @@ from pdecode.drafters import spelled
 from pdecode.methods import variants
 from pdecode.models import bytes as byte_text
 from pdecode.models import fusing, transformer, translated
+from pdecode.models.staged import Staged
 from pdecode.recipes import Recipe
 
 # By what a model predicts: what it is in words, and the method it gets by default.
@@ -73,8 +74,7 @@ def assemble(
         model_name = first_taken(recipe, values, embedded.SETS[model_name])
     target, params, tokenizer = load(model_name, dtype, mesh, fused)
     if not isinstance(target, Model):
-        what = HELD[knobs.word(target)]
-        raise ValueError(f"{model_name} is {what}: give it as the drafter")
+        raise ValueError(_no_model(model_name, target))
     needed = knobs.needs(recipe.method).get("model", target.predicts)
     if needed != target.predicts:
         raise ValueError(
@@ -111,6 +111,13 @@ def assemble(
         trees.append(tree)
     by_role = dict(zip(roles, trees, strict=True))
     return Assembled(found, tuple(models), by_role, tokenizer)
+
+
+def _no_model(name: str, record: Any) -> str:
+    """Why what was found under a name is not decoded by itself."""
+    if isinstance(record, Staged):
+        return f"{name} draws values, no tokens: pdecode.families.staged does"
+    return f"{name} is {HELD[knobs.word(record)]}: give it as the drafter"
 
 
 def default_model(recipe: Recipe, values: dict[str, Any]) -> str:

@@ -291,6 +291,9 @@ BY_DEFAULT = {
         "test_drafts_are_the_letters_continuation_read_back": 1,
         "test_rejection_by_that_law_is_lossless_by_enumeration": 0,
     },
+    "test_staged.py": {
+        "test_a_small_net_learns_what_belongs_together": 0,
+    },
     "test_stored_tensors.py": {
         "test_a_prefix_may_be_missing": 1,
         "test_a_quantised_configuration_is_called_quantised": 1,

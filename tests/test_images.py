@@ -281,6 +281,15 @@ def test_generate_writes_a_picture_and_watch_shows_it_fill(runs, tmp_path, capsy
     assert "must end in" in capsys.readouterr().err
 
 
+def test_the_configs_of_noise_load():
+    root = pathlib.Path(__file__).parent.parent / "configs"
+    for name in ("one_step", "staged"):
+        config = settings.load(root / f"digits_{name}.py")
+        assert config.name == config.model.name == f"digits_{name}"
+        objectives.find(config.objective).start(config, jax.random.key(0), None)
+    assert config.options.grid.lanes() == [1, 4, 16]
+
+
 @pytest.mark.parametrize("name", ["raster", "raster2d", "order", "masked"])
 def test_the_configs_of_digits_load(name):
     root = pathlib.Path(__file__).parent.parent / "configs"

@@ -43,6 +43,7 @@ from pdecode.models import (
     jakiro_layers,
     medusa_heads,
     noised,
+    staged,
     transformer,
     two_pass,
     visual_layers,
@@ -270,6 +271,11 @@ KINDS = {
     "noised": lambda record, dtype: noised.make_model(
         dataclasses.replace(transformer_config(record), dtype=dtype),
         tuple(map(tuple, holds(record)["codes"])),
+    ),
+    "staged": lambda record, dtype: staged.make_net(
+        dataclasses.replace(transformer_config(record), dtype=dtype),
+        staged.Grid(*holds(record)["grid"]),
+        tuple(map(tuple, holds(record)["slices"])),
     ),
     "draft_layer": lambda record, dtype: draft_layers.make_layer(
         dataclasses.replace(transformer_config(record), dtype=dtype),

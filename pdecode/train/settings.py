@@ -164,6 +164,8 @@ def _typed(name: str, value: Any, hint: Any, present: Any) -> Any:
             return float(value)
         if origin is tuple and isinstance(value, (list, tuple)):
             inner = typing.get_args(kind)[0]
+            if typing.get_origin(inner) is tuple:
+                return tuple(_typed(name, each, inner, present) for each in value)
             if all(type(each) is inner for each in value):
                 return tuple(value)
         elif type(value) is origin:

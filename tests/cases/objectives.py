@@ -68,6 +68,13 @@ CASES = {
         "data": "rows",
         "options": {"prompt_length": 1, "block_length": 2},
     },
+    "staged_flow": {
+        "model": dataclasses.replace(CANVAS, predicts="uniform"),
+        "options": {
+            "side": 2, "levels": text.VOCAB_SIZE, "patch": 1, "draws": 2,
+            "slices": ((0.0, 0.5), (0.2, 1.0)),
+        },
+    },
     "distilled_decoding": {
         "model": CANVAS,
         "data": "rows",

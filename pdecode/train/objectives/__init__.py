@@ -37,6 +37,7 @@ NAMES = (
     "frame_diffusion",
     "set_block",
     "jacobi_denoising",
+    "staged_flow",
 )
 
 
