@@ -364,7 +364,8 @@ TOKENS = jax.random.randint(jax.random.key(7), (ROWS, COUNT * 5), 0, 7)
 def test_the_loss_is_each_frames_own_behind_clean_ones():
     """Against one call a frame, as a decoder without a cache makes it."""
     batch = objective.noise(RUN)({"tokens": TOKENS}, jax.random.key(8))
-    value, aux = objective.loss(RUN)(PARAMS, {}, batch, None, 0)
+    loss = jax.jit(lambda batch: objective.loss(RUN)(PARAMS, {}, batch, None, 0))
+    value, aux = loss(batch)
     time, noise = np.asarray(batch["time"]), np.asarray(batch["noise"])
     clean = np.asarray(TOKENS[:, COUNT:], np.float64) / 3 - 1
     clean = clean.reshape(ROWS, COUNT, 4, 1)
@@ -382,7 +383,7 @@ def test_the_loss_is_each_frames_own_behind_clean_ones():
     assert float(aux["weight"]) == TOKENS[:, COUNT:].size
     # Controls: the other velocity, and times of other frames.
     assert abs(float(value) - np.mean(np.square(velocity + noise[:, -1]))) > 1e-3
-    late = objective.loss(RUN)(PARAMS, {}, batch | {"time": time[:, ::-1]}, None, 0)
+    late = loss(batch | {"time": jnp.asarray(time[:, ::-1])})
     assert abs(float(value) - float(late[0])) > 1e-3
 
 
@@ -406,14 +407,14 @@ def test_a_noised_frame_sees_clean_ones_before_it_and_itself():
         )
         return denoiser.apply(NET, PARAMS, call)[0][:, COUNT:].sum((0, 2, 3))
 
-    by_clean, by_noised = jax.jacobian(velocity, (0, 1))(clean, noise)
+    by_clean, by_noised = jax.jit(jax.jacobian(velocity, (0, 1)))(clean, noise)
     sees = np.abs(by_clean).max((1, 3, 4)) > 0
     np.testing.assert_array_equal(sees, np.tril(np.ones((COUNT, COUNT)), -1) > 0)
     sees = np.abs(by_noised).max((1, 3, 4)) > 0
     np.testing.assert_array_equal(sees, np.eye(COUNT) > 0)
 
-    grads = jax.grad(lambda p: objective.loss(RUN)(p, {}, drawn | {"tokens": TOKENS},
-                                                   None, 0)[0])(PARAMS)  # fmt: skip
+    batch, loss = drawn | {"tokens": TOKENS}, objective.loss(RUN)
+    grads = jax.jit(jax.grad(lambda p: loss(p, {}, batch, None, 0)[0]))(PARAMS)
     still = [
         path for path, leaf in jax.tree_util.tree_leaves_with_path(grads)
         if not np.abs(leaf).max() > 0
@@ -549,13 +550,16 @@ def test_trained_runs_of_both_kinds_draw_clips(tmp_path, monkeypatch, capsys):
     assert len(bench.entries(found[0], None)) + len(
         bench.entries(None, found[1])
     ) == len(suite)
+    with pytest.raises(ValueError, match="holds no denoiser: give a run of configs/"):
+        bench.entries(found[1], None)
     by = images.judge(blobs(100, 0), blobs(100, 1))
     monkeypatch.setattr(bench.visual, "judge", lambda: by)
     monkeypatch.setattr(bench.data, "clips", lambda split: asked)
     calls = {"acdit 4": 4 * 7, "inferix 4": 5 * 7, "diagonal video 2": 7 * 16 + 6}
     some = {name: suite[name] for name in (*calls, "nfd 10 ahead 3")}
     monkeypatch.setattr(bench, "entries", lambda *_: some)
-    bench.main([*found, "--clips", "3", "--out", str(tmp_path / "films")])
+    folders = ["--denoiser", found[0], "--raster", found[1]]
+    bench.main([*folders, "--clips", "3", "--out", str(tmp_path / "films")])
     assert "the right clips" in capsys.readouterr().out
     made = json.loads((tmp_path / "films.json").read_text())
     assert {name: made["lines"][name]["calls"] for name in calls} == calls

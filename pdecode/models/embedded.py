@@ -60,7 +60,9 @@ FOLDER = pathlib.Path(__file__).parent / "weights"
 
 def load(
     name: str, folder: pathlib.Path = FOLDER, *, dtype: str | None = None
-) -> tuple[Model | DraftHeads | ChainedHeads | DraftLayer | Filter, Params, Any]:
+) -> tuple[
+    Model | DraftHeads | ChainedHeads | DraftLayer | Filter | denoiser.Net, Params, Any
+]:
     """(model, params, tokenizer); the first of what is no model is its record.
 
     In float32, or `dtype`, which may end in +int8 or +int8kv (`models.int8`; heads stay

@@ -1,9 +1,9 @@
 """Clips on trained models: what each way of drawing frames costs, and keeps.
 
-    python -m pdecode.evals.bench.films results/frames_denoiser results/frames_raster \\
-        --out results/films
+    python -m pdecode.evals.bench.films --denoiser results/frames_denoiser \\
+        --raster results/frames_raster --out results/films
 
-Both folders are runs of the configs of these names; either may be left out. Every entry
+The folders are runs of the configs of these names; either may be left out. Every entry
 goes on from the same first frames of held-out clips, by the same actions. Prints a
 table, and writes numbers and strips (the right clip, then each entry's) as OUT.json and
 OUT-CLIP.png.
@@ -26,6 +26,7 @@ from pdecode.evals import films
 from pdecode.evals.bench import visual
 from pdecode.families import frame_ahead, frame_blocks
 from pdecode.models import digits, embedded, frames
+from pdecode.models.denoiser import Net
 from pdecode.models.frames import Clips
 
 BATCH = 100
@@ -95,11 +96,15 @@ def of_tokens(model: str, method: str, **settings: Any) -> Draw:
     return draw
 
 
-def entries(denoiser: str | None, raster: str | None) -> dict[str, Draw]:
-    """Entries by name; those of a folder that is None are left out."""
+def entries(folder: str | None, raster: str | None) -> dict[str, Draw]:
+    """Entries by name: of a denoiser's folder, and of a model of pixels as tokens."""
     found: dict[str, Draw] = {}
-    if denoiser is not None:
-        net, params, _ = embedded.load(denoiser)
+    if folder is not None:
+        net, params, _ = embedded.load(folder)
+        if not isinstance(net, Net):
+            raise ValueError(
+                f"{folder} holds no denoiser: give a run of configs/frames_denoiser.py"
+            )
         acdit = functools.partial(frame_blocks.acdit, net)
         inferix = functools.partial(frame_blocks.inferix, net)
         for steps in (25, 10, 4):
@@ -126,7 +131,7 @@ def table(lines: dict[str, tuple[Made, films.Worth]], best: films.Worth) -> str:
     one's."""
     head = ("", "calls", "waits", "class right", "last", "moves right", "last",
             "error", "last")  # fmt: skip
-    rows = [head]
+    rows: list[tuple[str, ...]] = [head]
     for name, (made, found) in lines.items():
         rows.append((name, f"{made.calls:.1f}", f"{made.waits:.1f}", *_cells(found)))
     rows.append(("the right clips", "", "", *_cells(best)))
@@ -156,8 +161,8 @@ def asked_of(clips: Clips, count: int) -> Clips:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("denoiser", nargs="?", help="a run of frames_denoiser")
-    parser.add_argument("raster", nargs="?", help="a run of frames_raster")
+    parser.add_argument("--denoiser", help="a run of configs/frames_denoiser.py")
+    parser.add_argument("--raster", help="a run of configs/frames_raster.py")
     parser.add_argument("--out", default="films", help="stem of the files written")
     parser.add_argument("--clips", type=int, default=200)
     args = parser.parse_args(arguments)
