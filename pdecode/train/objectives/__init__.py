@@ -27,6 +27,7 @@ NAMES = (
     "distillation",
     "sorted_exits",
     "frame_diffusion",
+    "film_chunks",
 )
 
 
