@@ -227,7 +227,7 @@ def _load(name: str, dtype: str | None, mesh: Mesh | None, fused: bool, stamp: t
         if isinstance(model, denoiser.Net):
             raise ValueError(
                 f"{name} denoises frames, which are no tokens: draw them with python "
-                f"-m pdecode.evals.bench.films --denoiser {name}"
+                "-m pdecode.evals.bench.films"
             )
         if isinstance(model, Model) and model.vocab_size != tokenizer.vocab_size:
             tokenizer = tokenizers.load(pathlib.Path(name))  # no bytes: ids only

@@ -535,32 +535,35 @@ def test_trained_runs_of_both_kinds_draw_clips(tmp_path, monkeypatch, capsys):
     asked = some_clips(8)
     rows = np.concatenate([frames.record(*each) for each in zip(
         asked.frames[:, 0], asked.classes, asked.actions)])  # fmt: skip
-    found = []
-    for config in (
-        denoiser_config,
-        dataclasses.replace(
-            denoiser_config, name="r", objective="autoregressive", model=model,
-            options=None,
-        ),
-    ):  # fmt: skip
-        folder, streams = tmp_path / config.name, (rows.astype(np.uint16),) * 2
+    raster = dataclasses.replace(
+        denoiser_config, name="r", objective="autoregressive", model=model,
+        options=None,
+    )  # fmt: skip
+    options = {"patch": 4, "chunk": 4, "overlap": 2}
+    chunks = dataclasses.replace(
+        denoiser_config, name="c", objective="film_chunks", options=options
+    )
+    found, streams = [], (rows.astype(np.uint16),) * 2
+    for config in (denoiser_config, chunks, raster):
+        folder = tmp_path / config.name
         train(config, folder, streams=streams, mesh={"data": 1}, log=lambda line: None)
         found.append(str(folder))
     suite = bench.entries(*found)
-    assert len(bench.entries(found[0], None)) + len(
-        bench.entries(None, found[1])
-    ) == len(suite)
-    with pytest.raises(ValueError, match="holds no denoiser: give a run of configs/"):
-        bench.entries(found[1], None)
+    for wrong in ((found[1], None, None), (None, found[0], None)):
+        with pytest.raises(ValueError, match=r"is no run of configs/frames_.*: give"):
+            bench.entries(*wrong)
     with pytest.raises(ValueError, match="denoises frames, which are no tokens: draw"):
         assembly.load(found[0])
     by = images.judge(blobs(100, 0), blobs(100, 1))
     monkeypatch.setattr(bench.visual, "judge", lambda: by)
     monkeypatch.setattr(bench.data, "clips", lambda split: asked)
-    calls = {"acdit 4": 4 * 7, "inferix 4": 5 * 7, "diagonal video 2": 7 * 16 + 6}
+    calls = {
+        "acdit 4": 4 * 7, "inferix 4": 5 * 7, "vin 25 joined 0.6": 50,
+        "diagonal video 2": 7 * 16 + 6,
+    }  # fmt: skip
     some = {name: suite[name] for name in (*calls, "nfd 10 ahead 3")}
     monkeypatch.setattr(bench, "entries", lambda *_: some)
-    folders = ["--denoiser", found[0], "--raster", found[1]]
+    folders = ["--denoiser", found[0], "--chunks", found[1], "--raster", found[2]]
     bench.main([*folders, "--clips", "3", "--out", str(tmp_path / "films")])
     assert "the right clips" in capsys.readouterr().out
     made = json.loads((tmp_path / "films.json").read_text())
