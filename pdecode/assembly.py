@@ -17,7 +17,7 @@ from pdecode.data import datastore
 from pdecode.drafters import spelled
 from pdecode.methods import variants
 from pdecode.models import bytes as byte_text
-from pdecode.models import fusing, transformer, translated
+from pdecode.models import denoiser, fusing, transformer, translated
 from pdecode.models.staged import Staged
 from pdecode.recipes import Recipe
 
@@ -234,6 +234,11 @@ def _load(name: str, dtype: str | None, mesh: Mesh | None, fused: bool, stamp: t
     name = embedded.SETS.get(name, (name,))[0]
     if name in embedded.NAMES or embedded.is_run(name):
         model, params, tokenizer = embedded.load(name, dtype=dtype)
+        if isinstance(model, denoiser.Net):
+            raise ValueError(
+                f"{name} denoises frames, which are no tokens: draw them with python "
+                "-m pdecode.evals.bench.films"
+            )
         if isinstance(model, Model) and model.vocab_size != tokenizer.vocab_size:
             tokenizer = tokenizers.load(pathlib.Path(name))  # no bytes: ids only
         if fused and isinstance(model, Model):

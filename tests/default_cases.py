@@ -119,6 +119,12 @@ BY_DEFAULT = {
     "test_files.py": {
         "test_a_failed_write_leaves_the_old_file_and_nothing_else": 1,
     },
+    "test_frames.py": {
+        "test_a_film_with_a_cache_is_the_film_without": 2,
+        "test_a_window_of_a_row_is_raster_decoding_over_frames": 1,
+        "test_frames_ahead_are_the_frames_of_the_actions_that_came": 1,
+        "test_trained_runs_of_both_kinds_draw_clips": 0,
+    },
     "test_fusing.py": {
         "test_fused_projections_say_and_store_what_separate_ones_do": 1,
         "test_grids_of_four_bits_are_those_of_the_parts": 0,

@@ -11,16 +11,16 @@ import pytest
 from test_images import blobs
 from test_visual import seen_by
 
-from pdecode import decode, methods, prompts, rng
+from pdecode import assembly, decode, methods, prompts, rng
 from pdecode.data import packing, texts
 from pdecode.evals import films, images
 from pdecode.evals.bench import films as bench
-from pdecode.families import frame_ahead, frame_blocks, wavefront
-from pdecode.models import denoiser, digits, frames, toy, transformer
+from pdecode.families import frame_ahead, frame_blocks, frame_chunks, wavefront
+from pdecode.models import denoiser, digits, frames, interfaces, toy, transformer
 from pdecode.models.config import Config, Rope
 from pdecode.rules import orders
 from pdecode.train import TrainConfig, train
-from pdecode.train.objectives import any_order
+from pdecode.train.objectives import any_order, film_chunks
 from pdecode.train.objectives import frame_diffusion as objective
 
 
@@ -364,7 +364,8 @@ TOKENS = jax.random.randint(jax.random.key(7), (ROWS, COUNT * 5), 0, 7)
 def test_the_loss_is_each_frames_own_behind_clean_ones():
     """Against one call a frame, as a decoder without a cache makes it."""
     batch = objective.noise(RUN)({"tokens": TOKENS}, jax.random.key(8))
-    value, aux = objective.loss(RUN)(PARAMS, {}, batch, None, 0)
+    loss = jax.jit(lambda batch: objective.loss(RUN)(PARAMS, {}, batch, None, 0))
+    value, aux = loss(batch)
     time, noise = np.asarray(batch["time"]), np.asarray(batch["noise"])
     clean = np.asarray(TOKENS[:, COUNT:], np.float64) / 3 - 1
     clean = clean.reshape(ROWS, COUNT, 4, 1)
@@ -382,7 +383,7 @@ def test_the_loss_is_each_frames_own_behind_clean_ones():
     assert float(aux["weight"]) == TOKENS[:, COUNT:].size
     # Controls: the other velocity, and times of other frames.
     assert abs(float(value) - np.mean(np.square(velocity + noise[:, -1]))) > 1e-3
-    late = objective.loss(RUN)(PARAMS, {}, batch | {"time": time[:, ::-1]}, None, 0)
+    late = loss(batch | {"time": jnp.asarray(time[:, ::-1])})
     assert abs(float(value) - float(late[0])) > 1e-3
 
 
@@ -406,14 +407,14 @@ def test_a_noised_frame_sees_clean_ones_before_it_and_itself():
         )
         return denoiser.apply(NET, PARAMS, call)[0][:, COUNT:].sum((0, 2, 3))
 
-    by_clean, by_noised = jax.jacobian(velocity, (0, 1))(clean, noise)
+    by_clean, by_noised = jax.jit(jax.jacobian(velocity, (0, 1)))(clean, noise)
     sees = np.abs(by_clean).max((1, 3, 4)) > 0
     np.testing.assert_array_equal(sees, np.tril(np.ones((COUNT, COUNT)), -1) > 0)
     sees = np.abs(by_noised).max((1, 3, 4)) > 0
     np.testing.assert_array_equal(sees, np.eye(COUNT) > 0)
 
-    grads = jax.grad(lambda p: objective.loss(RUN)(p, {}, drawn | {"tokens": TOKENS},
-                                                   None, 0)[0])(PARAMS)  # fmt: skip
+    batch, loss = drawn | {"tokens": TOKENS}, objective.loss(RUN)
+    grads = jax.jit(jax.grad(lambda p: loss(p, {}, batch, None, 0)[0]))(PARAMS)
     still = [
         path for path, leaf in jax.tree_util.tree_leaves_with_path(grads)
         if not np.abs(leaf).max() > 0
@@ -534,31 +535,191 @@ def test_trained_runs_of_both_kinds_draw_clips(tmp_path, monkeypatch, capsys):
     asked = some_clips(8)
     rows = np.concatenate([frames.record(*each) for each in zip(
         asked.frames[:, 0], asked.classes, asked.actions)])  # fmt: skip
-    found = []
-    for config in (
-        denoiser_config,
-        dataclasses.replace(
-            denoiser_config, name="r", objective="autoregressive", model=model,
-            options=None,
-        ),
-    ):  # fmt: skip
-        folder, streams = tmp_path / config.name, (rows.astype(np.uint16),) * 2
+    raster = dataclasses.replace(
+        denoiser_config, name="r", objective="autoregressive", model=model,
+        options=None,
+    )  # fmt: skip
+    options = {"patch": 4, "chunk": 4, "overlap": 2}
+    chunks = dataclasses.replace(
+        denoiser_config, name="c", objective="film_chunks", options=options
+    )
+    found, streams = [], (rows.astype(np.uint16),) * 2
+    for config in (denoiser_config, chunks, raster):
+        folder = tmp_path / config.name
         train(config, folder, streams=streams, mesh={"data": 1}, log=lambda line: None)
         found.append(str(folder))
     suite = bench.entries(*found)
-    assert len(bench.entries(found[0], None)) + len(
-        bench.entries(None, found[1])
-    ) == len(suite)
+    for wrong in ((found[1], None, None), (None, found[0], None)):
+        with pytest.raises(ValueError, match=r"is no run of configs/frames_.*: give"):
+            bench.entries(*wrong)
+    with pytest.raises(ValueError, match="denoises frames, which are no tokens: draw"):
+        assembly.load(found[0])
     by = images.judge(blobs(100, 0), blobs(100, 1))
     monkeypatch.setattr(bench.visual, "judge", lambda: by)
     monkeypatch.setattr(bench.data, "clips", lambda split: asked)
-    calls = {"acdit 4": 4 * 7, "inferix 4": 5 * 7, "diagonal video 2": 7 * 16 + 6}
+    calls = {
+        "acdit 4": 4 * 7, "inferix 4": 5 * 7, "vin 25 joined 0.6": 50,
+        "diagonal video 2": 7 * 16 + 6,
+    }  # fmt: skip
     some = {name: suite[name] for name in (*calls, "nfd 10 ahead 3")}
     monkeypatch.setattr(bench, "entries", lambda *_: some)
-    bench.main([*found, "--clips", "3", "--out", str(tmp_path / "films")])
+    folders = ["--denoiser", found[0], "--chunks", found[1], "--raster", found[2]]
+    bench.main([*folders, "--clips", "3", "--out", str(tmp_path / "films")])
     assert "the right clips" in capsys.readouterr().out
     made = json.loads((tmp_path / "films.json").read_text())
     assert {name: made["lines"][name]["calls"] for name in calls} == calls
     ahead = made["lines"]["nfd 10 ahead 3"]
     assert ahead["waits"] < 70 <= ahead["calls"]
     assert (tmp_path / "films-2.png").stat().st_size > 500
+
+
+# Chunks that an interface joins.
+
+JOINED = interfaces.init(NET, jax.random.key(0))
+JOINED = jax.tree.map(
+    lambda leaf: leaf + 0.2 * jax.random.normal(jax.random.key(leaf.size), leaf.shape),
+    JOINED,
+)
+
+
+def chunked(plan, rows=slice(None)):
+    made = jax.jit(frame_chunks.draw, static_argnums=0)(
+        plan, JOINED, KEYS[rows], FIRST[rows, :1], PLAYED[rows]
+    )
+    return jax.tree.map(np.asarray, made)
+
+
+def slow_chunk(film, time, given, begin, chunk):
+    """One chunk's velocity by a call of its own, behind the interface."""
+    context = interfaces.interface(NET, JOINED, film, time, given, 2)
+    some = slice(begin, begin + chunk)
+
+    def behind(leaf):
+        return jnp.concatenate([jnp.zeros_like(leaf[:, :1]), leaf[:, some]], 1)
+
+    among = np.ones((1 + chunk, 1 + chunk), bool)
+    among[0, 1:] = False
+    index = jnp.broadcast_to(jnp.arange(film.shape[1]), time.shape)
+    call = denoiser.Call(
+        behind(film), behind(time), behind(time > 0), behind(given), behind(index),
+        jnp.broadcast_to(among, (len(film), *among.shape)), context=context,
+    )  # fmt: skip
+    return denoiser.apply(NET, JOINED, call)[0][:, 1:]
+
+
+def test_chunks_side_by_side_are_chunks_one_by_one():
+    """And what joins them is linear along the overlap, then the earlier chunk's."""
+    plan = frame_chunks.vin(
+        NET, chunk=4, overlap=2, every=2, num_steps=2, fused=0.5
+    )  # fmt: skip
+    made = chunked(plan)
+    film = np.array(frame_chunks.noise_of(plan, KEYS, 6))
+    film[:, 0] = FIRST[:, 0]
+    slow = jax.jit(slow_chunk, static_argnums=(3, 4))
+    for step in range(2):
+        time = np.full((ROWS, 6), 1 - step / 2, np.float32)
+        time[:, 0] = 0
+        one, other = (np.asarray(slow(film, time, PLAYED, b, 4)) for b in (0, 2))
+        half = one[:, 2:] * [[[[2 / 3]], [[1 / 3]]]] + other[:, :2] * [
+            [[[1 / 3]], [[2 / 3]]]
+        ]
+        shared = half if step == 0 else one[:, 2:]
+        velocity = np.concatenate([one[:, :2], shared, other[:, 2:]], 1)
+        film = np.where(
+            np.arange(6)[None, :, None, None] > 0, film - velocity / 2, film
+        )
+        film = film.astype(np.float32)
+    np.testing.assert_allclose(made.film, film, rtol=1e-4, atol=1e-4)
+    # Three frames read, the interface in three layers, two chunks behind it; twice.
+    assert (made.num_calls == 4).all()
+    assert (made.num_lanes == 2 * (3 + 3 + 2 * 5) * 4).all()
+    # Controls: never joined, or always.
+    for share in (0.0, 1.0):
+        other = frame_chunks.vin(
+            NET, chunk=4, overlap=2, every=2, num_steps=2, fused=share
+        )
+        assert np.abs(chunked(other).film - made.film).max() > 1e-3
+    # A row is its own.
+    alone = chunked(plan, slice(1, 2)).film
+    np.testing.assert_allclose(alone[0], made.film[1], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("is_linear", [True, False])
+def test_shares_of_every_frame_sum_to_one(is_linear):
+    for count, chunk, overlap in (
+        (6, 4, 2),
+        (8, 4, 2),
+        (8, 2, 1),
+        (9, 5, 1),
+        (4, 4, 2),
+    ):
+        shares = interfaces.weights(count, chunk, overlap, is_linear)
+        total = np.zeros(count)
+        for begin, own in zip(interfaces.starts(count, chunk, overlap), shares):
+            total[begin : begin + chunk] += own
+        np.testing.assert_allclose(total, 1, atol=1e-6)
+    assert interfaces.weights(6, 4, 2, True)[0].tolist() == pytest.approx(
+        [1, 1, 2 / 3, 1 / 3]
+    )
+    for wrong in ((6, 4, 3), (6, 4, 1), (6, 7, 0), (6, 0, 0)):
+        with pytest.raises(ValueError, match="does not cut 6 frames"):
+            interfaces.starts(*wrong)
+
+
+def test_a_chunk_sees_the_others_through_the_interface_alone(monkeypatch):
+    time = jnp.full((ROWS, 6), 0.5)
+    film = jax.random.normal(jax.random.key(4), (ROWS, 6, 4, 1))
+
+    def sees():
+        """Which frames each of three chunks of two depends on."""
+
+        def velocity(film):
+            found = interfaces.of_chunks(
+                NET, JOINED, film, time, time > 0, PLAYED, jnp.array([0, 2, 4]), 2, 2
+            )
+            return found.sum((0, 2, 3, 4))
+
+        by_film = jax.jit(jax.jacobian(velocity))(film)
+        return (np.abs(by_film).max((1, 3, 4)) > 0).astype(int).tolist()
+
+    # The interface reads frames 0, 2 and 4.
+    assert sees() == [[1, 1, 1, 0, 1, 0], [1, 0, 1, 1, 1, 0], [1, 0, 1, 0, 1, 1]]
+    # Control: without it chunks are films of their own.
+    silent = jnp.zeros((ROWS, 1, 4, 16))
+    monkeypatch.setattr(interfaces, "interface", lambda *_: silent)
+    assert sees() == [[1, 1, 0, 0, 0, 0], [0, 0, 1, 1, 0, 0], [0, 0, 0, 0, 1, 1]]
+
+
+def test_the_loss_of_chunks_is_that_of_each_by_itself():
+    run = dataclasses.replace(
+        RUN, objective="film_chunks", row_len=30,
+        options={"head_len": 6, "num_levels": 7, "chunk": 4, "overlap": 2},
+    )  # fmt: skip
+    tokens = jax.random.randint(jax.random.key(7), (ROWS, 30), 0, 7)
+    batch = film_chunks.noise(run)({"tokens": tokens}, jax.random.key(8))
+    loss = film_chunks.loss(run)
+    both = jax.jit(jax.value_and_grad(lambda p: loss(p, {}, batch, None, 0)[0]))
+    value, grads = both(JOINED)
+    clean, given = objective.read(run.options, NET, tokens)
+    time = jnp.repeat(batch["time"][:, None], 6, 1).at[:, 0].set(0)
+    share = time[..., None, None]
+    film = (1 - share) * clean + share * batch["noise"]
+    slow = jax.jit(slow_chunk, static_argnums=(3, 4))
+    wanted = batch["noise"] - clean
+    errors = [np.square(slow(film, time, given, b, 4) - wanted[:, b : b + 4])
+              for b in (0, 2)]  # fmt: skip
+    # The first frame is told, and not scored.
+    scored = [errors[0][:, 1:].ravel(), errors[1].ravel()]
+    assert abs(float(value) - np.concatenate(scored).mean()) < 1e-5
+    assert abs(float(value) - np.mean(errors)) > 1e-4
+    still = [
+        path for path, leaf in jax.tree_util.tree_leaves_with_path(grads)
+        if not np.abs(leaf).max() > 0
+    ]  # fmt: skip
+    assert not still, still
+    with pytest.raises(ValueError, match="num_given=6 leaves none of row_len=30's 6"):
+        film_chunks.net_of(
+            dataclasses.replace(
+                run, options={**dataclasses.asdict(run.options), "num_given": 6}
+            )
+        )

@@ -58,6 +58,10 @@ def _next_command(args, record: dict) -> str:
     from pdecode.train import objectives
 
     out = args.out or f"results/{record['name']}"
+    if record["holds"]["kind"] == "denoiser":
+        return shlex.join(
+            ["python", "-m", "pdecode.evals.bench.films", "--denoiser", out]
+        )
     parts = ["pdecode", "generate"]
     config = record["config"]
     decoded_by = objectives.find(record["objective"]).decoded_by
@@ -75,6 +79,8 @@ def _next_command(args, record: dict) -> str:
         parts += ["--drafter", out]
     if config.get("data") == "digits":
         return shlex.join([*parts, "--class", "7"])
+    if config.get("data") == "frames":
+        return shlex.join([*parts, "--prompt", "7 >>>.vv^"])
     is_text = config["model"]["vocab_size"] == byte_model.VOCAB_SIZE
     # Python's library is the text that a run has by default.
     text = "def f(n):" if config.get("data") is None else "YOUR PROMPT"

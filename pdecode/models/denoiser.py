@@ -62,6 +62,8 @@ class Call(NamedTuple):
     # Where frames stand in the cache, counted in frames; beyond it: not stored.
     places: Array | None = None  # int32 [B, F]
     seen: Array | None = None  # bool [B, P]  places that this call sees, none it writes
+    # [B, 1, N, E]  what the first frame is, in place of its values.
+    context: Array | None = None
 
 
 @functools.cache
@@ -95,7 +97,7 @@ def init(net: Net, key: Array) -> Params:
     stream = jnp.zeros((1, 1, net.num_patches, config.width), config.dtype)
     level, flag = jnp.zeros((1, 1, config.width), config.dtype), jnp.ones((1, 1), bool)
     place = jnp.zeros((1, net.num_patches), jnp.int32)
-    visible, angles = Visibility(place, place + 1), _angles(config, place)
+    visible, angles = Visibility(place, place + 1), angles_of(config, place)
     params = {
         "embed": jax.random.normal(keys[0], table, jnp.float32),
         "positions": 0.5 * jax.random.normal(keys[1], spots, jnp.float32),
@@ -136,14 +138,13 @@ def apply(
     """
     config = net.config
     num = call.values.shape[2]
-    spots = params["positions"].astype(config.dtype)
-    dense = parts.dense(config, config.width, True, "opening")
-    stream = parts.applied(dense, params["opening"], call.values) + spots[None, None]
-    asked = params["embed"].astype(config.dtype)[call.given].sum(2)
-    level = parts.applied(Level(config), params["level"], call.time, asked)
+    stream = opened(net, params, call.values)
+    if call.context is not None:
+        stream = stream.at[:, :1].set(call.context)
+    level = level_of(net, params, call.time, call.given)
     positions = jnp.repeat(call.index, num, axis=1)
     visible, slots = _of_lanes(call, num)
-    angles = _angles(config, positions)
+    angles = angles_of(config, positions)
     stored = [None] * config.num_layers if cache is None else list(cache)
     for layer in range(config.num_layers):
         stream, stored[layer] = parts.applied(
@@ -152,6 +153,19 @@ def apply(
         )  # fmt: skip
     out = parts.applied(Last(net), params["last"], stream, level, call.is_noised)
     return out.astype(jnp.float32), None if cache is None else tuple(stored)
+
+
+def opened(net: Net, params: Params, values: Array) -> Array:
+    """What the layers begin with, [B, F, N, E], of squares [B, F, N, D]."""
+    spots = params["positions"].astype(net.config.dtype)
+    dense = parts.dense(net.config, net.config.width, True, "opening")
+    return parts.applied(dense, params["opening"], values) + spots[None, None]
+
+
+def level_of(net: Net, params: Params, time: Array, given: Array) -> Array:
+    """What norms are turned by, [B, F, E]."""
+    asked = params["embed"].astype(net.config.dtype)[given].sum(2)
+    return parts.applied(Level(net.config), params["level"], time, asked)
 
 
 def _of_lanes(call: Call, num: int) -> tuple[Visibility, Array | None]:
@@ -171,7 +185,7 @@ def _of_lanes(call: Call, num: int) -> tuple[Visibility, Array | None]:
     return visible, slots.reshape(zero.shape)
 
 
-def _angles(config: Config, positions: Array):
+def angles_of(config: Config, positions: Array):
     assert config.rope is not None, "checked where the net is made"
     return parts.rotary(config.rope, config.head_dim, positions)
 

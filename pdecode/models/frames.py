@@ -57,7 +57,7 @@ def head(label: int, actions: Iterable[int]) -> list[int]:
 
 def record(image: np.ndarray, label: int, actions: Iterable[int]) -> np.ndarray:
     """int32 [520] of an image [8, 8] of levels 0 .. 16, its class and seven actions."""
-    actions = [int(each) for each in actions]
+    actions = list(actions)
     pixels = clip(image, actions).reshape(-1)
     return np.concatenate([head(label, actions), pixels]).astype(np.int32)
 

@@ -87,4 +87,11 @@ CASES = {
         "data": "rows",
         "options": {"patch": 2, "num_levels": 256},
     },
+    "film_chunks": {
+        "model": dataclasses.replace(
+            MODEL, attention="block_causal", block_len=4, predicts="values"
+        ),
+        "data": "rows",
+        "options": {"patch": 2, "num_levels": 256},
+    },
 }

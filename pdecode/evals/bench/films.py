@@ -1,9 +1,10 @@
 """Clips on trained models: what each way of drawing frames costs, and keeps.
 
-    python -m pdecode.evals.bench.films results/frames_denoiser results/frames_raster \\
+    python -m pdecode.evals.bench.films --denoiser results/frames_denoiser \\
+        --chunks results/frames_chunks --raster results/frames_raster \\
         --out results/films
 
-Both folders are runs of the configs of these names; either may be left out. Every entry
+The folders are runs of the configs of these names; any may be left out. Every entry
 goes on from the same first frames of held-out clips, by the same actions. Prints a
 table, and writes numbers and strips (the right clip, then each entry's) as OUT.json and
 OUT-CLIP.png.
@@ -24,8 +25,9 @@ from pdecode import generation, rng
 from pdecode.data import frames as data
 from pdecode.evals import films
 from pdecode.evals.bench import visual
-from pdecode.families import frame_ahead, frame_blocks
+from pdecode.families import frame_ahead, frame_blocks, frame_chunks
 from pdecode.models import digits, embedded, frames
+from pdecode.models.denoiser import Net
 from pdecode.models.frames import Clips
 
 BATCH = 100
@@ -68,6 +70,33 @@ def of_denoiser(plan: frame_blocks.Plan, params: Any, num_ahead: int = 0) -> Dra
     return draw
 
 
+def of_chunks(folder: str, steps: int, fused: float) -> Draw:
+    """An entry of `frame_chunks`, with the chunks that a run was trained with."""
+    net, params = denoiser_of(folder, has_interface=True)
+    held = embedded.holds(embedded.record_of(folder))
+    sizes = {name: held[name] for name in ("chunk", "overlap", "every")}
+    plan = frame_chunks.vin(net, **sizes, num_steps=steps, fused=fused)
+    drawn = jax.jit(functools.partial(frame_chunks.draw, plan, params))
+
+    def draw(asked: Clips) -> Made:
+        film, given = films.numbers(asked, net.patch)
+        keys = rng.row_keys(rng.key(0), jnp.arange(len(film)))
+        made = drawn(keys, film[:, :1], given)
+        calls = float(made.num_calls.mean())
+        return Made(films.pictures(made.film, net.patch), calls, calls)
+
+    return draw
+
+
+def denoiser_of(folder: str, has_interface: bool) -> tuple[Net, Any]:
+    """(net, params) of a run; ValueError where it is of another kind."""
+    net, params, _ = embedded.load(folder)
+    if not isinstance(net, Net) or ("interface" in params) != has_interface:
+        kind = "chunks" if has_interface else "denoiser"
+        raise ValueError(f"{folder} is no run of configs/frames_{kind}.py: give one")
+    return net, params
+
+
 def of_tokens(model: str, method: str, **settings: Any) -> Draw:
     """An entry of a method that draws the pixels as tokens."""
 
@@ -95,11 +124,14 @@ def of_tokens(model: str, method: str, **settings: Any) -> Draw:
     return draw
 
 
-def entries(denoiser: str | None, raster: str | None) -> dict[str, Draw]:
-    """Entries by name; those of a folder that is None are left out."""
+def entries(
+    folder: str | None, chunks: str | None, raster: str | None
+) -> dict[str, Draw]:
+    """Entries by name: of a denoiser's folder, of one with an interface, and of a model
+    of pixels as tokens."""
     found: dict[str, Draw] = {}
-    if denoiser is not None:
-        net, params, _ = embedded.load(denoiser)
+    if folder is not None:
+        net, params = denoiser_of(folder, has_interface=False)
         acdit = functools.partial(frame_blocks.acdit, net)
         inferix = functools.partial(frame_blocks.inferix, net)
         for steps in (25, 10, 4):
@@ -108,6 +140,9 @@ def entries(denoiser: str | None, raster: str | None) -> dict[str, Draw]:
         window = inferix(num_steps=4, window=1)
         found["inferix 4 window 1"] = of_denoiser(window, params)
         found["nfd 10 ahead 3"] = of_denoiser(acdit(num_steps=10), params, 3)
+    if chunks is not None:
+        for share in (0.6, 0.0):
+            found[f"vin 25 joined {share}"] = of_chunks(chunks, 25, share)
     if raster is not None:
         grid = {"row_length": frames.SIDE, "frame_length": frames.FRAME}
         diagonal = functools.partial(of_tokens, raster, "diagonal_decoding", **grid)
@@ -156,8 +191,9 @@ def asked_of(clips: Clips, count: int) -> Clips:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("denoiser", nargs="?", help="a run of frames_denoiser")
-    parser.add_argument("raster", nargs="?", help="a run of frames_raster")
+    parser.add_argument("--denoiser", help="a run of configs/frames_denoiser.py")
+    parser.add_argument("--chunks", help="a run of configs/frames_chunks.py")
+    parser.add_argument("--raster", help="a run of configs/frames_raster.py")
     parser.add_argument("--out", default="films", help="stem of the files written")
     parser.add_argument("--clips", type=int, default=200)
     args = parser.parse_args(arguments)
@@ -165,7 +201,7 @@ def main(arguments: list[str] | None = None) -> None:
     asked = asked_of(data.clips("heldout"), args.clips)
     best = films.worth(by, asked.frames, asked)
     lines = {}
-    for name, draw in entries(args.denoiser, args.raster).items():
+    for name, draw in entries(args.denoiser, args.chunks, args.raster).items():
         made = draw(asked)
         lines[name] = (made, films.worth(by, made.frames, asked))
         print(f"drawn by {name}", flush=True)

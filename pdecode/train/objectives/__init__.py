@@ -38,6 +38,7 @@ NAMES = (
     "set_block",
     "jacobi_denoising",
     "staged_flow",
+    "film_chunks",
 )
 
 

@@ -63,12 +63,25 @@ def net_of(config) -> Net:
     return net
 
 
-def start(config, key, given):
+def check_pass(config) -> None:
+    """ValueError for a pass that a denoiser does not have."""
     if (config.forward, config.remat) != ("transformer", False):
         raise ValueError(
-            f"objective=frame_diffusion needs forward='transformer' (not "
+            f"objective={config.objective} needs forward='transformer' (not "
             f"{config.forward!r}) and remat=False"
         )
+
+
+def computed(config, net: Net) -> Net:
+    """`net` with the numbers that the run's layers compute in."""
+    if config.matmul_dtype != "bfloat16":
+        return net
+    model = dataclasses.replace(net.config, dtype="bfloat16")
+    return denoiser.make_net(model, net.patch)
+
+
+def start(config, key, given):
+    check_pass(config)
     net = net_of(config)
     return denoiser.init(net, key) if given is None else given
 
@@ -122,10 +135,7 @@ def squared_errors(
 
 
 def loss(config):
-    net = net_of(config)
-    if config.matmul_dtype == "bfloat16":
-        model = dataclasses.replace(net.config, dtype="bfloat16")
-        net = denoiser.make_net(model, net.patch)
+    net = computed(config, net_of(config))
 
     def apply(params, frozen, batch, key, step):
         del frozen, key, step
