@@ -131,7 +131,7 @@ def _read(
     size, batch = condenser.num_features, tokens.shape[0]
     num_text = features.shape[1] - size
     asked = tokens[:, size : size + condenser.num_question]
-    asked = transformer.make_model(own).embedding.table(target)[asked]
+    asked = target["embed"][asked].astype(own.dtype)
     image, first = condensers.apply(
         condenser, params["condenser"], features[:, :size], asked, noise
     )

@@ -17,6 +17,7 @@ from pdecode.methods.speculative.eagle import eagle
 from pdecode.methods.speculative.eagle2 import eagle2
 from pdecode.methods.speculative.easy_spec import easy_spec
 from pdecode.methods.speculative.fastcoder import fastcoder
+from pdecode.methods.speculative.flash import flash
 from pdecode.methods.speculative.hydra import hydra
 from pdecode.methods.speculative.judge_decoding import judge_decoding
 from pdecode.methods.speculative.lantern import lantern
@@ -58,6 +59,7 @@ __all__ = [
     "eagle2",
     "easy_spec",
     "fastcoder",
+    "flash",
     "hydra",
     "judge_decoding",
     "lantern",

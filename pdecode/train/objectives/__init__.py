@@ -28,6 +28,7 @@ NAMES = (
     "distillation",
     "sorted_exits",
     "spec_vlm",
+    "flash",
 )
 
 
