@@ -4,9 +4,8 @@
     pdecode generate --model results/digits_captions --drafter results/digits_flash \
         --method flash --prompt-ids ...
 
-Data and target: configs/digits_captions.py. Sixty-four pixels become
-eight latents, the paper's ratio of nine nearly.
-Hardware: a CPU core, minutes.
+Data and target: configs/digits_captions.py. Sixty-four pixels become eight latents; in
+the paper 576 become 64. Hardware: a CPU core, minutes.
 """
 
 import dataclasses

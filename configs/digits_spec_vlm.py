@@ -4,10 +4,9 @@
     pdecode generate --model results/digits_captions --drafter results/digits_spec_vlm \
         --method spec_vlm --prompt-ids ...
 
-Data and target: configs/digits_captions.py. Sixty-four pixels become
-the 4 vectors of pooling, the 16 of a convolution, 2 of learned queries, or none: which,
-the question decides. The paper's ratios are 20, 3 and 2 queries of hundreds of tokens.
-Hardware: a CPU core, minutes.
+Data and target: configs/digits_captions.py. Sixty-four pixels become the 4 vectors of
+pooling, the 16 of a convolution, 2 of learned queries, or none: which, the question
+decides. In the paper pooling leaves a 20th, a convolution a third. Hardware: a CPU core, minutes.
 """
 
 import dataclasses

@@ -178,7 +178,8 @@ def test_what_cannot_be_is_refused():
          "answers with 2 features a token"),
         (lambda: features.semi_chain(MODEL, LAYER, 0, Sampling()), "num_blocks=0 must"),
         (lambda: objective.Options(num_ahead=0), "num_ahead=0 must be at least 1"),
-        (lambda: objective.Options(num_latents=65), "latents=65 must be .* at most num_features=64"),
+        (lambda: objective.Options(num_latents=65),
+         "latents=65 must be .* at most num_features=64"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=message):
             call()

@@ -37,6 +37,7 @@ from pdecode.contracts import (
 from pdecode.models import (
     adapters,
     condensers,
+    cross_layers,
     digits,
     draft_layers,
     filters,
@@ -276,6 +277,9 @@ KINDS = {
         dataclasses.replace(transformer_config(record), dtype=dtype),
         condensers.read(holds(record)),
         holds(record)["num_ahead"],
+    ),
+    "cross_layers": lambda record, dtype: cross_layers.make_layer(
+        dataclasses.replace(transformer_config(record), dtype=dtype)
     ),
     "medusa_heads": lambda record, dtype: medusa_heads.make_heads(
         holds(record)["num_heads"], holds(record)["num_blocks"]

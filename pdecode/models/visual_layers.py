@@ -1,10 +1,10 @@
 """EAGLE's draft layer behind an image of which it keeps a few vectors.
 
-SpecVLM (2025, arXiv:2509.11815) and FLASH (Wang et al., 2025, arXiv:2505.12728): the
-target reads every token of an image, its drafter a handful, made of the target's
-features there (`models.condensers`). They take the place of what `fc` makes of a text
-token, unjoined with any embedding, and of the image's slots; positions of the text are
-the target's. Only what drafts are made of depends on it.
+SpecVLM (Huang et al., 2025, arXiv:2509.11815) and FLASH (Wang et al., 2025,
+arXiv:2505.12728): the target reads every token of an image, its drafter a handful, made
+of the target's features there (`models.condensers`). They take the place of what `fc`
+makes of a text token, unjoined with any embedding, and of the image's slots; positions
+of the text are the target's. Only what drafts are made of depends on it.
 
 Parameters are those of `models.draft_layers.init` and "condenser". SpecVLM's layer
 keeps the norm in front of its attention. FLASH's makes `num_ahead` features a lane

@@ -103,6 +103,11 @@ VARIANTS = {
         {"acceptance": "coupled"},
         "drafter-invariant speculative sampling, Daliri et al., arXiv:2408.07978",
     ),
+    "dream_vlm": Variant(
+        "eagle2",
+        {},
+        "EAGLE-2's tree of layers that look at features across, arXiv:2505.19201",
+    ),
     "eagle3": Variant(
         "eagle2",
         {"max_depth": 8},

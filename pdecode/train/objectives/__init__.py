@@ -29,6 +29,7 @@ NAMES = (
     "sorted_exits",
     "spec_vlm",
     "flash",
+    "dream_vlm",
 )
 
 
