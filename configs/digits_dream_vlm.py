@@ -1,8 +1,8 @@
 """DREAM's draft layers, which look at a target's features across (arXiv:2505.19201).
 
     pdecode train --config configs/digits_dream_vlm.py
-    pdecode generate --model results/digits_captions --drafter results/digits_dream_vlm \
-        --method dream_vlm --prompt-ids ...
+    pdecode generate --model results/digits_captions \
+        --drafter results/digits_dream_vlm --method dream_vlm --prompt-ids ...
 
 Data and target: configs/digits_captions.py; of the target's three layers only the first
 may be the middle one, so that nothing is chosen. Hardware: a CPU core, minutes.

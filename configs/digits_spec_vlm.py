@@ -6,7 +6,8 @@
 
 Data and target: configs/digits_captions.py. Sixty-four pixels become the 4 vectors of
 pooling, the 16 of a convolution, 2 of learned queries, or none: which, the question
-decides. In the paper pooling leaves a 20th, a convolution a third. Hardware: a CPU core, minutes.
+decides. In the paper pooling leaves a 20th, a convolution a third.
+Hardware: a CPU core, minutes.
 """
 
 import dataclasses

@@ -119,6 +119,11 @@ VARIANTS = {
         {"draws": "greedy", "branching": (4, 2, 1)},
         "the best but one as given and one drawn from the rest, arXiv:2502.18779",
     ),
+    "hyper_bagel": Variant(
+        "eagle2",
+        {"max_depth": 8},
+        "EAGLE-3's layer whose further taps came in through zeros, arXiv:2509.18824",
+    ),
     "lantern_plus": Variant(
         "lantern",
         {"lantern_lambda": 2.0, "branching": (4, 2, 2, 1)},
