@@ -116,6 +116,11 @@ BY_DEFAULT = {
     "test_exact.py": {
         "test_lossless_in_law": 1,
     },
+    "test_dream_vlm.py": {
+        "test_decoding_is_the_multimodal_targets_token_for_token": 1,
+        "test_drafts_are_those_of_layers_that_keep_nothing": 1,
+        "test_the_layers_learn_to_draft_behind_images": 0,
+    },
     "test_files.py": {
         "test_a_failed_write_leaves_the_old_file_and_nothing_else": 1,
     },
@@ -124,6 +129,9 @@ BY_DEFAULT = {
         "test_a_window_of_a_row_is_raster_decoding_over_frames": 1,
         "test_frames_ahead_are_the_frames_of_the_actions_that_came": 1,
         "test_trained_runs_of_both_kinds_draw_clips": 0,
+    "test_flash.py": {
+        "test_a_layer_learns_to_draft_behind_images": 0,
+        "test_decoding_is_the_multimodal_targets_token_for_token": 1,
     },
     "test_fusing.py": {
         "test_fused_projections_say_and_store_what_separate_ones_do": 1,

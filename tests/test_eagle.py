@@ -435,3 +435,40 @@ def test_a_fused_drafter_reads_true_taps_after_each_round():
                 chain.append(int(jnp.argmax(raw)))
                 read = jnp.concatenate([read, found], 1)
             assert draft.tokens[row].tolist() == chain
+
+
+def test_with_zeros_a_fused_layer_begins_as_one_of_the_last_tap():
+    """Hyper-Bagel: what the other taps say is not read yet, and is learnt to be."""
+    own = draft_layers.init_fused(TAPPED, jax.random.key(0), zero_init=True)
+    made = jax.jit(lambda tokens: passes.run(passes.Pass(TAPPED), TARGET, tokens))
+    output = made(jnp.asarray(TOKENS))
+    last = output.taps[TAPPED.taps[-1]]
+    np.testing.assert_array_equal(FUSED.read(own, output), last)
+    # A layer of the last tap alone, whose map is the identity.
+    alone = dataclasses.replace(SMALL, taps=TAPPED.taps[-1:])
+    plain = {**own, "fc": {"kernel": jnp.eye(SMALL.width)}}
+
+    def law(model, params):
+        return eagle3.unrolled(model, params, TARGET, jnp.asarray(TOKENS), 2)[0]
+
+    mine = jax.jit(functools.partial(law, TAPPED))(own)
+    np.testing.assert_allclose(
+        mine, jax.jit(functools.partial(law, alone))(plain), atol=1e-5
+    )
+    drawn = draft_layers.init_fused(TAPPED, jax.random.key(0))
+    assert np.abs(jax.jit(functools.partial(law, TAPPED))(drawn) - mine).max() > 1e-2
+    # The control, and what the run's option does.
+    config = dataclasses.replace(
+        CONFIG, objective="eagle3", options={"num_steps": 2, "zero_init": True}
+    )
+    begun = eagle3.start(config, jax.random.key(0), None)
+    jax.tree.map(np.testing.assert_array_equal, begun, own)
+
+    def of(own):
+        batch = {"tokens": jnp.asarray(TOKENS)}
+        return eagle3.loss(config)(own, FROZEN, batch, None, 0)[0]
+
+    grads = jax.jit(jax.grad(of))(own)["fc"]["kernel"]
+    width = SMALL.width
+    for tap in range(len(TAPPED.taps)):
+        assert np.abs(grads[tap * width : (tap + 1) * width]).max() > 0

@@ -29,7 +29,7 @@ from pdecode.drafters.past import FeatureState
 from pdecode.kernels.head import api as vocab_head
 from pdecode.sampling import without_mask
 
-__all__ = ["FeatureState", "grown_tree", "static_tree"]
+__all__ = ["FeatureState", "grown_tree", "semi_chain", "static_tree"]
 
 DRAWS = ("best", "without_replacement")
 
@@ -111,8 +111,31 @@ def grown_tree(
     return _drafter(plan, num_nodes, functools.partial(_propose_grown, plan))
 
 
-def check(model: Model, layer: DraftLayer) -> None:
-    """ValueError for a model that does not give what the layer reads."""
+def semi_chain(
+    model: Model, layer: DraftLayer, num_blocks: int, sampling: Sampling
+) -> Drafter:
+    """Drafts `num_blocks` answers of `layer.num_ahead` features each, as one chain.
+
+    The best tokens of an answer's features, all at once; the next answer is that behind
+    the last of them, each fed beside the feature before it. Nothing is drawn, so there
+    is no q. ValueError for taps that the model lacks, and less than a block.
+    """
+    check(model, layer, num_ahead=layer.num_ahead)
+    if num_blocks < 1:
+        raise ValueError(f"{num_blocks=} must be at least 1")
+    num_nodes = num_blocks * layer.num_ahead
+    plan = Plan(model, layer, without_mask(model, sampling), num_nodes)
+    return _drafter(plan, num_nodes, functools.partial(_propose_blocks, plan))
+
+
+def check(model: Model, layer: DraftLayer, num_ahead: int = 1) -> None:
+    """ValueError for a model that does not give what the layer reads, and for a layer
+    that answers with more features than are asked for."""
+    if layer.num_ahead != num_ahead:
+        raise ValueError(
+            f"{layer.name} answers with {layer.num_ahead} features a token: a tree has "
+            "one; draft with semi_chain, as flash does"
+        )
     missing = [name for name in layer.taps if name not in model.taps]
     if missing:
         raise ValueError(
@@ -208,6 +231,34 @@ def _children(plan: Plan, params, noise, level: causal.Level, guess: Array):
         return causal.draw(plan.draws, noise, level, found)
     best = heads.best_tokens(head, hidden, int(level.nth.max()) + 1, plan.sampling)
     return best[:, level.parent, level.nth], None
+
+
+def _propose_blocks(plan: Plan, params, keys, state: FeatureState, prefix: Prefix):
+    del keys
+    layer, root, size = plan.layer, prefix.length - 1, plan.layer.num_ahead
+    guess, cache, num_stored = _store(plan, params, state, prefix)
+    tokens, fed, num_lanes = [], [], 0
+    for block in range(plan.max_depth // size):
+        if block:
+            first = root + 1 + (block - 1) * size
+            query = _fed(_pairs(tokens[-1], first, fed[-1]), root, fed[-1])
+            guess, cache = layer.apply(params["layer"], params["model"], query, cache)
+            guess = guess[:, -1:]
+            num_lanes += size
+        fed.append(guess.reshape(root.shape[0], size, layer.width))
+        hidden, head = layer.law(params["layer"], params["model"], fed[-1])
+        tokens.append(heads.best_tokens(head, hidden, 1, plan.sampling)[..., 0])
+    every = jnp.concatenate(tokens, 1)
+    draft = Draft(
+        tokens=every,
+        parents=jnp.broadcast_to(jnp.arange(-1, every.shape[1] - 1), every.shape),
+        cost=DraftCost(
+            num_calls=jnp.full_like(root, len(tokens)),
+            num_tokens=num_stored + num_lanes,
+            num_tokens_computed=jnp.full_like(root, plan.max_depth + 1 + num_lanes),
+        ),
+    )
+    return draft, state._replace(cache=cache)
 
 
 def _propose_grown(plan: Plan, params, keys, state: FeatureState, prefix: Prefix):

@@ -1,9 +1,9 @@
 """What of an image a draft layer keeps: the target's features there, made fewer.
 
-SpecVLM's elastic compressor (2025, arXiv:2509.11815): several operators, each with a
-number of vectors of its own, and a gate that looks at the question and picks one of
-them for the whole image. FLASH (Wang et al., 2025, arXiv:2505.12728) has one operator,
-learned queries. An operator makes n vectors of C features:
+SpecVLM's elastic compressor (Huang et al., 2025, arXiv:2509.11815): several operators,
+each with a number of vectors of its own, and a gate that looks at the question and
+picks one of them for the whole image. FLASH (Wang et al., 2025, arXiv:2505.12728) has
+one operator, learned queries. An operator makes n vectors of C features:
 
 prune    every (C / n)-th feature
 pool     the mean of each run of C / n

@@ -134,10 +134,12 @@ def make_layer(config: Config, num_layers: int = 1) -> DraftLayer:
     )
 
 
-def init_fused(config: Config, key: Array) -> Params:
+def init_fused(config: Config, key: Array, zero_init: bool = False) -> Params:
     """Float32 parameters of EAGLE-3's layer for a target with `config.taps`.
 
-    Random but for the head, which is the target's.
+    Random but for the head, which is the target's. With `zero_init` the last tap is
+    read as it is and the others come in through zeros (Hyper-Bagel, Lu et al., 2025,
+    arXiv:2509.18824), so that the layer begins as one that reads the last alone.
     """
     own, width = own_config(config), config.width
     keys = jax.random.split(key, 3)
@@ -148,8 +150,12 @@ def init_fused(config: Config, key: Array) -> Params:
         keys[1], pair, angles(own, place), Visibility(place, place + 1), None, None
     )["params"]
     norm = layer["attention_norm"]
+    fusing = _fusing(own).init(keys[2], every)["params"]
+    if zero_init:
+        others = jnp.zeros((every.shape[-1] - width, width), jnp.float32)
+        fusing = {"kernel": jnp.concatenate([others, jnp.eye(width)])}
     return {
-        "fc": _fusing(own).init(keys[2], every)["params"],
+        "fc": fusing,
         "layer_0": {**layer, "attention": attention, "stream_norm": norm},
         "norm": norm,
         "change": {"head": jnp.zeros((config.vocab_size, width), jnp.float32)},

@@ -32,6 +32,7 @@ from pdecode.models import (
     amphista_heads,
     clover_heads,
     condensers,
+    cross_layers,
     denoiser,
     digits,
     draft_layers,
@@ -298,6 +299,9 @@ KINDS = {
         dataclasses.replace(transformer_config(record), dtype=dtype),
         holds(record)["num_modules"],
         holds(record)["shared"],
+    ),
+    "cross_layers": lambda record, dtype: cross_layers.make_layer(
+        dataclasses.replace(transformer_config(record), dtype=dtype)
     ),
     "medusa_heads": lambda record, dtype: medusa_heads.make_heads(
         holds(record)["num_heads"], holds(record)["num_blocks"]

@@ -215,16 +215,7 @@ class Attention(nn.Module):
             query, key = rotate(query, angles), rotate(key, angles)
         key, value = key.swapaxes(1, 2), value.swapaxes(1, 2)
         self.sow("intermediates", "queries", query)  # for who asks for the weights
-        if cache is not None:
-            # Writes happen before reads: a lane may see what this call stores.
-            stored_key, key = caches.store(cache["k"], slots, key)
-            stored_value, value = caches.store(cache["v"], slots, value)
-            cache = {"k": stored_key, "v": stored_value}
-        elif visible.among is not None:
-            # Every key is seen through `among`; the interval has nothing to show.
-            cache = {"k": key[:, :, :0], "v": value[:, :, :0]}
-        else:
-            cache = {"k": key, "v": value}
+        cache, key, value = kept(cache, visible, slots, key, value)
         scale = config.query_scale
         output = attention_kernel.attention(
             query,
@@ -238,6 +229,19 @@ class Attention(nn.Module):
         )
         output = output.reshape(batch, num_queries, -1)
         return dense(config, config.width, config.out_bias, "out")(output), cache
+
+
+def kept(cache: dict[str, Any] | None, visible, slots, key: Array, value: Array):
+    """(cache, key, value) of a call: what its queries see, and this call's own part."""
+    if cache is not None:
+        # Writes happen before reads: a lane may see what this call stores.
+        stored_key, key = caches.store(cache["k"], slots, key)
+        stored_value, value = caches.store(cache["v"], slots, value)
+        return {"k": stored_key, "v": stored_value}, key, value
+    if visible.among is not None:
+        # Every key is seen through `among`; the interval has nothing to show.
+        return {"k": key[:, :, :0], "v": value[:, :, :0]}, key, value
+    return {"k": key, "v": value}, key, value
 
 
 class Mlp(nn.Module):

@@ -1,10 +1,10 @@
 """EAGLE's draft layer behind an image of which it keeps a few vectors.
 
-SpecVLM (2025, arXiv:2509.11815) and FLASH (Wang et al., 2025, arXiv:2505.12728): the
-target reads every token of an image, its drafter a handful, made of the target's
-features there (`models.condensers`). They take the place of what `fc` makes of a text
-token, unjoined with any embedding, and of the image's slots; positions of the text are
-the target's. Only what drafts are made of depends on it.
+SpecVLM (Huang et al., 2025, arXiv:2509.11815) and FLASH (Wang et al., 2025,
+arXiv:2505.12728): the target reads every token of an image, its drafter a handful, made
+of the target's features there (`models.condensers`). They take the place of what `fc`
+makes of a text token, unjoined with any embedding, and of the image's slots; positions
+of the text are the target's. Only what drafts are made of depends on it.
 
 Parameters are those of `models.draft_layers.init` and "condenser". SpecVLM's layer
 keeps the norm in front of its attention. FLASH's makes `num_ahead` features a lane
@@ -131,9 +131,7 @@ def _read(
     size, batch = condenser.num_features, tokens.shape[0]
     num_text = features.shape[1] - size
     asked = tokens[:, size : size + condenser.num_question]
-    embedding = transformer.make_model(own).embedding
-    assert embedding is not None, "a transformer has one"
-    asked = embedding.table(target)[asked]
+    asked = target["embed"][asked].astype(own.dtype)
     image, first = condensers.apply(
         condenser, params["condenser"], features[:, :size], asked, noise
     )

@@ -63,6 +63,12 @@ CASES = {
         "frozen": ("target",),
         "options": {"num_features": 8, "num_question": 2, "pool": 2, "conv": 4},
     },
+    "flash": {
+        "model": MODEL,
+        "frozen": ("target",),
+        "options": {"num_features": 8, "num_question": 2, "num_latents": 3},
+    },
+    "dream_vlm": {"model": MODEL, "frozen": ("target",), "options": {"num_given": 3}},
     "consistency": {
         "model": MODEL,
         "data": "rows",

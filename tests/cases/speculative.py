@@ -144,6 +144,19 @@ MODULES = {
         },
     },
 }
+# A layer that says two features at once.
+_LAYER = WITH_LAYER["model"][1]
+
+
+def _ahead(params, target, query, cache):
+    features, cache = _LAYER.apply(params, target, query, cache)
+    return jnp.concatenate([features, features[..., ::-1]], -1), cache
+
+
+SEMI = {
+    "model": (CAUSAL, _LAYER._replace(apply=_ahead, num_ahead=2)),
+    "params": WITH_LAYER["params"],
+}
 # Each head of its own matrix.
 OWN_HEADS = {
     "model": (
@@ -281,6 +294,7 @@ CASES = {
     "eagle_drawn": case(
         "eagle", "law", branching=(2, 2), draws="without_replacement", **WITH_LAYER
     ),
+    "flash": case("flash", "plain", num_blocks=2, **SEMI),
     "hydra": case("hydra", "plain", branching=(3, 2, 1), **CHAINED),
     "medusa": case("medusa", "plain", branching=(3, 2, 1), **TWO_HEADS),
     "medusa_own": case("medusa", "plain", branching=(2, 2), **OWN_HEADS),

@@ -17,6 +17,7 @@ from pdecode.methods.speculative.eagle import eagle
 from pdecode.methods.speculative.eagle2 import eagle2
 from pdecode.methods.speculative.easy_spec import easy_spec
 from pdecode.methods.speculative.fastcoder import fastcoder
+from pdecode.methods.speculative.flash import flash
 from pdecode.methods.speculative.hydra import hydra
 from pdecode.methods.speculative.jakiro import jakiro
 from pdecode.methods.speculative.judge_decoding import judge_decoding
@@ -61,6 +62,7 @@ __all__ = [
     "eagle2",
     "easy_spec",
     "fastcoder",
+    "flash",
     "hydra",
     "jakiro",
     "judge_decoding",
@@ -118,6 +120,11 @@ VARIANTS = {
         {"acceptance": "coupled"},
         "drafter-invariant speculative sampling, Daliri et al., arXiv:2408.07978",
     ),
+    "dream_vlm": Variant(
+        "eagle2",
+        {},
+        "EAGLE-2's tree of layers that look at features across, arXiv:2505.19201",
+    ),
     "eagle3": Variant(
         "eagle2",
         {"max_depth": 8},
@@ -128,6 +135,11 @@ VARIANTS = {
         "specinfer",
         {"draws": "greedy", "branching": (4, 2, 1)},
         "the best but one as given and one drawn from the rest, arXiv:2502.18779",
+    ),
+    "hyper_bagel": Variant(
+        "eagle2",
+        {"max_depth": 8},
+        "EAGLE-3's layer whose further taps came in through zeros, arXiv:2509.18824",
     ),
     "lantern_plus": Variant(
         "lantern",

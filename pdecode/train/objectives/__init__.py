@@ -39,6 +39,8 @@ NAMES = (
     "jacobi_denoising",
     "staged_flow",
     "film_chunks",
+    "flash",
+    "dream_vlm",
 )
 
 

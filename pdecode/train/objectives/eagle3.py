@@ -29,6 +29,8 @@ INF = float("inf")
 class Options:
     num_steps: int = 7
     step_decay: float = 0.8
+    # Taps but the last come in through zeros (Hyper-Bagel, arXiv:2509.18824).
+    zero_init: bool = False
 
     def __post_init__(self):
         check_ranges(self, {"num_steps": (1, INF), "step_decay": (0, 1)})
@@ -45,7 +47,8 @@ NEEDS = Needs(
 
 def start(config, key, given):
     del given
-    return draft_layers.init_fused(tapped(config.model), key)
+    model = tapped(config.model)
+    return draft_layers.init_fused(model, key, config.options.zero_init)
 
 
 def tapped(model: Config) -> Config:

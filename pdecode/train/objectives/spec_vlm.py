@@ -1,12 +1,12 @@
 """SpecVLM's draft layer: EAGLE's losses behind an image condensed elastically.
 
-2025, arXiv:2509.11815. A row begins with `num_features` tokens of an image and
-`num_question` of a question; the answer behind them is scored. The frozen target reads
-all of it as the loss is computed (the paper's online distillation: nothing is stored).
-Its features of the image are made fewer by one of several operators, which a gate
-chooses by the question: under Gumbel noise while training, the best at decoding. The
-loss of the answer's guesses is EAGLE's: smooth L1 to the target's features and cross
-entropy under its laws. The layer, the operators and the gate learn.
+Huang et al., 2025, arXiv:2509.11815. A row begins with `num_features` tokens of an
+image and `num_question` of a question; the answer behind them is scored. The frozen
+target reads all of it as the loss is computed (the paper's online distillation: nothing
+is stored). Its features of the image are made fewer by one of several operators, which
+a gate chooses by the question: under Gumbel noise while training, the best at decoding.
+The loss of the answer's guesses is EAGLE's: smooth L1 to the target's features and
+cross entropy under its laws. The layer, the operators and the gate learn.
 
 What `models.condensers` leaves out holds here too; the gate looks at embeddings.
 """
