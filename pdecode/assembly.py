@@ -33,6 +33,7 @@ HELD = {
     "chained_heads": "a set of chained heads",
     "layer": "a draft layer",
     "filter": "a filter",
+    "judge": "a judge",
 }
 BESIDE = ("heads", "chained_heads", "layer", "filter")
 

@@ -20,7 +20,7 @@ SMALL = Config(vocab_size=5, width=8, num_layers=1, num_heads=2, mask_id=4)
 LENGTH = 16
 BLOCK = 4  # of what has blocks
 # What they learn is no token: whether a given one was right.
-JUDGES = ("block_filter",)
+JUDGES = ("block_filter", "judge")
 
 
 def config_of(objective, model, **fields):

@@ -31,6 +31,7 @@ from pdecode.contracts import (
     DraftHeads,
     DraftLayer,
     Filter,
+    Judge,
     Model,
     Params,
 )
@@ -42,6 +43,7 @@ from pdecode.models import (
     filters,
     hydra_heads,
     int8,
+    judges,
     medusa_heads,
     transformer,
     two_pass,
@@ -58,7 +60,9 @@ FOLDER = pathlib.Path(__file__).parent / "weights"
 
 def load(
     name: str, folder: pathlib.Path = FOLDER, *, dtype: str | None = None
-) -> tuple[Model | DraftHeads | ChainedHeads | DraftLayer | Filter, Params, Any]:
+) -> tuple[
+    Model | DraftHeads | ChainedHeads | DraftLayer | Filter | Judge, Params, Any
+]:
     """(model, params, tokenizer); the first of what is no model is its record.
 
     In float32, or `dtype`, which may end in +int8 or +int8kv (`models.int8`; heads stay
@@ -258,4 +262,5 @@ KINDS = {
         holds(record)["num_heads"]
     ),
     "filter": lambda record, dtype: filters.make_filter(holds(record)["block_length"]),
+    "judge": lambda record, dtype: judges.LINEAR,
 }

@@ -39,6 +39,7 @@ CASES = {
     "hydra": {"model": MODEL, "frozen": ("target",), "options": {"num_heads": 2}},
     "set_block": {"model": MODEL, "options": {"block_length": 4}},
     "jacobi_denoising": {"model": MODEL, "options": {"levels": 3}},
+    "judge": {"model": MODEL, "frozen": ("target",), "data": "rows"},
     "certainty": {"model": CANVAS, "options": {"block_length": 4}},
     "block_filter": {
         "model": CANVAS,

@@ -28,6 +28,7 @@ NAMES = (
     "sorted_exits",
     "set_block",
     "jacobi_denoising",
+    "judge",
 )
 
 
