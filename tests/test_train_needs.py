@@ -27,7 +27,10 @@ def config_of(objective, model, **fields):
     own = objectives.find(objective)
     frozen = {role: "target" for role in own.needs.frozen}
     known = {field.name for field in dataclasses.fields(own.options)}
-    options = {"block_length": BLOCK, "prompt_length": 1}
+    # What a glance reveals is told by the answers: here there is none.
+    options = {
+        "block_length": BLOCK, "prompt_length": 1, "reveal_first": 0, "reveal_last": 0,
+    }  # fmt: skip
     return TrainConfig(
         name="x", model=model, objective=objective, steps=9, warmup_steps=0,
         row_len=LENGTH, frozen=frozen,

@@ -40,6 +40,7 @@ CASES = {
     "set_block": {"model": MODEL, "options": {"block_length": 4}},
     "jacobi_denoising": {"model": MODEL, "options": {"levels": 3}},
     "judge": {"model": MODEL, "frozen": ("target",), "data": "rows"},
+    "glancing": {"model": CANVAS, "options": {"block_length": 4}},
     "certainty": {"model": CANVAS, "options": {"block_length": 4}},
     "block_filter": {
         "model": CANVAS,

@@ -29,6 +29,7 @@ NAMES = (
     "set_block",
     "jacobi_denoising",
     "judge",
+    "glancing",
 )
 
 
