@@ -37,6 +37,7 @@ HELD = {
     "modules": "a row of draft modules",
     "filter": "a filter",
     "prompt_tokens": "a set of prompt tokens",
+    "judge": "a judge",
 }
 BESIDE = ("heads", "chained_heads", "layer", "modules", "filter", "prompt_tokens")
 

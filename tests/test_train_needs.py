@@ -20,7 +20,7 @@ SMALL = Config(vocab_size=5, width=8, num_layers=1, num_heads=2, mask_id=4)
 LENGTH = 16
 BLOCK = 4  # of what has blocks
 # What they learn is no token: whether a given one was right, numbers, or a velocity.
-JUDGES = ("block_filter", "frame_diffusion", "film_chunks", "staged_flow")
+JUDGES = ("block_filter", "frame_diffusion", "film_chunks", "judge", "staged_flow")
 
 
 def config_of(objective, model, **fields):
@@ -30,6 +30,8 @@ def config_of(objective, model, **fields):
     options = {"block_length": BLOCK, "prompt_length": 1, "num_features": 8}
     options |= {"pool": 2, "conv": 4, "side": 2, "patch": 1}
     options["slices"] = ((0, 0.5), (0.2, 1))
+    # What a glance reveals is told by the answers: here there is none.
+    options |= {"reveal_first": 0, "reveal_last": 0}
     return TrainConfig(
         name="x", model=model, objective=objective, steps=9, warmup_steps=0,
         row_len=LENGTH, frozen=frozen,

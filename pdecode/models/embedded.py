@@ -42,6 +42,7 @@ from pdecode.models import (
     hydra_heads,
     int8,
     jakiro_layers,
+    judges,
     medusa_heads,
     noised,
     staged,
@@ -332,4 +333,5 @@ KINDS = {
         holds(record)["num_tokens"], holds(record)["token"]
     ),
     "filter": lambda record, dtype: filters.make_filter(holds(record)["block_length"]),
+    "judge": lambda record, dtype: judges.LINEAR,
 }

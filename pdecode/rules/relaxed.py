@@ -43,17 +43,22 @@ __all__ = [
 ]
 
 
-def top_match(num_top: int) -> BlockRule:
+def top_match(num_top: int, max_gap: Any = None) -> BlockRule:
     """Greedy matching relaxed: a node passes if it is among the best `num_top`.
 
     Blockwise parallel decoding's top-K criterion (Stern et al., 2018,
-    arXiv:1811.03115), over one chain. The next token is the argmax. Lossy above 1.
+    arXiv:1811.03115), over one chain. With `max_gap` it must also be at most that many
+    nats less likely than the best one (SpecDec: Xia et al., 2022, arXiv:2203.16487).
+    The next token is the argmax. Lossy above 1; with max_gap = 0 only best tokens pass.
     """
 
     def apply(draft: Draft, prediction: Prediction) -> tuple[Array, Array]:
         ids = prediction.top_ids
         num_lanes, vocab = ids.shape[0], prediction.logits.shape[-1]
         passes = (ids[:-1] == draft.tokens[:, None]).any(-1)
+        if max_gap is not None:
+            own = _of_nodes(draft, prediction.logits)
+            passes &= prediction.logits[:-1].max(-1) - own <= max_gap
         leaf = jnp.cumprod(passes).sum()
         stop = (jnp.arange(num_lanes) == leaf).astype(prediction.logits.dtype)
         return stop, jax.nn.one_hot(ids[:, 0], vocab, dtype=stop.dtype)

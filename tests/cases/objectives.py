@@ -52,6 +52,8 @@ CASES = {
         "options": {"num_heads": 2, "num_layers": 1},
     },
     "amphista": {"model": MODEL, "frozen": ("target",), "options": {"num_heads": 2}},
+    "judge": {"model": MODEL, "frozen": ("target",), "data": "rows"},
+    "glancing": {"model": CANVAS, "options": {"block_length": 4}},
     "certainty": {"model": CANVAS, "options": {"block_length": 4}},
     "block_filter": {
         "model": CANVAS,

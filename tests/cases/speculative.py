@@ -10,6 +10,7 @@ from cases import (
     LAYER,
     LAYER_PARAMS,
     LENGTH,
+    MASKED,
     NEAR,
     STORED,
     TARGET,
@@ -58,6 +59,10 @@ TWO_STORES = {
 }
 NEAREST = _with("codes", Codes(VOCAB + 1), jnp.asarray(relaxed.nearest(_CODES, 2)))
 SHARES = _with("codes", Codes(VOCAB + 1), jnp.asarray(relaxed.shares(_CODES, 0.5)))
+BLANKS = {
+    "model": (CAUSAL, MASKED),
+    "params": {"model": TARGET, "drafter": NEAR},
+}
 JUDGE = _with(
     "judge", Judge(lambda params, hidden: hidden @ params), jnp.ones(VOCAB + 1)
 )
@@ -235,6 +240,10 @@ CASES = {
         num_phrases=2,
         num_kept=3,
         **TWO,
+    ),
+    "spec_dec": case("spec_dec", "plain", num_draft=3, **BLANKS),
+    "spec_dec_relaxed": case(
+        "spec_dec", "lossy", num_draft=3, beta=2, knobs={"tau": 0.5}, **BLANKS
     ),
     "speculative": case("speculative_sampling", "law", num_draft=3, **TWO),
     "coupled": case(

@@ -37,6 +37,7 @@ from pdecode.methods.speculative.sam_decoding import sam_decoding
 from pdecode.methods.speculative.sequoia import sequoia
 from pdecode.methods.speculative.slem import slem
 from pdecode.methods.speculative.slrs import slrs
+from pdecode.methods.speculative.spec_dec import spec_dec
 from pdecode.methods.speculative.spec_pv import spec_pv
 from pdecode.methods.speculative.specinfer import specinfer
 from pdecode.methods.speculative.specreason import specreason
@@ -82,6 +83,7 @@ __all__ = [
     "sequoia",
     "slem",
     "slrs",
+    "spec_dec",
     "spec_pv",
     "specinfer",
     "specreason",

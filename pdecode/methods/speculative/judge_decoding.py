@@ -1,7 +1,7 @@
 """Judge decoding: a trained judge accepts what is right in other words.
 
-Bachmann et al., 2025, arXiv:2501.19309. The judge is trained elsewhere; it
-reads the target's hidden state at each drafted token.
+Bachmann et al., 2025, arXiv:2501.19309. The judge is trained by
+`objective="judge"`; it reads the target's hidden state at each drafted token.
 """
 
 from typing import Annotated

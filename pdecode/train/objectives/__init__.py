@@ -41,6 +41,8 @@ NAMES = (
     "film_chunks",
     "flash",
     "dream_vlm",
+    "judge",
+    "glancing",
 )
 
 
