@@ -1,4 +1,4 @@
-"""Probes that guess ahead: trained prompt tokens (PPD), what they see and draft."""
+"""Probes that guess ahead: prompt tokens (PPD) and masks (SPACE), and their drafts."""
 
 import dataclasses
 
@@ -15,8 +15,8 @@ from pdecode.drafters import probes
 from pdecode.families import speculative
 from pdecode.models import transformer
 from pdecode.models.config import Config
-from pdecode.train import TrainConfig
-from pdecode.train.objectives import ppd
+from pdecode.train import TrainConfig, losses
+from pdecode.train.objectives import ppd, space
 
 SMALL = Config(
     vocab_size=7, width=8, num_layers=2, num_heads=2, num_kv_heads=1, mlp_width=12,
@@ -54,12 +54,13 @@ def states(tokens, extra):
     return transformer.final_norm(SMALL, TARGET, stream)[0]
 
 
-def laws_behind(text, num):
-    """Logs of the target's law behind `text`, and at each of `num` prompt tokens."""
+def laws_behind(text, num, is_mask=False):
+    """Logs of the target's law behind `text`, and at each of `num` probes."""
     tokens, extra = np.zeros(ROOM, np.int32), np.zeros((ROOM, 8), np.float32)
     size = len(text) + num
-    tokens[:size] = [*text, *[RECORD.token] * num]
-    extra[len(text) : size] = CHANGE[:num]
+    tokens[:size] = [*text, *[SMALL.mask_id if is_mask else RECORD.token] * num]
+    if not is_mask:
+        extra[len(text) : size] = CHANGE[:num]
     found = np.asarray(states(tokens, extra))[len(text) - 1 : size]
     return [logs(np.asarray(TARGET["head"]) @ state) for state in found]
 
@@ -119,6 +120,46 @@ def test_places_of_a_row_are_different_ones_with_a_guess():
     assert (np.diff(ordered) > 0).all() and set(ordered.ravel()) == set(range(5))
 
 
+# SPACE.
+
+SPACE = dataclasses.replace(
+    CONFIG, objective="space", frozen={}, options={"num_masks": 3, "mask_weight": 0.5}
+)
+
+
+def test_the_loss_of_masks_is_the_papers_by_hand():
+    value, aux = jax.jit(space.loss(SPACE))(TARGET, {}, BATCH, None, 0)
+    total, weight, nats = 0.0, 0.0, np.zeros((2, 6, 4))
+    for row, text in enumerate(TOKENS.tolist()):
+        for place in range(6):
+            said = laws_behind(text[: place + 1], 3, is_mask=True)
+            for nth, mine in enumerate(said):
+                is_asked = nth == 0 or place in PLACES[row]
+                if not is_asked or place + 1 + nth >= len(text):
+                    continue
+                nats[row, place, nth] = -mine[text[place + 1 + nth]]
+                rate = 0.5 if nth else 1.0
+                total, weight = total + rate * nats[row, place, nth], weight + rate
+    np.testing.assert_allclose(value, total / weight, rtol=1e-4)
+    np.testing.assert_allclose(aux["nats"] * aux["scored"], nats, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(aux["weight"], weight)
+    assert aux["scored"].sum() == (nats != 0).sum()
+
+
+def test_all_of_the_model_learns_from_masks_and_masks_change_no_token_of_the_text():
+    def of(params, weight):
+        options = {"num_masks": 3, "mask_weight": weight}
+        config = dataclasses.replace(SPACE, options=options)
+        return space.loss(config)(params, {}, BATCH, None, 0)[0]
+
+    grads = jax.jit(jax.grad(of), static_argnums=1)(TARGET, 1.0)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(grads):
+        assert np.abs(leaf).max() > 0, path
+    assert np.abs(grads["embed"][SMALL.mask_id]).max() > 0
+    plain = jax.jit(lambda: losses.next_token_loss(SMALL, TARGET, BATCH["tokens"])[0])()
+    np.testing.assert_allclose(of(TARGET, 0.0), plain.mean(), rtol=1e-5)
+
+
 # What is drafted, against lists of tokens.
 
 PROMPT = prompts.from_rows([[1, 4, 0], [3], [2, 2, 5, 1, 0]], max_new_tokens=9)
@@ -161,7 +202,7 @@ def paths_of(draft, row, num_nodes):
     return [path for path in found if min(path) >= 0]
 
 
-def differences(forest, drafter):
+def differences(forest, drafter, is_mask=False):
     """Rounds in which the draft is not what the prompt tokens say, and nodes seen."""
     wrong, nodes, drafted = 0, 0, None
     num_nodes = drafter.num_nodes - drafter.num_probes
@@ -179,7 +220,7 @@ def differences(forest, drafter):
                 lane = 1 + paths.index(tuple(added)) if added else 0
                 known[row] = forest.counts[known[row]][lane]
         for row, committed in enumerate(rows):
-            said = laws_behind(committed[:-1], known[row])[1:] if known[row] else []
+            said = laws_behind(committed[:-1], known[row], is_mask)[1:]
             best = [np.argsort(-each, kind="stable") for each in said]
             topology = forest.topologies[known[row]]
             expected: list[tuple] = []
@@ -211,6 +252,23 @@ def test_the_prompt_tokens_of_another_node_are_caught():
 
     wrong, nodes = differences(FULL, right._replace(observe=observe))
     assert wrong > 0 and nodes > 20, (wrong, nodes)
+
+
+def test_drafts_of_masks_are_what_masks_behind_the_root_said():
+    drafter = probes.probed(MODEL, CHAIN, SMALL.mask_id)
+    wrong, nodes = differences(CHAIN, drafter, is_mask=True)
+    assert wrong == 0 and nodes > 20
+    assert differences(CHAIN, drafter)[0] > 0  # control: other probes say others
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_masks_change_no_token(temperature):
+    sizes = {"max_new_tokens": 9, "knobs": {"temperature": temperature}}
+    key = jax.random.key(1)
+    plain, _ = run(methods.autoregressive, MODEL, TARGET, PROMPT, key, **sizes)
+    ahead, stats = run(methods.space, MODEL, TARGET, PROMPT, key, num_draft=3, **sizes)
+    np.testing.assert_array_equal(plain.tokens, ahead.tokens)
+    assert stats.num_calls.sum() < 27 and stats.num_draft_calls.sum() == 0
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
@@ -266,6 +324,8 @@ def test_a_sparse_forest_keeps_to_its_room_and_is_worth_more_than_a_full_one():
 
 
 def test_what_cannot_be_is_refused():
+    with pytest.raises(ValueError, match="has no mask id"):
+        methods.space(MODEL._replace(mask_id=None), max_new_tokens=4)
     for kwargs, message in (
         ({"num_lanes": 3}, "num_lanes=3 must be above 3"),
         ({"branching": (1, 1, 1, 1)}, "more levels than 3 prompt tokens"),

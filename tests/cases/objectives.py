@@ -28,6 +28,7 @@ CASES = {
     "sorted_exits": {
         "model": dataclasses.replace(MODEL, num_layers=2, sliding=(), exits=(1, 2)),
     },
+    "space": {"model": MODEL, "options": {"num_masks": 2, "num_places": 4}},
     "blockwise_heads": {
         "model": MODEL,
         "frozen": ("target",),

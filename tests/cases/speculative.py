@@ -235,6 +235,7 @@ CASES = {
     "ppd_tree": case("ppd", "plain", branching=(2, 1), **PROMPTED),
     "ppd_chain": case("ppd", "plain", branching=(1, 1, 1), **PROMPTED),
     "jakiro": case("jakiro", "plain", num_nodes=7, width=3, max_depth=4, **TWO_AHEAD),
+    "space": case("space", "plain", num_draft=3),
     "opt_tree": case(
         "opt_tree", "plain", num_nodes=5, max_depth=4, knobs={"delta": 0.4}, **TWO
     ),

@@ -35,6 +35,7 @@ from pdecode.methods.speculative.sam_decoding import sam_decoding
 from pdecode.methods.speculative.sequoia import sequoia
 from pdecode.methods.speculative.slem import slem
 from pdecode.methods.speculative.slrs import slrs
+from pdecode.methods.speculative.space import space
 from pdecode.methods.speculative.spec_pv import spec_pv
 from pdecode.methods.speculative.specinfer import specinfer
 from pdecode.methods.speculative.specreason import specreason
@@ -78,6 +79,7 @@ __all__ = [
     "sequoia",
     "slem",
     "slrs",
+    "space",
     "spec_pv",
     "specinfer",
     "specreason",

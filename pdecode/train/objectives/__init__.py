@@ -28,6 +28,7 @@ NAMES = (
     "consistency",
     "distillation",
     "sorted_exits",
+    "space",
 )
 
 

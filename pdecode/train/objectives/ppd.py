@@ -18,9 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from pdecode.contracts import Params, Visibility
+from pdecode.contracts import Params
 from pdecode.models.config import Config
-from pdecode.train import evaluate, losses, passes
+from pdecode.train import evaluate, losses, passes, probes
 from pdecode.train.config import check_ranges
 from pdecode.train.objective import Needs, Objective
 from pdecode.train.passes import Pass
@@ -61,12 +61,8 @@ def start(config, key, given):
 
 def noise(config):
     def apply(batch, key):
-        batch_size, length = batch["tokens"].shape
-        # The last place is the one before the last token that somebody guesses.
-        size = max(length - 2, 1)
-        order = jnp.argsort(jax.random.uniform(key, (batch_size, size)), axis=1)
-        places = order[:, : config.options.num_places].astype(jnp.int32)
-        return {**batch, "places": places}
+        shape = batch["tokens"].shape
+        return {**batch, "places": probes.drawn(key, shape, config.options.num_places)}
 
     return apply
 
@@ -87,45 +83,15 @@ def laws(
     """
     how = passes.of_decoding(model) if how is None else how
     target = jax.lax.stop_gradient(target)
-    batch, length = tokens.shape
-    num_places, num = places.shape[1], own.num_tokens
-    asked = (places[..., None] + 1 + jnp.arange(num)[None, None]).reshape(batch, -1)
-    text = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), tokens.shape)
-    fed = jnp.full(asked.shape, own.token, jnp.int32)
-    change = jnp.tile(params["change"], (num_places, 1))[None]
-    change = jnp.broadcast_to(change, (batch, *change.shape[1:]))
-    nowhere = jnp.zeros((batch, length + asked.shape[1]), jnp.int32)
-    output = passes.run(
-        how,
-        target,
-        jnp.concatenate([tokens, fed], 1),
-        positions=jnp.concatenate([text, asked], 1),
-        visible=Visibility(nowhere, nowhere, among=sees(places, length, num)),
-        extra=jnp.pad(change, ((0, 0), (length, 0), (0, 0))),
+    hidden, guessed = probes.behind(
+        how, target, tokens, places, own.num_tokens, own.token, params["change"]
     )
-    shape = (batch, num_places, num, model.width)
-    guessed = output.hidden[:, length:].reshape(shape)
-    true = jnp.take_along_axis(
-        output.hidden, jnp.minimum(asked, length - 1)[..., None], 1
-    ).reshape(shape)
+    stands = places[..., None] + 1 + jnp.arange(own.num_tokens)[None, None]
+    row = jnp.arange(tokens.shape[0])[:, None, None]
+    true = hidden[row, jnp.minimum(stands, tokens.shape[1] - 1)]
     nats = -jax.nn.log_softmax(losses.logits_of(model, target, guessed))
     law = jax.nn.softmax(losses.logits_of(model, target, true))
     return nats, jax.lax.stop_gradient(law)
-
-
-def sees(places: Array, length: int, num: int) -> Array:
-    """bool [B, Q, Q] over L lanes of text and `num` prompt tokens behind each place."""
-    batch, num_places = places.shape
-    size = num_places * num
-    group, nth = np.divmod(np.arange(size), num)
-    text = np.tril(np.ones((length, length), bool))
-    text = np.concatenate([text, np.zeros((length, size), bool)], 1)
-    before = jnp.arange(length)[None, None] <= places[:, group][..., None]
-    chain = (group[:, None] == group[None]) & (nth[None] <= nth[:, None])
-    chain = jnp.broadcast_to(jnp.asarray(chain), (batch, size, size))
-    prompts = jnp.concatenate([before, chain], 2)
-    text = jnp.broadcast_to(jnp.asarray(text), (batch, *text.shape))
-    return jnp.concatenate([text, prompts], 1)
 
 
 def divergence(nats: Array, law: Array) -> Array:
@@ -144,32 +110,26 @@ def loss(config):
             config.model, params, frozen["target"], tokens, places, own, how
         )
         wanted, scored, stands = losses.ahead(tokens, own.num_tokens, given_ids)
-        row = jnp.arange(tokens.shape[0])[:, None]
-        wanted, here = wanted[row, places], scored[row, places]
+        here = probes.at(scored, places)
         rate = own.decay ** jnp.arange(own.num_tokens) / own.num_tokens
         value, aux = losses.weighted(divergence(nats, law), here, rate)
-        of_text = losses.of_tokens(nats, wanted)
-
-        def spread(values):  # to all places of the rows
-            return jnp.zeros(scored.shape, values.dtype).at[row, places].set(values)
-
-        aux |= {"nats": spread(of_text), "scored": spread(here), "places": stands}
-        return value, aux
+        of_text = losses.of_tokens(nats, probes.at(wanted, places))
+        told = {
+            name: probes.spread(each, places, scored.shape[1])
+            for name, each in (("nats", of_text), ("scored", here))
+        }
+        return value, aux | told | {"places": stands}
 
     return apply
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _prompt_rows(model, own, given_ids, params, target, rows, scored):
-    last = max(rows.shape[1] - 3, 0)
-    places = np.linspace(0, last, min(own.num_places, last + 1)).astype(np.int32)
-    nats, law = laws(
-        model, params, target, rows,
-        jnp.broadcast_to(places, (rows.shape[0], len(places))), own,
-    )  # fmt: skip
+    places = probes.even(*rows.shape, own.num_places)
+    nats, law = laws(model, params, target, rows, places, own)
     wanted, counted, stands = losses.ahead(rows, own.num_tokens, given_ids)
     counted &= scored[:, jnp.minimum(stands, rows.shape[1] - 1)]
-    wanted, counted = wanted[:, places], counted[:, places]
+    wanted, counted = probes.at(wanted, places), probes.at(counted, places)
     agrees = jnp.argmin(nats, -1) == jnp.argmax(law, -1)
     sums = [losses.of_tokens(nats, wanted), agrees, jnp.ones(wanted.shape)]
     return jnp.stack(

@@ -1,0 +1,96 @@
+"""Probes in a training pass: lanes behind places of a row that guess what follows.
+
+In the pass of whole rows K lanes stand behind each of a few places, at the positions
+after it. The k-th sees the text up to the place and the lanes before it, as the probes
+of `pdecode.drafters.probes` do when it is decoded; no token of the text sees a lane.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from pdecode.contracts import Params, Visibility
+from pdecode.train import passes
+from pdecode.train.passes import Pass
+
+
+def drawn(key: Array, shape: tuple[int, int], count: int) -> Array:
+    """Up to `count` different places int32 [B, M] of rows of `shape`.
+
+    Behind each of them there is a token that a lane guesses. `key` is consumed.
+    """
+    batch, length = shape
+    order = jnp.argsort(jax.random.uniform(key, (batch, max(length - 2, 1))), axis=1)
+    return order[:, :count].astype(jnp.int32)
+
+
+def even(batch: int, length: int, count: int) -> Array:
+    """As `drawn`, spread evenly and the same in all rows."""
+    last = max(length - 3, 0)
+    places = np.linspace(0, last, min(count, last + 1)).astype(np.int32)
+    return jnp.broadcast_to(places, (batch, len(places)))
+
+
+def behind(
+    how: Pass,
+    params: Params,
+    tokens: Array,  # int32 [B, L]
+    places: Array,  # int32 [B, M]
+    num: int,
+    token: int,
+    change: Array | None = None,  # [K, E]  added to the embeddings of the lanes
+) -> tuple[Array, Array]:
+    """Hidden states of the text [B, L, E] and of lanes behind places [B, M, K, E].
+
+    `num` = K lanes are fed as `token`. Lane k behind place t stands at t + 1 + k and
+    guesses the token at t + 2 + k, which is guess k of `losses.ahead` there.
+    """
+    batch, length = tokens.shape
+    num_places = places.shape[1]
+    asked = (places[..., None] + 1 + jnp.arange(num)[None, None]).reshape(batch, -1)
+    text = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), tokens.shape)
+    fed = jnp.full(asked.shape, token, jnp.int32)
+    extra = None
+    if change is not None:
+        extra = jnp.broadcast_to(change, (batch, num_places, *change.shape))
+        extra = extra.reshape(batch, num_places * num, -1)
+        extra = jnp.pad(extra, ((0, 0), (length, 0), (0, 0)))
+    nowhere = jnp.zeros((batch, length + asked.shape[1]), jnp.int32)
+    hidden = passes.run(
+        how,
+        params,
+        jnp.concatenate([tokens, fed], 1),
+        positions=jnp.concatenate([text, asked], 1),
+        visible=Visibility(nowhere, nowhere, among=sees(places, length, num)),
+        extra=extra,
+    ).hidden
+    lanes = hidden[:, length:].reshape(batch, num_places, num, hidden.shape[-1])
+    return hidden[:, :length], lanes
+
+
+def sees(places: Array, length: int, num: int) -> Array:
+    """bool [B, Q, Q] over L lanes of text and `num` behind each place."""
+    batch, num_places = places.shape
+    size = num_places * num
+    group, nth = np.divmod(np.arange(size), num)
+    text = np.tril(np.ones((length, length), bool))
+    text = np.concatenate([text, np.zeros((length, size), bool)], 1)
+    before = jnp.arange(length)[None, None] <= places[:, group][..., None]
+    chain = (group[:, None] == group[None]) & (nth[None] <= nth[:, None])
+    chain = jnp.broadcast_to(jnp.asarray(chain), (batch, size, size))
+    lanes = jnp.concatenate([before, chain], 2)
+    text = jnp.broadcast_to(jnp.asarray(text), (batch, *text.shape))
+    return jnp.concatenate([text, lanes], 1)
+
+
+def at(leaf: Array, places: Array) -> Array:
+    """Of `leaf` [B, L - 1, ...] what stands at places: [B, M, ...]."""
+    return leaf[jnp.arange(places.shape[0])[:, None], places]
+
+
+def spread(values: Array, places: Array, size: int) -> Array:
+    """`values` [B, M, K] at their places of rows [B, size, K]; elsewhere zero."""
+    batch, _, num = values.shape
+    row = jnp.arange(batch)[:, None]
+    return jnp.zeros((batch, size, num), values.dtype).at[row, places].set(values)
