@@ -34,8 +34,11 @@ HELD = {
     "layer": "a draft layer",
     "filter": "a filter",
     "prompt_tokens": "a set of prompt tokens",
+    "block_layer": "a draft layer of blocks",
 }
-BESIDE = ("heads", "chained_heads", "layer", "filter", "prompt_tokens")
+BESIDE = (
+    "heads", "chained_heads", "layer", "filter", "prompt_tokens", "block_layer",
+)  # fmt: skip
 
 
 # What a drafter may be made of a named model: NAME@group=2, NAME@shared.

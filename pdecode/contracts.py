@@ -18,6 +18,7 @@ __all__ = [
     "STOPPED_BY",
     "Apply",
     "Background",
+    "BlockLayer",
     "BlockRule",
     "Blocks",
     "Cache",
@@ -599,6 +600,27 @@ class DraftLayer(NamedTuple):
     name: str = "layer"
     # As `law`, of the token after the one that `law` is of; None: it says nothing.
     ahead: Callable[[Params, Params, Array], tuple[Array, Head]] | None = None
+
+
+class BlockLayer(NamedTuple):
+    """A small network that continues a target's hidden states, a block a step.
+
+    Its recurrent part reads a token and the target's feature of the position before it
+    (or one of its own) into a stream; the streams of `block_len` = K positions in a row
+    are lanes that see each other and what stands before them, and each answers with the
+    feature K - 1 positions behind its own. The target's head reads features.
+    """
+
+    init_cache: InitCache
+    # (params, target's params, tokens int32 [B, Q], features [B, Q, E], memory
+    # [B, R, 2, E]) -> (streams [B, Q, E], the memory behind each [B, Q, R, 2, E])
+    advance: Callable[[Params, Params, Array, Array, Array], tuple[Array, Array]]
+    # (params, query with streams as `extra`, cache) -> (features [B, Q, E], cache)
+    apply: Callable[[Params, Query, Cache], tuple[Array, Cache]]
+    block_len: int
+    num_memories: int  # R
+    width: int  # E
+    name: str = "block layer"
 
 
 class PromptTokens(NamedTuple):

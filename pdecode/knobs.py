@@ -27,6 +27,7 @@ import jax.numpy as jnp
 from pdecode import names
 from pdecode.contracts import (
     Background,
+    BlockLayer,
     ChainedHeads,
     Codes,
     DraftHeads,
@@ -125,6 +126,7 @@ _SMALL = {
     DraftLayer: "layer",
     Filter: "filter",
     PromptTokens: "prompt_tokens",
+    BlockLayer: "block_layer",
     Judge: "judge",
     Codes: "codes",
     Guard: "guard",
@@ -173,8 +175,8 @@ def needs(method: Callable) -> dict[str, str]:
     """What each model of `method` must predict, by role.
 
     What is no model has a word of its own: "heads", "chained_heads", "layer", "filter",
-    "judge", "codes", "guard", "background", "prompt_tokens". A role without `Needs` is
-    not listed.
+    "judge", "codes", "guard", "background", "prompt_tokens",
+    "block_layer". A role without `Needs` is not listed.
     """
     hints = typing.get_type_hints(method, include_extras=True)
     found = {}

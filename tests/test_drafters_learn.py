@@ -22,12 +22,14 @@ RUNS = {
     # All that learns is four vectors in front of a target of one layer.
     "ppd": ({"num_tokens": 4}, 0.1),
     "jakiro": ({}, 0.5),
+    "falcon": ({}, 0.5),
 }
 CHAIN = {
     "eagle": {"method": "eagle", "branching": (1, 1, 1, 1)},
     "eagle3": {"method": "eagle2", "num_nodes": 5, "width": 2, "max_depth": 4},
     "medusa": {"method": "medusa", "branching": (1, 1, 1, 1)},
     "hydra": {"method": "hydra", "branching": (1, 1, 1, 1)},
+    "falcon": {"method": "falcon", "branching": (1, 1, 1, 1)},
     "jakiro": {"method": "jakiro", "num_nodes": 5, "width": 2, "max_depth": 4},
     "ppd": {"method": "ppd", "branching": (1, 1, 1, 1)},
 }

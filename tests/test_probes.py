@@ -97,9 +97,9 @@ def test_the_loss_is_the_papers_by_hand():
 def test_a_divergence_of_equal_laws_is_none():
     raw = jax.random.normal(jax.random.key(2), (3, 5)).at[:, 1].set(-1e9)
     law = jax.nn.softmax(raw)
-    same = ppd.divergence(-jax.nn.log_softmax(raw), law)
+    same = losses.divergence(-jax.nn.log_softmax(raw), law)
     np.testing.assert_allclose(same, 0, atol=1e-6)
-    assert (ppd.divergence(-jax.nn.log_softmax(raw[::-1]), law)[::2] > 0.01).all()
+    assert (losses.divergence(-jax.nn.log_softmax(raw[::-1]), law)[::2] > 0.01).all()
 
 
 def test_prompt_tokens_learn_and_nothing_else():

@@ -27,6 +27,7 @@ import numpy as np
 import safetensors
 
 from pdecode.contracts import (
+    BlockLayer,
     ChainedHeads,
     DraftHeads,
     DraftLayer,
@@ -40,6 +41,7 @@ from pdecode.models import config as config_module
 from pdecode.models import (
     digits,
     draft_layers,
+    falcon_layers,
     filters,
     hydra_heads,
     int8,
@@ -61,7 +63,9 @@ FOLDER = pathlib.Path(__file__).parent / "weights"
 def load(
     name: str, folder: pathlib.Path = FOLDER, *, dtype: str | None = None
 ) -> tuple[
-    Model | DraftHeads | ChainedHeads | DraftLayer | Filter | PromptTokens, Params, Any
+    Model | DraftHeads | ChainedHeads | DraftLayer | BlockLayer | Filter | PromptTokens,
+    Params,
+    Any,
 ]:
     """(model, params, tokenizer); the first of what is no model is its record.
 
@@ -248,6 +252,11 @@ KINDS = {
     ),
     "jakiro_layer": lambda record, dtype: jakiro_layers.make_layer(
         dataclasses.replace(transformer_config(record), dtype=dtype)
+    ),
+    "block_layer": lambda record, dtype: falcon_layers.make_layer(
+        dataclasses.replace(transformer_config(record), dtype=dtype),
+        holds(record)["block_len"],
+        holds(record)["num_recurrent"],
     ),
     "fused_layer": lambda record, dtype: draft_layers.make_fused(
         dataclasses.replace(

@@ -25,8 +25,9 @@ def drawn(key: Array, shape: tuple[int, int], count: int) -> Array:
     return order[:, :count].astype(jnp.int32)
 
 
-def even(batch: int, length: int, count: int) -> Array:
+def even(shape: tuple[int, int], count: int) -> Array:
     """As `drawn`, spread evenly and the same in all rows."""
+    batch, length = shape
     last = max(length - 3, 0)
     places = np.linspace(0, last, min(count, last + 1)).astype(np.int32)
     return jnp.broadcast_to(places, (batch, len(places)))

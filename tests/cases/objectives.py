@@ -36,6 +36,7 @@ CASES = {
     },
     "eagle": {"model": MODEL, "frozen": ("target",)},
     "eagle3": {"model": MODEL, "frozen": ("target",), "options": {"num_steps": 2}},
+    "falcon": {"model": MODEL, "frozen": ("target",), "options": {"num_recurrent": 1}},
     "jakiro": {"model": MODEL, "frozen": ("target",)},
     "medusa": {"model": MODEL, "frozen": ("target",), "options": {"num_heads": 2}},
     "hydra": {"model": MODEL, "frozen": ("target",), "options": {"num_heads": 2}},

@@ -8,6 +8,8 @@ from cases import (
     CAUSAL,
     HEADS,
     LAYER,
+    LAYER_PARAMS,
+    LAYER_SIZES,
     LENGTH,
     NEAR,
     STORED,
@@ -21,7 +23,7 @@ from cases import (
 from pdecode.contracts import ChainedHeads, Codes, Judge, PromptTokens
 from pdecode.data import datastore, trigrams
 from pdecode.drafters import spelled
-from pdecode.models import toy
+from pdecode.models import falcon_layers, toy
 from pdecode.rules import relaxed
 
 _CODES = np.random.default_rng(0).normal(size=(VOCAB + 1, 2))
@@ -74,6 +76,28 @@ CHAINED = {
         "chained_heads": jnp.pad(
             TARGET.moves[jnp.arange(3, 6), jnp.arange(3, 6)], ((0, 0), (0, 1), (0, 1))
         ),
+    },
+}
+
+
+# A block layer of random weights on the toy's log-probabilities.
+_PAIRS = falcon_layers.make_layer(LAYER_SIZES, 2, 1)
+
+
+def _advance(params, target, tokens, features, memory):
+    del target
+    features = jax.nn.softmax(features)  # impossible tokens have -1e9
+    return _PAIRS.advance(params, params, tokens, features, memory)
+
+
+IN_PAIRS = {
+    "model": (CAUSAL, _PAIRS._replace(advance=_advance)),
+    "params": {
+        "model": TARGET,
+        "block_layer": {
+            **falcon_layers.init(LAYER_SIZES, jax.random.key(4), 1),
+            "embed": LAYER_PARAMS["embed"],
+        },
     },
 }
 
@@ -236,6 +260,8 @@ CASES = {
     "ppd_chain": case("ppd", "plain", branching=(1, 1, 1), **PROMPTED),
     "jakiro": case("jakiro", "plain", num_nodes=7, width=3, max_depth=4, **TWO_AHEAD),
     "space": case("space", "plain", num_draft=3),
+    "falcon": case("falcon", "plain", branching=(2, 2, 1), **IN_PAIRS),
+    "falcon_chain": case("falcon", "plain", branching=(1, 1, 1), **IN_PAIRS),
     "opt_tree": case(
         "opt_tree", "plain", num_nodes=5, max_depth=4, knobs={"delta": 0.4}, **TWO
     ),

@@ -16,6 +16,7 @@ from pdecode.methods.speculative.dynamic_tree import dynamic_tree
 from pdecode.methods.speculative.eagle import eagle
 from pdecode.methods.speculative.eagle2 import eagle2
 from pdecode.methods.speculative.easy_spec import easy_spec
+from pdecode.methods.speculative.falcon import falcon
 from pdecode.methods.speculative.fastcoder import fastcoder
 from pdecode.methods.speculative.hydra import hydra
 from pdecode.methods.speculative.jakiro import jakiro
@@ -60,6 +61,7 @@ __all__ = [
     "eagle",
     "eagle2",
     "easy_spec",
+    "falcon",
     "fastcoder",
     "hydra",
     "jakiro",

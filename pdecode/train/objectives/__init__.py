@@ -20,6 +20,7 @@ NAMES = (
     "eagle",
     "eagle3",
     "jakiro",
+    "falcon",
     "medusa",
     "hydra",
     "ppd",

@@ -94,12 +94,6 @@ def laws(
     return nats, jax.lax.stop_gradient(law)
 
 
-def divergence(nats: Array, law: Array) -> Array:
-    """Nats [...] of the law [..., V] under those of every id, less its entropy."""
-    own = jnp.where(law > 0, jnp.log(jnp.where(law > 0, law, 1.0)), 0.0)
-    return (law * (nats + own)).sum(-1)
-
-
 def loss(config):
     how, given_ids, own = passes.of_run(config), config.given_ids, config.options
 
@@ -112,7 +106,7 @@ def loss(config):
         wanted, scored, stands = losses.ahead(tokens, own.num_tokens, given_ids)
         here = probes.at(scored, places)
         rate = own.decay ** jnp.arange(own.num_tokens) / own.num_tokens
-        value, aux = losses.weighted(divergence(nats, law), here, rate)
+        value, aux = losses.weighted(losses.divergence(nats, law), here, rate)
         of_text = losses.of_tokens(nats, probes.at(wanted, places))
         told = {
             name: probes.spread(each, places, scored.shape[1])
@@ -125,7 +119,7 @@ def loss(config):
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _prompt_rows(model, own, given_ids, params, target, rows, scored):
-    places = probes.even(*rows.shape, own.num_places)
+    places = probes.even(rows.shape, own.num_places)
     nats, law = laws(model, params, target, rows, places, own)
     wanted, counted, stands = losses.ahead(rows, own.num_tokens, given_ids)
     counted &= scored[:, jnp.minimum(stands, rows.shape[1] - 1)]

@@ -100,7 +100,7 @@ def loss(config):
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _mask_rows(model, own, given_ids, params, rows, scored):
-    places = probes.even(*rows.shape, own.num_places)
+    places = probes.even(rows.shape, own.num_places)
     masks = logits(model, params, rows, places, own)[1]
     wanted, counted, stands = losses.ahead(rows, own.num_masks, given_ids)
     counted &= scored[:, jnp.minimum(stands, rows.shape[1] - 1)]
