@@ -35,9 +35,11 @@ HELD = {
     "filter": "a filter",
     "prompt_tokens": "a set of prompt tokens",
     "block_layer": "a draft layer of blocks",
+    "transfer": "a set of maps of hidden states",
 }
 BESIDE = (
     "heads", "chained_heads", "layer", "filter", "prompt_tokens", "block_layer",
+    "transfer",
 )  # fmt: skip
 
 

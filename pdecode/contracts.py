@@ -65,6 +65,7 @@ __all__ = [
     "SlotRun",
     "Step",
     "StepInfo",
+    "Transfer",
     "View",
     "Visibility",
     "Window",
@@ -633,6 +634,20 @@ class PromptTokens(NamedTuple):
     num_tokens: int
     token: int = 0
     name: str = "prompt tokens"
+
+
+class Transfer(NamedTuple):
+    """Maps that put states of tokens to come into a target's own call.
+
+    apply(params, target's params, query, cache) is the target's call; of a query with
+    `among` the lanes that are not stored are pseudo states, of which `num_states` at
+    most stand behind a token: what the target says there, if that token were followed
+    by what it expects.
+    """
+
+    num_states: int
+    apply: Callable[[Params, Params, Query, Cache], tuple[Output, Cache]]
+    name: str = "transfer"
 
 
 class Filter(NamedTuple):

@@ -37,6 +37,7 @@ from pdecode.contracts import (
     Judge,
     Model,
     PromptTokens,
+    Transfer,
 )
 
 __all__ = [
@@ -127,6 +128,7 @@ _SMALL = {
     Filter: "filter",
     PromptTokens: "prompt_tokens",
     BlockLayer: "block_layer",
+    Transfer: "transfer",
     Judge: "judge",
     Codes: "codes",
     Guard: "guard",
@@ -176,7 +178,7 @@ def needs(method: Callable) -> dict[str, str]:
 
     What is no model has a word of its own: "heads", "chained_heads", "layer", "filter",
     "judge", "codes", "guard", "background", "prompt_tokens",
-    "block_layer". A role without `Needs` is not listed.
+    "block_layer", "transfer". A role without `Needs` is not listed.
     """
     hints = typing.get_type_hints(method, include_extras=True)
     found = {}

@@ -22,6 +22,7 @@ RUNS = {
     # All that learns is four vectors in front of a target of one layer.
     "ppd": ({"num_tokens": 4}, 0.1),
     "jakiro": ({}, 0.5),
+    "hidden_transfer": ({"layers": (1, 1)}, 0.3),
     "falcon": ({}, 0.5),
 }
 CHAIN = {
@@ -30,6 +31,7 @@ CHAIN = {
     "medusa": {"method": "medusa", "branching": (1, 1, 1, 1)},
     "hydra": {"method": "hydra", "branching": (1, 1, 1, 1)},
     "falcon": {"method": "falcon", "branching": (1, 1, 1, 1)},
+    "hidden_transfer": {"method": "hidden_transfer", "branching": (1, 1)},
     "jakiro": {"method": "jakiro", "num_nodes": 5, "width": 2, "max_depth": 4},
     "ppd": {"method": "ppd", "branching": (1, 1, 1, 1)},
 }

@@ -35,6 +35,7 @@ from pdecode.models import (
     fusing,
     hydra_heads,
     shapes,
+    transfers,
     transformer,
 )
 from pdecode.sharding import placement
@@ -152,6 +153,7 @@ def shape_of(name: str) -> Any:
 
 
 _BESIDE = {"heads", "chained_heads", "layer", "prompt_tokens", "block_layer"}
+_BESIDE |= {"transfer"}
 
 
 def _job(method, config, drafter, mesh, batch_size, prompt_len, settings) -> Job:
@@ -216,6 +218,9 @@ def _beside(role: str, sizes: dict, config):
     elif role == "block_layer":
         made = falcon_layers.make_layer(config)
         tree = jax.eval_shape(lambda: falcon_layers.init(config, key))
+    elif role == "transfer":
+        made = transfers.make_transfer(config, 2 * (config.num_layers // 2,))
+        tree = jax.eval_shape(lambda: transfers.init(config, 2))
     elif role == "prompt_tokens":
         made = PromptTokens(3)
         tree = {"change": ShapeDtypeStruct((3, width), jnp.bfloat16)}

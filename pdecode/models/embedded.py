@@ -35,6 +35,7 @@ from pdecode.contracts import (
     Model,
     Params,
     PromptTokens,
+    Transfer,
 )
 from pdecode.models import bytes as byte_text
 from pdecode.models import config as config_module
@@ -47,6 +48,7 @@ from pdecode.models import (
     int8,
     jakiro_layers,
     medusa_heads,
+    transfers,
     transformer,
     two_pass,
 )
@@ -63,7 +65,14 @@ FOLDER = pathlib.Path(__file__).parent / "weights"
 def load(
     name: str, folder: pathlib.Path = FOLDER, *, dtype: str | None = None
 ) -> tuple[
-    Model | DraftHeads | ChainedHeads | DraftLayer | BlockLayer | Filter | PromptTokens,
+    Model
+    | DraftHeads
+    | ChainedHeads
+    | DraftLayer
+    | BlockLayer
+    | Filter
+    | PromptTokens
+    | Transfer,
     Params,
     Any,
 ]:
@@ -275,6 +284,10 @@ KINDS = {
     ),
     "prompt_tokens": lambda record, dtype: PromptTokens(
         holds(record)["num_tokens"], holds(record)["token"]
+    ),
+    "transfer": lambda record, dtype: transfers.make_transfer(
+        dataclasses.replace(transformer_config(record), dtype=dtype),
+        tuple(holds(record)["layers"]),
     ),
     "filter": lambda record, dtype: filters.make_filter(holds(record)["block_length"]),
 }

@@ -5,13 +5,16 @@ after it. The k-th sees the text up to the place and the lanes before it, as the
 of `pdecode.drafters.probes` do when it is decoded; no token of the text sees a lane.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
 from pdecode.contracts import Params, Visibility
-from pdecode.train import passes
+from pdecode.models.config import Config
+from pdecode.train import losses, passes
 from pdecode.train.passes import Pass
 
 
@@ -33,9 +36,21 @@ def even(shape: tuple[int, int], count: int) -> Array:
     return jnp.broadcast_to(places, (batch, len(places)))
 
 
+def of_pass(how: Pass, params: Params) -> Callable[..., Array]:
+    """The `run` of `behind` for a model as it is: hidden states of a pass."""
+    # The plain pass knows whole rows only.
+    how = how._replace(forward="transformer")
+
+    def run(tokens, positions, visible, extra):
+        return passes.run(
+            how, params, tokens, positions=positions, visible=visible, extra=extra
+        ).hidden
+
+    return run
+
+
 def behind(
-    how: Pass,
-    params: Params,
+    run: Callable[..., Array],
     tokens: Array,  # int32 [B, L]
     places: Array,  # int32 [B, M]
     num: int,
@@ -44,6 +59,7 @@ def behind(
 ) -> tuple[Array, Array]:
     """Hidden states of the text [B, L, E] and of lanes behind places [B, M, K, E].
 
+    `run(tokens, positions, visible, extra)` gives those of all lanes, the text first.
     `num` = K lanes are fed as `token`. Lane k behind place t stands at t + 1 + k and
     guesses the token at t + 2 + k, which is guess k of `losses.ahead` there.
     """
@@ -58,16 +74,61 @@ def behind(
         extra = extra.reshape(batch, num_places * num, -1)
         extra = jnp.pad(extra, ((0, 0), (length, 0), (0, 0)))
     nowhere = jnp.zeros((batch, length + asked.shape[1]), jnp.int32)
-    hidden = passes.run(
-        how,
-        params,
+    hidden = run(
         jnp.concatenate([tokens, fed], 1),
-        positions=jnp.concatenate([text, asked], 1),
-        visible=Visibility(nowhere, nowhere, among=sees(places, length, num)),
-        extra=extra,
-    ).hidden
+        jnp.concatenate([text, asked], 1),
+        Visibility(nowhere, nowhere, among=sees(places, length, num)),
+        extra,
+    )
     lanes = hidden[:, length:].reshape(batch, num_places, num, hidden.shape[-1])
     return hidden[:, :length], lanes
+
+
+def taught(
+    run: Callable[..., Array], model: Config, target: Params, tokens: Array,
+    places: Array, num: int, token: int = 0, change: Array | None = None,
+) -> tuple[Array, Array]:  # fmt: skip
+    """Nats [B, M, K, V] of every id at the lanes behind places, and the law to learn.
+
+    That is the target's own at the true token that stands where the lane does, without
+    a slope; behind the row's end it has no meaning.
+    """
+    hidden, guessed = behind(run, tokens, places, num, token, change)
+    stands = places[..., None] + 1 + jnp.arange(num)[None, None]
+    row = jnp.arange(tokens.shape[0])[:, None, None]
+    true = hidden[row, jnp.minimum(stands, tokens.shape[1] - 1)]
+    nats = -jax.nn.log_softmax(losses.logits_of(model, target, guessed))
+    law = jax.nn.softmax(losses.logits_of(model, target, true))
+    return nats, jax.lax.stop_gradient(law)
+
+
+def divergence(
+    found: tuple[Array, Array], tokens: Array, places: Array, rate: Array, given_ids
+) -> tuple[Array, dict]:
+    """The divergence of what was `taught`, lane k times rate[k], a place's mean."""
+    nats, law = found
+    wanted, scored, stands = losses.ahead(tokens, rate.shape[0], given_ids)
+    here, size = at(scored, places), scored.shape[1]
+    value, aux = losses.weighted(losses.divergence(nats, law), here, rate)
+    of_text = spread(losses.of_tokens(nats, at(wanted, places)), places, size)
+    aux |= {"nats": of_text, "scored": spread(here, places, size), "places": stands}
+    return value, aux
+
+
+def sums(
+    found: tuple[Array, Array], rows: Array, places: Array, counted: Array, given_ids
+) -> Array:
+    """By lane, [3, K]: nats of the text's token, how often the best token is the
+    target's, and how many there are, of those `counted` (bool [B, L])."""
+    nats, law = found
+    wanted, scored, stands = losses.ahead(rows, nats.shape[2], given_ids)
+    scored &= counted[:, jnp.minimum(stands, rows.shape[1] - 1)]
+    wanted, scored = at(wanted, places), at(scored, places)
+    agrees = jnp.argmin(nats, -1) == jnp.argmax(law, -1)
+    each = [losses.of_tokens(nats, wanted), agrees, jnp.ones(wanted.shape)]
+    return jnp.stack(
+        [jnp.where(scored, leaf, 0.0).sum((0, 1), jnp.float32) for leaf in each]
+    )
 
 
 def sees(places: Array, length: int, num: int) -> Array:

@@ -45,6 +45,11 @@ CASES = {
         "frozen": ("target",),
         "options": {"num_tokens": 2, "num_places": 4},
     },
+    "hidden_transfer": {
+        "model": dataclasses.replace(MODEL, num_layers=2, sliding=()),
+        "frozen": ("target",),
+        "options": {"layers": (1, 0), "num_places": 4},
+    },
     "certainty": {"model": CANVAS, "options": {"block_length": 4}},
     "block_filter": {
         "model": CANVAS,

@@ -20,7 +20,7 @@ from cases import (
     WITH_LAYER,
     case,
 )
-from pdecode.contracts import ChainedHeads, Codes, Judge, PromptTokens
+from pdecode.contracts import ChainedHeads, Codes, Judge, PromptTokens, Transfer
 from pdecode.data import datastore, trigrams
 from pdecode.drafters import spelled
 from pdecode.models import falcon_layers, toy
@@ -115,6 +115,16 @@ TWO_AHEAD = {
 PROMPTED = {
     "model": (CAUSAL, PromptTokens(3, token=1)),
     "params": {"model": TARGET, "prompt_tokens": {"change": jnp.ones((3, VOCAB + 1))}},
+}
+# A toy has no layers: its pseudo states are tokens of id 0.
+TRANSFERRED = {
+    "model": (
+        CAUSAL,
+        Transfer(
+            2, lambda own, target, query, cache: CAUSAL.apply(target, query, cache)
+        ),
+    ),
+    "params": {"model": TARGET, "transfer": {"maps": jnp.zeros((2, 1, 1))}},
 }
 # Each head of its own matrix.
 OWN_HEADS = {
@@ -262,6 +272,9 @@ CASES = {
     "space": case("space", "plain", num_draft=3),
     "falcon": case("falcon", "plain", branching=(2, 2, 1), **IN_PAIRS),
     "falcon_chain": case("falcon", "plain", branching=(1, 1, 1), **IN_PAIRS),
+    "hidden_transfer": case(
+        "hidden_transfer", "plain", branching=(2, 1), **TRANSFERRED
+    ),
     "opt_tree": case(
         "opt_tree", "plain", num_nodes=5, max_depth=4, knobs={"delta": 0.4}, **TWO
     ),

@@ -18,6 +18,7 @@ from pdecode.methods.speculative.eagle2 import eagle2
 from pdecode.methods.speculative.easy_spec import easy_spec
 from pdecode.methods.speculative.falcon import falcon
 from pdecode.methods.speculative.fastcoder import fastcoder
+from pdecode.methods.speculative.hidden_transfer import hidden_transfer
 from pdecode.methods.speculative.hydra import hydra
 from pdecode.methods.speculative.jakiro import jakiro
 from pdecode.methods.speculative.judge_decoding import judge_decoding
@@ -63,6 +64,7 @@ __all__ = [
     "easy_spec",
     "falcon",
     "fastcoder",
+    "hidden_transfer",
     "hydra",
     "jakiro",
     "judge_decoding",

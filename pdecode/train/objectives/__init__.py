@@ -24,6 +24,7 @@ NAMES = (
     "medusa",
     "hydra",
     "ppd",
+    "hidden_transfer",
     "certainty",
     "block_filter",
     "consistency",

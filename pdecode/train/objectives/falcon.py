@@ -115,8 +115,8 @@ def answers(tokens: Array, own: Options, given_ids) -> tuple[Array, Array, Array
     length = tokens.shape[1]
     place = np.arange(length - 1) + own.block_len + 1
     wanted = tokens[:, np.minimum(place, length - 1)]
-    exists = (place < length)[None]
-    return wanted, exists & losses.is_scored(wanted, given_ids), place
+    exists = jnp.asarray(place < length)[None]
+    return wanted, exists & losses.is_scored(wanted, given_ids), jnp.asarray(place)
 
 
 def glanced(wrong: Array, scored: Array, batch: dict, rate, own: Options) -> Array:

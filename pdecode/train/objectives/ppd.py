@@ -20,7 +20,7 @@ from jax import Array
 
 from pdecode.contracts import Params
 from pdecode.models.config import Config
-from pdecode.train import evaluate, losses, passes, probes
+from pdecode.train import evaluate, passes, probes
 from pdecode.train.config import check_ranges
 from pdecode.train.objective import Needs, Objective
 from pdecode.train.passes import Pass
@@ -83,15 +83,10 @@ def laws(
     """
     how = passes.of_decoding(model) if how is None else how
     target = jax.lax.stop_gradient(target)
-    hidden, guessed = probes.behind(
-        how, target, tokens, places, own.num_tokens, own.token, params["change"]
-    )
-    stands = places[..., None] + 1 + jnp.arange(own.num_tokens)[None, None]
-    row = jnp.arange(tokens.shape[0])[:, None, None]
-    true = hidden[row, jnp.minimum(stands, tokens.shape[1] - 1)]
-    nats = -jax.nn.log_softmax(losses.logits_of(model, target, guessed))
-    law = jax.nn.softmax(losses.logits_of(model, target, true))
-    return nats, jax.lax.stop_gradient(law)
+    return probes.taught(
+        probes.of_pass(how, target), model, target, tokens, places, own.num_tokens,
+        own.token, params["change"],
+    )  # fmt: skip
 
 
 def loss(config):
@@ -100,19 +95,9 @@ def loss(config):
     def apply(params, frozen, batch, key, step):
         del key, step
         tokens, places = batch["tokens"], batch["places"]
-        nats, law = laws(
-            config.model, params, frozen["target"], tokens, places, own, how
-        )
-        wanted, scored, stands = losses.ahead(tokens, own.num_tokens, given_ids)
-        here = probes.at(scored, places)
+        found = laws(config.model, params, frozen["target"], tokens, places, own, how)
         rate = own.decay ** jnp.arange(own.num_tokens) / own.num_tokens
-        value, aux = losses.weighted(losses.divergence(nats, law), here, rate)
-        of_text = losses.of_tokens(nats, probes.at(wanted, places))
-        told = {
-            name: probes.spread(each, places, scored.shape[1])
-            for name, each in (("nats", of_text), ("scored", here))
-        }
-        return value, aux | told | {"places": stands}
+        return probes.divergence(found, tokens, places, rate, given_ids)
 
     return apply
 
@@ -120,15 +105,8 @@ def loss(config):
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _prompt_rows(model, own, given_ids, params, target, rows, scored):
     places = probes.even(rows.shape, own.num_places)
-    nats, law = laws(model, params, target, rows, places, own)
-    wanted, counted, stands = losses.ahead(rows, own.num_tokens, given_ids)
-    counted &= scored[:, jnp.minimum(stands, rows.shape[1] - 1)]
-    wanted, counted = probes.at(wanted, places), probes.at(counted, places)
-    agrees = jnp.argmin(nats, -1) == jnp.argmax(law, -1)
-    sums = [losses.of_tokens(nats, wanted), agrees, jnp.ones(wanted.shape)]
-    return jnp.stack(
-        [jnp.where(counted, each, 0.0).sum((0, 1), jnp.float32) for each in sums]
-    )
+    found = laws(model, params, target, rows, places, own)
+    return probes.sums(found, rows, places, scored, given_ids)
 
 
 def figures(config, params, frozen, text, *, row_len, max_rows=None, put=jnp.asarray):

@@ -61,9 +61,8 @@ def logits(
     [B, M, K, V]."""
     how = passes.of_decoding(model) if how is None else how
     assert model.mask_id is not None, "the objective asks for one"
-    hidden, masks = probes.behind(
-        how, params, tokens, places, own.num_masks, model.mask_id
-    )
+    run = probes.of_pass(how, params)
+    hidden, masks = probes.behind(run, tokens, places, own.num_masks, model.mask_id)
     return (
         losses.logits_of(model, params, hidden[:, :-1]),
         losses.logits_of(model, params, masks),
