@@ -38,8 +38,13 @@ HELD = {
     "filter": "a filter",
     "prompt_tokens": "a set of prompt tokens",
     "judge": "a judge",
+    "block_layer": "a draft layer of blocks",
+    "transfer": "a set of maps of hidden states",
 }
-BESIDE = ("heads", "chained_heads", "layer", "modules", "filter", "prompt_tokens")
+BESIDE = (
+    "heads", "chained_heads", "layer", "modules", "filter", "prompt_tokens",
+    "block_layer", "transfer",
+)  # fmt: skip
 
 
 # What a drafter may be made of a named model: NAME@group=2, NAME@shared.

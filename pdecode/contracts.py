@@ -18,6 +18,7 @@ __all__ = [
     "STOPPED_BY",
     "Apply",
     "Background",
+    "BlockLayer",
     "BlockRule",
     "Blocks",
     "Cache",
@@ -65,6 +66,7 @@ __all__ = [
     "SlotRun",
     "Step",
     "StepInfo",
+    "Transfer",
     "View",
     "Visibility",
     "Window",
@@ -581,6 +583,27 @@ class DraftLayer(NamedTuple):
     ahead: Callable[[Params, Params, Array], tuple[Array, Head]] | None = None
 
 
+class BlockLayer(NamedTuple):
+    """A small network that continues a target's hidden states, a block a step.
+
+    Its recurrent part reads a token and the target's feature of the position before it
+    (or one of its own) into a stream; the streams of `block_len` = K positions in a row
+    are lanes that see each other and what stands before them, and each answers with the
+    feature K - 1 positions behind its own. The target's head reads features.
+    """
+
+    init_cache: InitCache
+    # (params, target's params, tokens int32 [B, Q], features [B, Q, E], memory
+    # [B, R, 2, E]) -> (streams [B, Q, E], the memory behind each [B, Q, R, 2, E])
+    advance: Callable[[Params, Params, Array, Array, Array], tuple[Array, Array]]
+    # (params, query with streams as `extra`, cache) -> (features [B, Q, E], cache)
+    apply: Callable[[Params, Query, Cache], tuple[Array, Cache]]
+    block_len: int
+    num_memories: int  # R
+    width: int  # E
+    name: str = "block layer"
+
+
 class PromptTokens(NamedTuple):
     """Trained tokens that stand behind a text and make its target guess ahead.
 
@@ -640,6 +663,20 @@ class DraftModules(NamedTuple):
     law: Callable[[Params, Params, int, Array], tuple[Array, Head]]
     width: int  # E
     name: str = "modules"
+
+
+class Transfer(NamedTuple):
+    """Maps that put states of tokens to come into a target's own call.
+
+    apply(params, target's params, query, cache) is the target's call; of a query with
+    `among` the lanes that are not stored are pseudo states, of which `num_states` at
+    most stand behind a token: what the target says there, if that token were followed
+    by what it expects.
+    """
+
+    num_states: int
+    apply: Callable[[Params, Params, Query, Cache], tuple[Output, Cache]]
+    name: str = "transfer"
 
 
 class Filter(NamedTuple):

@@ -27,6 +27,7 @@ import jax.numpy as jnp
 from pdecode import names
 from pdecode.contracts import (
     Background,
+    BlockLayer,
     ChainedHeads,
     Codes,
     DraftHeads,
@@ -37,6 +38,7 @@ from pdecode.contracts import (
     Judge,
     Model,
     PromptTokens,
+    Transfer,
 )
 
 __all__ = [
@@ -133,6 +135,8 @@ _SMALL = {
     DraftModules: "modules",
     Filter: "filter",
     PromptTokens: "prompt_tokens",
+    BlockLayer: "block_layer",
+    Transfer: "transfer",
     Judge: "judge",
     Codes: "codes",
     Guard: "guard",
@@ -181,8 +185,8 @@ def needs(method: Callable) -> dict[str, str]:
     """What each model of `method` must predict, by role.
 
     What is no model has a word of its own: "heads", "chained_heads", "layer",
-    "modules", "filter", "judge", "codes", "guard", "background", "prompt_tokens". A
-    role without `Needs` is not listed.
+    "modules", "filter", "judge", "codes", "guard", "background", "prompt_tokens",
+    "block_layer", "transfer". A role without `Needs` is not listed.
     """
     hints = typing.get_type_hints(method, include_extras=True)
     found = {}

@@ -13,6 +13,7 @@ from pdecode.methods import variants
 
 ROLES = (
     "model", "drafter", "heads", "chained_heads", "layer", "filter", "prompt_tokens",
+    "block_layer", "transfer",
 )  # fmt: skip
 
 

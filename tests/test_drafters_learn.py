@@ -29,6 +29,8 @@ RUNS = {
     ),
     "clover": ({"num_heads": 4, "num_layers": 1}, 0.5),
     "amphista": ({"num_heads": 4}, 0.5),
+    "hidden_transfer": ({"layers": (1, 1)}, 0.3),
+    "falcon": ({}, 0.5),
 }
 OF = {"hydra_plus": "hydra"}  # what trains it
 CHAIN = {
@@ -36,6 +38,8 @@ CHAIN = {
     "eagle3": {"method": "eagle2", "num_nodes": 5, "width": 2, "max_depth": 4},
     "medusa": {"method": "medusa", "branching": (1, 1, 1, 1)},
     "hydra": {"method": "hydra", "branching": (1, 1, 1, 1)},
+    "falcon": {"method": "falcon", "branching": (1, 1, 1, 1)},
+    "hidden_transfer": {"method": "hidden_transfer", "branching": (1, 1)},
     "jakiro": {"method": "jakiro", "num_nodes": 5, "width": 2, "max_depth": 4},
     "ppd": {"method": "ppd", "branching": (1, 1, 1, 1)},
     "mtp": {"method": "mtp", "num_draft": 3},

@@ -31,9 +31,11 @@ from pdecode.kernels.head import api as vocab_head
 from pdecode.models import (
     draft_heads,
     draft_layers,
+    falcon_layers,
     fusing,
     hydra_heads,
     shapes,
+    transfers,
     transformer,
 )
 from pdecode.sharding import placement
@@ -150,6 +152,10 @@ def shape_of(name: str) -> Any:
     return dataclasses.replace(config, dtype="bfloat16")
 
 
+_BESIDE = {"heads", "chained_heads", "layer", "prompt_tokens", "block_layer"}
+_BESIDE |= {"transfer"}
+
+
 def _job(method, config, drafter, mesh, batch_size, prompt_len, settings) -> Job:
     _, recipe, implied, _ = recipes.find(method)
     configs = [config]
@@ -177,7 +183,7 @@ def _job(method, config, drafter, mesh, batch_size, prompt_len, settings) -> Job
         )
         tree = jax.tree.map(lambda s: ShapeDtypeStruct(s.shape, jnp.bfloat16), tree)
         trees.append(_placed(tree, mesh, placement.specs))
-    for role in set(roles) & {"heads", "chained_heads", "layer", "prompt_tokens"}:
+    for role in set(roles) & _BESIDE:
         made, tree = _beside(role, sizes, config)
         models.append(made)
         trees.append(_placed(tree, mesh, placement.specs))
@@ -209,6 +215,12 @@ def _beside(role: str, sizes: dict, config):
     elif role == "chained_heads":
         made = hydra_heads.make_heads(config, num_heads)
         tree = jax.eval_shape(lambda: hydra_heads.init(config, num_heads))
+    elif role == "block_layer":
+        made = falcon_layers.make_layer(config)
+        tree = jax.eval_shape(lambda: falcon_layers.init(config, key))
+    elif role == "transfer":
+        made = transfers.make_transfer(config, 2 * (config.num_layers // 2,))
+        tree = jax.eval_shape(lambda: transfers.init(config, 2))
     elif role == "prompt_tokens":
         made = PromptTokens(3)
         tree = {"change": ShapeDtypeStruct((3, width), jnp.bfloat16)}

@@ -37,6 +37,7 @@ from pdecode.models import (
     digits,
     draft_layers,
     draft_modules,
+    falcon_layers,
     filters,
     frames,
     hydra_heads,
@@ -46,6 +47,7 @@ from pdecode.models import (
     medusa_heads,
     noised,
     staged,
+    transfers,
     transformer,
     two_pass,
     visual_layers,
@@ -286,6 +288,11 @@ KINDS = {
     "jakiro_layer": lambda record, dtype: jakiro_layers.make_layer(
         dataclasses.replace(transformer_config(record), dtype=dtype)
     ),
+    "block_layer": lambda record, dtype: falcon_layers.make_layer(
+        dataclasses.replace(transformer_config(record), dtype=dtype),
+        holds(record)["block_len"],
+        holds(record)["num_recurrent"],
+    ),
     "fused_layer": lambda record, dtype: draft_layers.make_fused(
         dataclasses.replace(
             transformer_config(record), dtype=dtype, taps=tuple(holds(record)["taps"])
@@ -331,6 +338,10 @@ KINDS = {
     ),
     "prompt_tokens": lambda record, dtype: PromptTokens(
         holds(record)["num_tokens"], holds(record)["token"]
+    ),
+    "transfer": lambda record, dtype: transfers.make_transfer(
+        dataclasses.replace(transformer_config(record), dtype=dtype),
+        tuple(holds(record)["layers"]),
     ),
     "filter": lambda record, dtype: filters.make_filter(holds(record)["block_length"]),
     "judge": lambda record, dtype: judges.LINEAR,

@@ -83,6 +83,12 @@ def of_tokens(nats: Array, tokens: Array) -> Array:
     return jnp.take_along_axis(nats, tokens[..., None], -1)[..., 0]
 
 
+def divergence(nats: Array, law: Array) -> Array:
+    """Kullback-Leibler divergence [...] from a law [..., V] to that of `nats`."""
+    own = jnp.where(law > 0, jnp.log(jnp.where(law > 0, law, 1.0)), 0.0)
+    return (law * (nats + own)).sum(-1)
+
+
 def mean(nats: Array, scored: Array, places: Array) -> tuple[Array, dict[str, Array]]:
     """The mean of what is scored, as an objective's loss; `aux` as in `Objective`.
 

@@ -41,11 +41,11 @@ HEAD_PARAMS = jnp.pad(
 
 
 # A layer of random weights on the toy's log-probabilities, which are its features.
-_LAYER = Config(
+LAYER_SIZES = Config(
     vocab_size=VOCAB + 1, width=VOCAB + 1, num_layers=1, num_heads=1, head_dim=4,
     mlp_width=8,
 )  # fmt: skip
-_ON_FEATURES = draft_layers.make_layer(_LAYER)
+_ON_FEATURES = draft_layers.make_layer(LAYER_SIZES)
 
 
 def _layer_apply(params, target, query, cache):
@@ -60,7 +60,7 @@ LAYER = _ON_FEATURES._replace(
     law=lambda params, target, features: (4 * features, CAUSAL.head(target)),
 )
 LAYER_PARAMS = {
-    "layer": draft_layers.init(_LAYER, jax.random.key(2)),
+    "layer": draft_layers.init(LAYER_SIZES, jax.random.key(2)),
     "embed": jax.random.normal(jax.random.key(3), (VOCAB + 1, VOCAB + 1)),
 }
 

@@ -28,6 +28,7 @@ CASES = {
     "sorted_exits": {
         "model": dataclasses.replace(MODEL, num_layers=2, sliding=(), exits=(1, 2)),
     },
+    "space": {"model": MODEL, "options": {"num_masks": 2, "num_places": 4}},
     "blockwise_heads": {
         "model": MODEL,
         "frozen": ("target",),
@@ -35,6 +36,7 @@ CASES = {
     },
     "eagle": {"model": MODEL, "frozen": ("target",)},
     "eagle3": {"model": MODEL, "frozen": ("target",), "options": {"num_steps": 2}},
+    "falcon": {"model": MODEL, "frozen": ("target",), "options": {"num_recurrent": 1}},
     "jakiro": {"model": MODEL, "frozen": ("target",)},
     "medusa": {"model": MODEL, "frozen": ("target",), "options": {"num_heads": 2}},
     "hydra": {"model": MODEL, "frozen": ("target",), "options": {"num_heads": 2}},
@@ -54,6 +56,11 @@ CASES = {
     "amphista": {"model": MODEL, "frozen": ("target",), "options": {"num_heads": 2}},
     "judge": {"model": MODEL, "frozen": ("target",), "data": "rows"},
     "glancing": {"model": CANVAS, "options": {"block_length": 4}},
+    "hidden_transfer": {
+        "model": dataclasses.replace(MODEL, num_layers=2, sliding=()),
+        "frozen": ("target",),
+        "options": {"layers": (1, 0), "num_places": 4},
+    },
     "certainty": {"model": CANVAS, "options": {"block_length": 4}},
     "block_filter": {
         "model": CANVAS,

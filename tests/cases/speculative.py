@@ -9,6 +9,7 @@ from cases import (
     HEADS,
     LAYER,
     LAYER_PARAMS,
+    LAYER_SIZES,
     LENGTH,
     MASKED,
     NEAR,
@@ -20,11 +21,12 @@ from cases import (
     WITH_LAYER,
     case,
 )
-from pdecode.contracts import ChainedHeads, Codes, Judge, PromptTokens
+from pdecode.contracts import ChainedHeads, Codes, Judge, PromptTokens, Transfer
 from pdecode.data import datastore, trigrams
 from pdecode.drafters import spelled
 from pdecode.models import draft_modules, toy
 from pdecode.models.config import Config
+from pdecode.models import falcon_layers, toy
 from pdecode.rules import relaxed
 
 _CODES = np.random.default_rng(0).normal(size=(VOCAB + 1, 2))
@@ -81,6 +83,28 @@ CHAINED = {
         "chained_heads": jnp.pad(
             TARGET.moves[jnp.arange(3, 6), jnp.arange(3, 6)], ((0, 0), (0, 1), (0, 1))
         ),
+    },
+}
+
+
+# A block layer of random weights on the toy's log-probabilities.
+_PAIRS = falcon_layers.make_layer(LAYER_SIZES, 2, 1)
+
+
+def _advance(params, target, tokens, features, memory):
+    del target
+    features = jax.nn.softmax(features)  # impossible tokens have -1e9
+    return _PAIRS.advance(params, params, tokens, features, memory)
+
+
+IN_PAIRS = {
+    "model": (CAUSAL, _PAIRS._replace(advance=_advance)),
+    "params": {
+        "model": TARGET,
+        "block_layer": {
+            **falcon_layers.init(LAYER_SIZES, jax.random.key(4), 1),
+            "embed": LAYER_PARAMS["embed"],
+        },
     },
 }
 
@@ -161,6 +185,15 @@ def _ahead(params, target, query, cache):
 SEMI = {
     "model": (CAUSAL, _LAYER._replace(apply=_ahead, num_ahead=2)),
     "params": WITH_LAYER["params"],
+# A toy has no layers: its pseudo states are tokens of id 0.
+TRANSFERRED = {
+    "model": (
+        CAUSAL,
+        Transfer(
+            2, lambda own, target, query, cache: CAUSAL.apply(target, query, cache)
+        ),
+    ),
+    "params": {"model": TARGET, "transfer": {"maps": jnp.zeros((2, 1, 1))}},
 }
 # Each head of its own matrix.
 OWN_HEADS = {
@@ -315,6 +348,12 @@ CASES = {
     "ppd_tree": case("ppd", "plain", branching=(2, 1), **PROMPTED),
     "ppd_chain": case("ppd", "plain", branching=(1, 1, 1), **PROMPTED),
     "jakiro": case("jakiro", "plain", num_nodes=7, width=3, max_depth=4, **TWO_AHEAD),
+    "space": case("space", "plain", num_draft=3),
+    "falcon": case("falcon", "plain", branching=(2, 2, 1), **IN_PAIRS),
+    "falcon_chain": case("falcon", "plain", branching=(1, 1, 1), **IN_PAIRS),
+    "hidden_transfer": case(
+        "hidden_transfer", "plain", branching=(2, 1), **TRANSFERRED
+    ),
     "opt_tree": case(
         "opt_tree", "plain", num_nodes=5, max_depth=4, knobs={"delta": 0.4}, **TWO
     ),

@@ -16,8 +16,10 @@ from pdecode.methods.speculative.dynamic_tree import dynamic_tree
 from pdecode.methods.speculative.eagle import eagle
 from pdecode.methods.speculative.eagle2 import eagle2
 from pdecode.methods.speculative.easy_spec import easy_spec
+from pdecode.methods.speculative.falcon import falcon
 from pdecode.methods.speculative.fastcoder import fastcoder
 from pdecode.methods.speculative.flash import flash
+from pdecode.methods.speculative.hidden_transfer import hidden_transfer
 from pdecode.methods.speculative.hydra import hydra
 from pdecode.methods.speculative.jakiro import jakiro
 from pdecode.methods.speculative.judge_decoding import judge_decoding
@@ -37,6 +39,7 @@ from pdecode.methods.speculative.sam_decoding import sam_decoding
 from pdecode.methods.speculative.sequoia import sequoia
 from pdecode.methods.speculative.slem import slem
 from pdecode.methods.speculative.slrs import slrs
+from pdecode.methods.speculative.space import space
 from pdecode.methods.speculative.spec_dec import spec_dec
 from pdecode.methods.speculative.spec_pv import spec_pv
 from pdecode.methods.speculative.specinfer import specinfer
@@ -62,8 +65,10 @@ __all__ = [
     "eagle",
     "eagle2",
     "easy_spec",
+    "falcon",
     "fastcoder",
     "flash",
+    "hidden_transfer",
     "hydra",
     "jakiro",
     "judge_decoding",
@@ -83,6 +88,7 @@ __all__ = [
     "sequoia",
     "slem",
     "slrs",
+    "space",
     "spec_dec",
     "spec_pv",
     "specinfer",

@@ -21,12 +21,14 @@ NAMES = (
     "eagle",
     "eagle3",
     "jakiro",
+    "falcon",
     "medusa",
     "hydra",
     "ppd",
     "mtp",
     "clover",
     "amphista",
+    "hidden_transfer",
     "certainty",
     "block_filter",
     "consistency",
@@ -43,6 +45,7 @@ NAMES = (
     "dream_vlm",
     "judge",
     "glancing",
+    "space",
 )
 
 

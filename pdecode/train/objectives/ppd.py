@@ -18,9 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from pdecode.contracts import Params, Visibility
+from pdecode.contracts import Params
 from pdecode.models.config import Config
-from pdecode.train import evaluate, losses, passes
+from pdecode.train import evaluate, passes, probes
 from pdecode.train.config import check_ranges
 from pdecode.train.objective import Needs, Objective
 from pdecode.train.passes import Pass
@@ -61,12 +61,8 @@ def start(config, key, given):
 
 def noise(config):
     def apply(batch, key):
-        batch_size, length = batch["tokens"].shape
-        # The last place is the one before the last token that somebody guesses.
-        size = max(length - 2, 1)
-        order = jnp.argsort(jax.random.uniform(key, (batch_size, size)), axis=1)
-        places = order[:, : config.options.num_places].astype(jnp.int32)
-        return {**batch, "places": places}
+        shape = batch["tokens"].shape
+        return {**batch, "places": probes.drawn(key, shape, config.options.num_places)}
 
     return apply
 
@@ -87,51 +83,10 @@ def laws(
     """
     how = passes.of_decoding(model) if how is None else how
     target = jax.lax.stop_gradient(target)
-    batch, length = tokens.shape
-    num_places, num = places.shape[1], own.num_tokens
-    asked = (places[..., None] + 1 + jnp.arange(num)[None, None]).reshape(batch, -1)
-    text = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), tokens.shape)
-    fed = jnp.full(asked.shape, own.token, jnp.int32)
-    change = jnp.tile(params["change"], (num_places, 1))[None]
-    change = jnp.broadcast_to(change, (batch, *change.shape[1:]))
-    nowhere = jnp.zeros((batch, length + asked.shape[1]), jnp.int32)
-    output = passes.run(
-        how,
-        target,
-        jnp.concatenate([tokens, fed], 1),
-        positions=jnp.concatenate([text, asked], 1),
-        visible=Visibility(nowhere, nowhere, among=sees(places, length, num)),
-        extra=jnp.pad(change, ((0, 0), (length, 0), (0, 0))),
-    )
-    shape = (batch, num_places, num, model.width)
-    guessed = output.hidden[:, length:].reshape(shape)
-    true = jnp.take_along_axis(
-        output.hidden, jnp.minimum(asked, length - 1)[..., None], 1
-    ).reshape(shape)
-    nats = -jax.nn.log_softmax(losses.logits_of(model, target, guessed))
-    law = jax.nn.softmax(losses.logits_of(model, target, true))
-    return nats, jax.lax.stop_gradient(law)
-
-
-def sees(places: Array, length: int, num: int) -> Array:
-    """bool [B, Q, Q] over L lanes of text and `num` prompt tokens behind each place."""
-    batch, num_places = places.shape
-    size = num_places * num
-    group, nth = np.divmod(np.arange(size), num)
-    text = np.tril(np.ones((length, length), bool))
-    text = np.concatenate([text, np.zeros((length, size), bool)], 1)
-    before = jnp.arange(length)[None, None] <= places[:, group][..., None]
-    chain = (group[:, None] == group[None]) & (nth[None] <= nth[:, None])
-    chain = jnp.broadcast_to(jnp.asarray(chain), (batch, size, size))
-    prompts = jnp.concatenate([before, chain], 2)
-    text = jnp.broadcast_to(jnp.asarray(text), (batch, *text.shape))
-    return jnp.concatenate([text, prompts], 1)
-
-
-def divergence(nats: Array, law: Array) -> Array:
-    """Nats [...] of the law [..., V] under those of every id, less its entropy."""
-    own = jnp.where(law > 0, jnp.log(jnp.where(law > 0, law, 1.0)), 0.0)
-    return (law * (nats + own)).sum(-1)
+    return probes.taught(
+        probes.of_pass(how, target), model, target, tokens, places, own.num_tokens,
+        own.token, params["change"],
+    )  # fmt: skip
 
 
 def loss(config):
@@ -140,41 +95,18 @@ def loss(config):
     def apply(params, frozen, batch, key, step):
         del key, step
         tokens, places = batch["tokens"], batch["places"]
-        nats, law = laws(
-            config.model, params, frozen["target"], tokens, places, own, how
-        )
-        wanted, scored, stands = losses.ahead(tokens, own.num_tokens, given_ids)
-        row = jnp.arange(tokens.shape[0])[:, None]
-        wanted, here = wanted[row, places], scored[row, places]
+        found = laws(config.model, params, frozen["target"], tokens, places, own, how)
         rate = own.decay ** jnp.arange(own.num_tokens) / own.num_tokens
-        value, aux = losses.weighted(divergence(nats, law), here, rate)
-        of_text = losses.of_tokens(nats, wanted)
-
-        def spread(values):  # to all places of the rows
-            return jnp.zeros(scored.shape, values.dtype).at[row, places].set(values)
-
-        aux |= {"nats": spread(of_text), "scored": spread(here), "places": stands}
-        return value, aux
+        return probes.divergence(found, tokens, places, rate, given_ids)
 
     return apply
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _prompt_rows(model, own, given_ids, params, target, rows, scored):
-    last = max(rows.shape[1] - 3, 0)
-    places = np.linspace(0, last, min(own.num_places, last + 1)).astype(np.int32)
-    nats, law = laws(
-        model, params, target, rows,
-        jnp.broadcast_to(places, (rows.shape[0], len(places))), own,
-    )  # fmt: skip
-    wanted, counted, stands = losses.ahead(rows, own.num_tokens, given_ids)
-    counted &= scored[:, jnp.minimum(stands, rows.shape[1] - 1)]
-    wanted, counted = wanted[:, places], counted[:, places]
-    agrees = jnp.argmin(nats, -1) == jnp.argmax(law, -1)
-    sums = [losses.of_tokens(nats, wanted), agrees, jnp.ones(wanted.shape)]
-    return jnp.stack(
-        [jnp.where(counted, each, 0.0).sum((0, 1), jnp.float32) for each in sums]
-    )
+    places = probes.even(rows.shape, own.num_places)
+    found = laws(model, params, target, rows, places, own)
+    return probes.sums(found, rows, places, scored, given_ids)
 
 
 def figures(config, params, frozen, text, *, row_len, max_rows=None, put=jnp.asarray):
