@@ -26,6 +26,7 @@ RUNS = {
     ),
     "clover": ({"num_heads": 4, "num_layers": 1}, 0.5),
     "amphista": ({"num_heads": 4}, 0.5),
+    "koala": ({"num_heads": 4, "discriminator_width": 16}, 0.5),
 }
 OF = {"hydra_plus": "hydra"}  # what trains it
 CHAIN = {
@@ -37,6 +38,7 @@ CHAIN = {
     "hydra_plus": {"method": "hydra", "branching": (1, 1, 1, 1)},
     "clover": {"method": "clover", "branching": (1, 1, 1, 1)},
     "amphista": {"method": "amphista", "branching": (1, 1, 1, 1)},
+    "koala": {"method": "medusa", "branching": (1, 1, 1, 1)},
 }
 
 

@@ -248,7 +248,7 @@ def test_options_follow_the_objective():
 
 DRAFTING = (
     "heads", "eagle", "eagle3", "medusa", "hydra", "mtp", "hydra_plus", "clover",
-    "amphista",
+    "amphista", "koala",
 )  # fmt: skip
 
 

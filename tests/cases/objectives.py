@@ -44,6 +44,11 @@ CASES = {
         "options": {"num_heads": 2, "num_layers": 1},
     },
     "amphista": {"model": MODEL, "frozen": ("target",), "options": {"num_heads": 2}},
+    "koala": {
+        "model": MODEL,
+        "frozen": ("target",),
+        "options": {"num_heads": 2, "discriminator_width": 8},
+    },
     "certainty": {"model": CANVAS, "options": {"block_length": 4}},
     "block_filter": {
         "model": CANVAS,

@@ -24,6 +24,7 @@ NAMES = (
     "mtp",
     "clover",
     "amphista",
+    "koala",
     "certainty",
     "block_filter",
     "consistency",
