@@ -36,6 +36,11 @@ CASES = {
     "eagle": {"model": MODEL, "frozen": ("target",)},
     "eagle3": {"model": MODEL, "frozen": ("target",), "options": {"num_steps": 2}},
     "medusa": {"model": MODEL, "frozen": ("target",), "options": {"num_heads": 2}},
+    "medusa2": {
+        "model": MODEL,
+        "frozen": ("target",),
+        "options": {"num_heads": 2, "heads_steps": 1},
+    },
     "hydra": {"model": MODEL, "frozen": ("target",), "options": {"num_heads": 2}},
     "mtp": {"model": MODEL, "frozen": ("target",), "options": {"num_modules": 2}},
     "clover": {

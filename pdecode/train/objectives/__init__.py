@@ -20,6 +20,7 @@ NAMES = (
     "eagle",
     "eagle3",
     "medusa",
+    "medusa2",
     "hydra",
     "mtp",
     "clover",
