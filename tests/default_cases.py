@@ -129,6 +129,7 @@ BY_DEFAULT = {
         "test_a_window_of_a_row_is_raster_decoding_over_frames": 1,
         "test_frames_ahead_are_the_frames_of_the_actions_that_came": 1,
         "test_trained_runs_of_both_kinds_draw_clips": 0,
+    },
     "test_flash.py": {
         "test_a_layer_learns_to_draft_behind_images": 0,
         "test_decoding_is_the_multimodal_targets_token_for_token": 1,

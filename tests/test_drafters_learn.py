@@ -31,6 +31,8 @@ RUNS = {
     "amphista": ({"num_heads": 4}, 0.5),
     "hidden_transfer": ({"layers": (1, 1)}, 0.3),
     "falcon": ({}, 0.5),
+    "medusa2": ({"num_heads": 4, "heads_steps": 60, "heads_weight": 1.0}, 0.5),
+    "koala": ({"num_heads": 4, "discriminator_width": 16}, 0.5),
 }
 OF = {"hydra_plus": "hydra"}  # what trains it
 CHAIN = {
@@ -46,6 +48,8 @@ CHAIN = {
     "hydra_plus": {"method": "hydra", "branching": (1, 1, 1, 1)},
     "clover": {"method": "clover", "branching": (1, 1, 1, 1)},
     "amphista": {"method": "amphista", "branching": (1, 1, 1, 1)},
+    "medusa2": {"method": "medusa", "branching": (1, 1, 1, 1)},
+    "koala": {"method": "medusa", "branching": (1, 1, 1, 1)},
 }
 
 
@@ -57,9 +61,10 @@ def target(tmp_path_factory):
 
 
 def measured(name, folder, target):
+    own = folder / "model"  # of heads that were trained with their target
     return acceptance.measure(
-        drafter=str(folder), model=target, prompts=PROMPTS, max_new_tokens=32,
-        **CHAIN[name],
+        drafter=str(folder), model=str(own if own.exists() else target),
+        prompts=PROMPTS, max_new_tokens=32, **CHAIN[name],
     )  # fmt: skip
 
 
@@ -69,9 +74,10 @@ def test_a_short_run_raises_what_is_accepted(name, target, tmp_path):
     options, margin = RUNS[name]
     found = {}
     for steps in (1, 120):
+        start = target if name == "medusa2" else None
         config = dataclasses.replace(
-            LONG, objective=OF.get(name, name), frozen={"target": target},
-            options=options, steps=steps, warmup_steps=1,
+            LONG, objective=OF.get(name, name), start_from=start,
+            frozen={"target": target}, options=options, steps=steps, warmup_steps=1,
             learning_rate=1e-2 if steps > 1 else 1e-9,
         )  # fmt: skip
         train(config, tmp_path / str(steps), **quiet())

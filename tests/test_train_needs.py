@@ -252,7 +252,7 @@ def test_options_follow_the_objective():
 
 DRAFTING = (
     "heads", "eagle", "eagle3", "medusa", "hydra", "mtp", "hydra_plus", "clover",
-    "amphista",
+    "amphista", "koala", "medusa2",
 )  # fmt: skip
 
 
@@ -264,7 +264,7 @@ def test_the_settings_for_gpus_are_settings_of_every_config(name):
     weights = sources.read(found, None)
     expected = {role: {"frozen.target"} for role in DRAFTING}
     expected["diffusion"] = {"start_from"}
-    expected["clover"] = {"frozen.target", "start_from"}
+    expected["clover"] = expected["medusa2"] = {"frozen.target", "start_from"}
     assert set(weights) == expected.get(name, set())
 
 

@@ -17,12 +17,15 @@ from pdecode.models import embedded
 TABLE = pathlib.Path(__file__).parent / "table.json"
 CHAIN, TREE = (1, 1, 1, 1), (4, 2, 1, 1)
 # By objective: (method, settings) of a chain of four and of a tree of 28 nodes.
+HEADS = [("medusa", {"branching": CHAIN}), ("medusa", {"branching": TREE})]
+CHAINED = [("hydra", {"branching": CHAIN}), ("hydra", {"branching": TREE})]
 WAYS = {
     "eagle": [("eagle", {"branching": CHAIN}), ("eagle", {"branching": TREE}),
               ("eagle2", {"num_nodes": 28, "width": 4, "max_depth": 4})],
     "eagle3": [("eagle2", {"num_nodes": 28, "width": 4, "max_depth": 4})],
-    "medusa": [("medusa", {"branching": CHAIN}), ("medusa", {"branching": TREE})],
-    "hydra": [("hydra", {"branching": CHAIN}), ("hydra", {"branching": TREE})],
+    **dict.fromkeys(("medusa", "medusa2", "koala", "amphista"), HEADS),
+    **dict.fromkeys(("hydra", "clover"), CHAINED),
+    "mtp": [("mtp", {"num_draft": 4})],
     "blockwise_heads": [("blockwise", {"num_draft": 4})],
     "autoregressive": [
         ("coupled_sampling", {"num_draft": 4}),
@@ -39,15 +42,23 @@ def shape(settings):
     return "grown, 28 nodes" if branching is None else "4 x 2 x 1 x 1, 28 nodes"
 
 
+def label(record):
+    """The objective; Hydra++ is one of Hydra's."""
+    is_plus = (record["config"].get("options") or {}).get("prefix_attention")
+    return record["objective"] + ("++" if is_plus else "")
+
+
 def row(name, method, settings, num_prompts, max_new_tokens):
     record = embedded.read_from(name)[1]
     config = record["config"]
+    # Heads that were trained with their target draft for that one.
+    model = record["frozen"]["target"]["from"] if "original" in record else "target"
     found = acceptance.measure(
-        drafter=name, method=method, model="target", num_prompts=num_prompts,
+        drafter=name, method=method, model=model, num_prompts=num_prompts,
         max_new_tokens=max_new_tokens, **settings,
     )  # fmt: skip
     return {
-        "objective": record["objective"],
+        "objective": label(record),
         "params": record["num_params"],
         "steps": record["steps"],
         "tokens_a_step": config["batch_size"] * config["row_len"],
@@ -55,7 +66,7 @@ def row(name, method, settings, num_prompts, max_new_tokens):
         "tree": shape(settings),
         "prompts": num_prompts,
         "new_tokens": max_new_tokens,
-        "target": embedded.read("target")[1]["sha256"][:12],
+        "target": embedded.record_of(model)["sha256"][:12],
         **found._asdict() | {"depths": [each._asdict() for each in found.depths]},
     }
 
@@ -83,7 +94,7 @@ def main():
     for name in args.drafters:
         record = embedded.read_from(name)[1]
         for method, settings in WAYS[record["objective"]]:
-            key = (record["objective"], record["steps"], method, shape(settings))
+            key = (label(record), record["steps"], method, shape(settings))
             if key in known:
                 continue
             made = row(name, method, settings, args.num_prompts, args.max_new_tokens)

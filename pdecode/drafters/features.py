@@ -241,7 +241,7 @@ def _propose_blocks(plan: Plan, params, keys, state: FeatureState, prefix: Prefi
     for block in range(plan.max_depth // size):
         if block:
             first = root + 1 + (block - 1) * size
-            query = _fed(_pairs(tokens[-1], first, fed[-1]), root, fed[-1])
+            query = _fed(past.pairs(tokens[-1], first, fed[-1]), root, fed[-1])
             guess, cache = layer.apply(params["layer"], params["model"], query, cache)
             guess = guess[:, -1:]
             num_lanes += size

@@ -26,6 +26,8 @@ from pdecode.train import ngram, objectives, sources
 from pdecode.train import settings as configs
 from pdecode.train.config import TrainConfig
 
+MODEL = "model"  # the folder, in a run's, of the model that was trained along
+
 
 def flatten(params: Any) -> dict[str, np.ndarray]:
     """A tree of dicts as {"layer_0/mlp/up/kernel": array, ...}."""
@@ -81,6 +83,22 @@ def write(
     # If the second file is lost the pair's hashes disagree, and reading it says so.
     folders.write_bytes(pathlib.Path(folder) / f"{name}.safetensors", blob)
     folders.write_json(pathlib.Path(folder) / f"{name}.json", record)
+
+
+def beside(workdir: pathlib.Path, params: Any, record: dict) -> dict:
+    """Writes the model that was trained along as a run of its own in the run's folder.
+
+    Returns what changes in the record of the run, whose target this is from now on.
+    """
+    folder = workdir / MODEL
+    folder.mkdir(exist_ok=True)
+    count = sum(x.size for x in jax.tree.leaves(params))
+    own = {**record, "holds": {"kind": "transformer"}, "num_params": count}
+    write(folder, "weights", params, own, dtype=np.float32)
+    sha256 = embedded.record_of(folder)["sha256"]
+    target = {"from": str(folder), "sha256": sha256}
+    frozen = record["frozen"]
+    return {"frozen": {**frozen, "target": target}, "original": frozen["target"]}
 
 
 def figures(config: TrainConfig, params, frozen, text: Text, **sizes: Any) -> dict:

@@ -5,6 +5,7 @@ config.json    the settings, and hashes of the texts and weights they name
 checkpoints/   the last states
 metrics.jsonl  a line an evaluation
 weights.safetensors, weights.json   the result
+model/         of heads that were trained with their target, that one's
 """
 
 import contextlib

@@ -50,6 +50,12 @@ class Objective(NamedTuple):
     # (options as in a record) -> the method that takes the result as its drafter, and
     # settings; None: it is a model by itself.
     decoded_by: Callable[[dict], tuple[str, dict]] | None = None
+    # (config, changes, step) -> changes: what learns at another rate than the run's.
+    rates: Callable | None = None
+    # params -> those of the model that was trained along, which the result serves: it
+    # becomes a folder "model" in the run's. None: that model is frozen, or there is no
+    # other than the result.
+    model: Callable | None = None
 
 
 def check(name: str, needs: Needs, config: Any) -> None:

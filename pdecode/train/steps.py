@@ -74,6 +74,8 @@ def make(config: TrainConfig, mesh: Mesh, given: Any, update=None) -> Program:
         norm = optax.tree.norm(grads)
         changes, opt = update.update(grads, state["opt"], state["params"])
         changes = jax.tree.map(lambda change: rate(number) * change, changes)
+        if objective.rates is not None:
+            changes = objective.rates(config, changes, number)
         params = optax.apply_updates(state["params"], changes)
         new = {"params": params, "opt": opt}
         if "ema" in state:

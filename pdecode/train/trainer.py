@@ -324,6 +324,9 @@ def _finish(run: _Run, state, seconds: float, mesh, content: dict) -> Result:
         command=run.command,
     )
     if jax.process_index() == 0:
+        trained = objectives.find(config.objective).model
+        if trained is not None:
+            record |= export.beside(run.workdir, trained(params), record)
         folder.set_aside(run.workdir)
         export.write(run.workdir, "weights", params, record, dtype=jnp.float32)
     return Result(params, record)

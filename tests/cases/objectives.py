@@ -39,6 +39,11 @@ CASES = {
     "falcon": {"model": MODEL, "frozen": ("target",), "options": {"num_recurrent": 1}},
     "jakiro": {"model": MODEL, "frozen": ("target",)},
     "medusa": {"model": MODEL, "frozen": ("target",), "options": {"num_heads": 2}},
+    "medusa2": {
+        "model": MODEL,
+        "frozen": ("target",),
+        "options": {"num_heads": 2, "heads_steps": 1},
+    },
     "hydra": {"model": MODEL, "frozen": ("target",), "options": {"num_heads": 2}},
     "set_block": {"model": MODEL, "options": {"block_length": 4}},
     "jacobi_denoising": {"model": MODEL, "options": {"levels": 3}},
@@ -60,6 +65,11 @@ CASES = {
         "model": dataclasses.replace(MODEL, num_layers=2, sliding=()),
         "frozen": ("target",),
         "options": {"layers": (1, 0), "num_places": 4},
+    },
+    "koala": {
+        "model": MODEL,
+        "frozen": ("target",),
+        "options": {"num_heads": 2, "discriminator_width": 8},
     },
     "certainty": {"model": CANVAS, "options": {"block_length": 4}},
     "block_filter": {
@@ -86,7 +96,10 @@ CASES = {
     "staged_flow": {
         "model": dataclasses.replace(CANVAS, predicts="uniform"),
         "options": {
-            "side": 2, "levels": text.VOCAB_SIZE, "patch": 1, "draws": 2,
+            "side": 2,
+            "levels": text.VOCAB_SIZE,
+            "patch": 1,
+            "draws": 2,
             "slices": ((0.0, 0.5), (0.2, 1.0)),
         },
     },

@@ -24,9 +24,8 @@ from cases import (
 from pdecode.contracts import ChainedHeads, Codes, Judge, PromptTokens, Transfer
 from pdecode.data import datastore, trigrams
 from pdecode.drafters import spelled
-from pdecode.models import draft_modules, toy
+from pdecode.models import draft_modules, falcon_layers, toy
 from pdecode.models.config import Config
-from pdecode.models import falcon_layers, toy
 from pdecode.rules import relaxed
 
 _CODES = np.random.default_rng(0).normal(size=(VOCAB + 1, 2))
@@ -185,6 +184,7 @@ def _ahead(params, target, query, cache):
 SEMI = {
     "model": (CAUSAL, _LAYER._replace(apply=_ahead, num_ahead=2)),
     "params": WITH_LAYER["params"],
+}
 # A toy has no layers: its pseudo states are tokens of id 0.
 TRANSFERRED = {
     "model": (

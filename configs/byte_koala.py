@@ -1,0 +1,51 @@
+"""KOALA's heads on the embedded target (arXiv:2408.08146).
+
+    pdecode train --config configs/byte_koala.py
+
+Four Medusa heads of two residual blocks, and a discriminator, which only training uses;
+--set adversarial_weight=0 is without. The target is the embedded one; --set
+frozen.target=FOLDER takes another run's. Data as in byte_target.py.
+Expected: acceptance by depth as in experiments/drafters/README.md, by
+
+    pdecode eval-drafter results/byte_koala
+
+Hardware: made for one accelerator; on a CPU add --set batch_size=8 and fewer steps.
+"""
+
+from pdecode.models.bytes import EOS_ID, MASK_ID, VOCAB_SIZE
+from pdecode.models.config import Config
+from pdecode.train import TrainConfig
+
+
+def get_config() -> TrainConfig:
+    return TrainConfig(
+        name="byte_koala",
+        objective="koala",
+        frozen={"target": "target"},
+        model=Config(
+            vocab_size=VOCAB_SIZE,
+            width=256,
+            num_layers=4,
+            num_heads=4,
+            num_kv_heads=1,
+            mlp_width=640,
+            tied=True,
+            max_positions=512,
+            mask_id=MASK_ID,
+            eos_ids=(EOS_ID,),
+            name="target",
+        ),
+        options={"num_heads": 4},
+        steps=2000,
+        row_len=512,
+        batch_size=64,
+        short_len=256,
+        optimizer="adamw",
+        learning_rate=1e-3,
+        schedule="stable",
+        warmup_steps=50,
+        decay_steps=600,
+        checkpoint_every=1000,
+        eval_every=1000,
+        eval_rows=16,
+    )

@@ -1,0 +1,53 @@
+"""Medusa-2: heads and the embedded target trained together (arXiv:2401.10774).
+
+    pdecode train --config configs/byte_medusa2.py
+
+Four heads, which learn alone for 500 steps; then the target learns too, at a quarter of
+their rate, from the law that it began with. It becomes results/byte_medusa2/model, and
+the heads draft for that one. It begins as the embedded one; another run's is --set
+frozen.target=FOLDER --set start_from=FOLDER. Data as in byte_target.py.
+Expected: acceptance by depth as in experiments/drafters/README.md, by
+
+    pdecode eval-drafter results/byte_medusa2
+
+Hardware: made for one accelerator; on a CPU add --set batch_size=8 and fewer steps.
+"""
+
+from pdecode.models.bytes import EOS_ID, MASK_ID, VOCAB_SIZE
+from pdecode.models.config import Config
+from pdecode.train import TrainConfig
+
+
+def get_config() -> TrainConfig:
+    return TrainConfig(
+        name="byte_medusa2",
+        objective="medusa2",
+        frozen={"target": "target"},
+        model=Config(
+            vocab_size=VOCAB_SIZE,
+            width=256,
+            num_layers=4,
+            num_heads=4,
+            num_kv_heads=1,
+            mlp_width=640,
+            tied=True,
+            max_positions=512,
+            mask_id=MASK_ID,
+            eos_ids=(EOS_ID,),
+            name="target",
+        ),
+        start_from="target",
+        options={"num_heads": 4, "heads_steps": 500},
+        steps=2000,
+        row_len=512,
+        batch_size=64,
+        short_len=256,
+        optimizer="adamw",
+        learning_rate=1e-3,
+        schedule="stable",
+        warmup_steps=50,
+        decay_steps=600,
+        checkpoint_every=1000,
+        eval_every=1000,
+        eval_rows=16,
+    )
