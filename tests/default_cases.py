@@ -103,6 +103,9 @@ BY_DEFAULT = {
         "test_each_round_begins_on_an_exact_cache": 0,
         "test_groups_attend_from_where_they_begin": 1,
     },
+    "test_embedded_lossless.py": {
+        "test_it_is_plain_sampling_with_the_same_seed": 2,
+    },
     "test_exact.py": {
         "test_lossless_in_law": 1,
     },
@@ -207,6 +210,7 @@ BY_DEFAULT = {
         "test_what_was_committed_without_it_is_made_up_for": 1,
     },
     "test_pairs.py": {
+        "test_adversaries_cost_no_call_under_any_rule": 2,
         "test_every_drafter_meets_every_rule_or_is_refused": 1,
         "test_whatever_is_proposed_the_output_is_plain_sampling": 1,
     },

@@ -18,7 +18,7 @@ from pdecode.contracts import (
     Round,
     Sampling,
 )
-from pdecode.drafters import causal
+from pdecode.drafters import static
 from pdecode.kernels.head import api as vocab_head
 from pdecode.sampling import without_mask
 
@@ -79,7 +79,7 @@ def tree(model: Model, heads: DraftHeads, topology: trees.Topology) -> Drafter:
     """
     _check(model, heads, topology)
     sampling = without_mask(model, Sampling())
-    levels = causal.levels(topology)
+    levels = static.levels(topology)
 
     def propose(params, keys, hidden: Array, prefix: Prefix):
         del keys, prefix
@@ -93,7 +93,7 @@ def tree(model: Model, heads: DraftHeads, topology: trees.Topology) -> Drafter:
             here = ahead[:, level.depth - 1 : level.depth]
             best = best_tokens(own, here, int(level.nth.max()) + 1, sampling)
             tokens.append(best[:, 0][:, level.nth])
-        return _drafted(topology, levels, tokens), hidden
+        return static.in_order(topology, levels, tokens), hidden
 
     init = functools.partial(_init, model)
     return Drafter(topology.num_nodes, topology.max_depth, init, propose, _observe)
@@ -110,7 +110,7 @@ def chained_tree(
     """
     _check(model, heads, topology)
     sampling = without_mask(model, Sampling())
-    levels = causal.levels(topology)
+    levels = static.levels(topology)
 
     def propose(params, keys, hidden: Array, prefix: Prefix):
         del keys
@@ -129,7 +129,7 @@ def chained_tree(
             found, head = heads.apply(own, target, level.depth - 1, state, seen)
             best = best_tokens(head, found, int(level.nth.max()) + 1, sampling)
             tokens.append(best[:, jnp.asarray(which), level.nth])
-        return _drafted(topology, levels, tokens), hidden
+        return static.in_order(topology, levels, tokens), hidden
 
     init = functools.partial(_init, model)
     return Drafter(topology.num_nodes, topology.max_depth, init, propose, _observe)
@@ -164,14 +164,6 @@ def _check(model: Model, heads, topology: trees.Topology) -> None:
             f"a node with {topology.max_children} children: it has 1 at least, and at "
             f"most the {model.vocab_size} ids of {model.name}"
         )
-
-
-def _drafted(topology: trees.Topology, levels, tokens: list[Array]) -> Draft:
-    """The nodes of all levels in the topology's own order."""
-    order = np.argsort(np.concatenate([level.nodes for level in levels]))
-    every = jnp.concatenate(tokens, 1)[:, order]
-    parents = jnp.asarray(topology.parents, jnp.int32)
-    return Draft(every, jnp.broadcast_to(parents, every.shape))
 
 
 def _init(model: Model, params, keys, prompt, prefix: Prefix, output) -> Array:
