@@ -104,6 +104,7 @@ BY_DEFAULT = {
         "test_groups_attend_from_where_they_begin": 1,
     },
     "test_embedded_lossless.py": {
+        "test_a_batch_is_its_rows_alone": 1,
         "test_it_is_plain_sampling_with_the_same_seed": 2,
     },
     "test_exact.py": {

@@ -36,17 +36,19 @@ DRAFTERS = {
 SEEDS = [range(4), pytest.param(range(4, 200), marks=pytest.mark.slow)]
 
 
-def prompt():
+def prompt(here=(0, 1, 2, 3)):
     return prompts.from_rows(
-        [list(text) for text in TEXTS],
+        [list(TEXTS[row]) for row in here],
         max_new_tokens=NEW,
+        row_ids=here,
+        pad_to=max(map(len, TEXTS)),
         model=assembly.load("target")[0],
     )
 
 
 @functools.cache
 def program(name):
-    """A jitted (seed) -> tokens [4, L]; lengths and starts are those of the prompt."""
+    """A jitted (seed, prompt) -> tokens [B, L], and tokens beyond one a call [B]."""
     method, own = variants.resolve(name)
     loaded = [
         assembly.load("target" if role == "model" else role)
@@ -57,10 +59,10 @@ def program(name):
     params = {role: each[1] for role, each in zip(knobs.roles(method), loaded)}
     values = {**own, **DRAFTERS.get(name, {}), "temperature": TEMPERATURE}
     traced, sizes = knobs.split(method, {**values, "max_new_tokens": NEW})
-    batch = prompt()
+    whole = prompt()
 
     @jax.jit
-    def run(params, seed):
+    def run(params, seed, batch=whole):
         decoder = method(*models, **sizes, **traced)
         out, stats = decode(decoder, params, batch, jax.random.key(seed))
         return out.tokens, stats.num_committed - stats.num_calls
@@ -117,6 +119,20 @@ def test_it_is_plain_sampling_with_the_same_seed(name, seeds):
         saved += int(ahead.sum())
     assert near <= 0.01 * len(seeds) * len(TEXTS) + 1, near
     assert saved > 0, "no draft was kept: the comparison is vacuous"
+
+
+@pytest.mark.parametrize("name", ["prompt_lookup", "coupled_sampling", "opt_tree"])
+def test_a_batch_is_its_rows_alone(name):
+    """One program of four rows and one of one, with the same row ids."""
+    own = program(name)
+    near = 0
+    for seed in range(3):
+        together = np.asarray(own(seed)[0])
+        alone = [np.asarray(own(seed, prompt([row]))[0])[0] for row in range(4)]
+        ties, wrong = differences(np.stack(alone), together, seed)
+        assert not wrong, wrong
+        near += ties
+    assert near <= 1
 
 
 def test_a_token_that_is_not_plain_decodings_is_no_near_tie():

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 from pdecode.contracts import Decoder, Drafter, Lens
 from pdecode.families import speculative
@@ -52,7 +53,7 @@ def _drafter(drafter: Drafter, lenses: tuple[Lens, ...]) -> Drafter:
     That is told from the plan that its functions are of: it has `lenses`, or another
     drafter that it chooses from.
     """
-    plan = getattr(drafter.propose, "args", (None,))[0]
+    plan: Any = getattr(drafter.propose, "args", (None,))[0]
     if hasattr(plan, "lenses"):
         new = plan._replace(lenses=lenses)
     elif isinstance(getattr(plan, "drafter", None), Drafter):
@@ -60,7 +61,7 @@ def _drafter(drafter: Drafter, lenses: tuple[Lens, ...]) -> Drafter:
     else:
         return drafter
 
-    def of_new(function: Callable) -> Callable:
+    def of_new(function: Any) -> Callable:
         is_its = getattr(function, "args", (None,))[0] is plan
         return functools.partial(function.func, new) if is_its else function
 
