@@ -4,16 +4,15 @@ import functools
 import os
 import pathlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from pdecode import knobs, names, sharding
+from pdecode.checkpoints import drafters
 from pdecode.contracts import DraftLayer, Model, Params
-from pdecode.data import datastore
+from pdecode.data import role_files
 from pdecode.drafters import spelled
 from pdecode.methods import variants
 from pdecode.models import bytes as byte_text
@@ -68,11 +67,18 @@ def assemble(
     dtype: str | None = None,
     mesh: Mesh | None = None,
     fused: bool | None = None,
+    files: Mapping[str, str] | None = None,
 ) -> Assembled:
-    """Loads what `recipe` decodes with; ValueError for what does not fit it."""
+    """Loads what `recipe` decodes with; ValueError for what does not fit it.
+
+    `files` are those of `data.role_files`, by role.
+    """
     from pdecode.models import embedded
 
     roles = knobs.roles(recipe.method)
+    files = dict(files or {})
+    for role in files:
+        _check_file(role, recipe)
     if drafter is not None and len(roles) == 1:
         raise ValueError(f"{recipe.label} takes no drafter, but drafter={drafter!r}")
     model_name = model or default_model(recipe, values)
@@ -90,7 +96,20 @@ def assemble(
         )
     found, models, trees = [model_name], [target], [params]
     for role in roles[1:]:
-        wanted = knobs.needs(recipe.method).get(role, "next")
+        wanted = file_kind(recipe, role) or knobs.needs(recipe.method).get(role, "next")
+        if role == "corpus" and role not in files and drafter is not None:
+            files[role] = drafter
+        if role in files:
+            second, tree = role_files.read(wanted, files[role])
+            found.append(files[role])
+            models.append(second)
+            trees.append(tree if mesh is None else sharding.replicate(tree, mesh))
+            continue
+        if wanted in role_files.READERS:
+            raise ValueError(
+                f"{recipe.label} needs a {role}, which is a file (data.role_files): "
+                f"give files={{{role!r}: FILE}}, --file {role}=FILE"
+            )
         if wanted not in (*KINDS, *BESIDE, "spelled"):
             raise ValueError(
                 f"{recipe.label} needs a {role}, which no model folder holds: make "
@@ -108,7 +127,7 @@ def assemble(
             second, tree = _of_other_words(wanted, second, tree, own, its, size, mesh)
         elif getattr(second, "vocab_size", target.vocab_size) != target.vocab_size:
             second, tree = _resized(second, tree, words, target, tokenizer, mesh)
-        if not isinstance(second, Model) and role != "corpus":
+        if not isinstance(second, Model) and not drafters.is_published(name):
             embedded.check_drafter(model_name, params, name)
         if isinstance(second, DraftLayer) and second.taps and target.tapped:
             models[0] = target.tapped(second.taps)
@@ -273,17 +292,6 @@ def _second(
     """What stands beside the target: name, itself, params and tokenizer, if any."""
     from pdecode.models import embedded
 
-    if role == "corpus":
-        if drafter is None:
-            raise ValueError(
-                f"{recipe.label} needs texts to retrieve from: give a file of "
-                "data.datastore as the drafter"
-            )
-        store, arrays = datastore.load(drafter)
-        texts = jax.tree.map(jnp.asarray, arrays)
-        if mesh is not None:
-            texts = sharding.replicate(texts, mesh)
-        return drafter, store, texts, None
     if drafter is None:
         if role == "filter":
             raise ValueError(
@@ -296,6 +304,9 @@ def _second(
                 "a folder as the drafter"
             )
         drafter = role
+    if role in drafters.PUBLISHED and drafters.is_published(drafter):
+        second, tree = drafters.published(role, drafter, model)
+        return drafter, second, tree, None
     second, tree, words = load_drafter(drafter, dtype, mesh, fused)
     word = knobs.word(second)
     if word != (role if role in BESIDE else "model"):
@@ -303,6 +314,20 @@ def _second(
             f"{recipe.label} takes a {role}, but {drafter} is {HELD[word]}"
         )
     return drafter, second, tree, words
+
+
+def file_kind(recipe: Recipe, role: str) -> str | None:
+    """Which of `role_files.READERS` a role's file is for; None: it is no file."""
+    kind = "store" if role == "corpus" else knobs.needs(recipe.method).get(role)
+    return kind if kind in role_files.READERS else None
+
+
+def _check_file(role: str, recipe: Recipe) -> None:
+    roles = knobs.roles(recipe.method)[1:]
+    known = [each for each in roles if file_kind(recipe, each)]
+    if role not in known:
+        its = f"takes a file as its {', '.join(known)}" if known else "takes no files"
+        raise ValueError(f"{recipe.label} {its}, but files has {role!r}")
 
 
 def _check_kind(recipe: Recipe, name: str, drafter: Model, kind: str) -> None:

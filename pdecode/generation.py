@@ -68,6 +68,7 @@ def generate(
     mesh: Mesh | None = None,
     fused: bool | None = None,
     lenses: Mapping[str, Any] | None = None,
+    files: Mapping[str, str] | None = None,
     **settings: Any,
 ) -> Result:
     """Continues `prompt`: a text, texts, one row of ids or rows of ids.
@@ -87,7 +88,9 @@ def generate(
     projections of a layer as one product (None: on one GPU). `lenses` change the law
     of the target, and of a draft model alike, before anything is drawn: a mapping of
     repetition_penalty, presence_penalty, frequency_penalty, min_p, ban_ids, forced or
-    grammar (`rules.processing.asked`), for methods that draft and verify. A row whose
+    grammar (`rules.processing.asked`), for methods that draft and verify. `files`
+    are those of roles that are no model, such as {"corpus": "texts.npy"}
+    (`data.role_files`); published Medusa and EAGLE folders are drafters. A row whose
     model says what is no number ends there, with stopped_by "not_finite". Raises
     ValueError or TypeError.
     """
@@ -104,6 +107,7 @@ def generate(
         mesh=mesh,
         fused=fused,
         lenses=lenses,
+        files=files,
         **settings,
     )
     return decoded(job, seed=seed, keep_eos_tail=keep_eos_tail)
@@ -178,6 +182,7 @@ def prepare(
     mesh: Mesh | None = None,
     fused: bool | None = None,
     lenses: Mapping[str, Any] | None = None,
+    files: Mapping[str, str] | None = None,
     **settings: Any,
 ) -> Job:
     """Loads and encodes what `generate` needs; arguments and errors as there."""
@@ -191,7 +196,9 @@ def prepare(
     values = {**recipe.settings, **settings, "max_new_tokens": max_new_tokens}
     if temperature is not None:
         values["temperature"] = temperature
-    chosen = assembly.assemble(recipe, values, model, drafter, dtype, mesh, fused)
+    chosen = assembly.assemble(
+        recipe, values, model, drafter, dtype, mesh, fused, files
+    )
     target = chosen.models[0]
     rows = prompts.encode(prompt, chosen.tokenizer)
     width = max(map(len, rows))

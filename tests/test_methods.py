@@ -107,6 +107,23 @@ def test_a_row_does_not_depend_on_its_company(name, temperature):
         _same_rows(out, stats, alone, alone_stats, np.arange(8), only=[keep])
 
 
+@MOST_STATES
+def test_a_batch_of_eight_is_eight_batches_of_one(name):
+    """Of the same row ids, tokens and counts: a program of its own for one row."""
+    temperature, method = 1.0, getattr(methods, CASES[name].method)
+    out, stats = table.base(name, temperature, 1)
+    for row in range(8):
+        prompt = table.prompt([ROWS[row]], [NEW[row]], ids=[row])
+        alone, alone_stats = jax.tree.map(
+            np.asarray, table.launch(name, prompt, temperature, 1, method=method)
+        )
+        end = out.start[row] + out.lengths[row]
+        np.testing.assert_array_equal(alone.tokens[0, :end], out.tokens[row, :end])
+        for field in ("num_calls", "num_committed", "num_proposed"):
+            mine = getattr(alone_stats, field)[0]
+            assert mine == getattr(stats, field)[row], (row, field)
+
+
 def _same_rows(out, stats, other, other_stats, order, only=None):
     for place, row in enumerate(order):
         if only is not None and row not in only:

@@ -251,6 +251,58 @@ def test_adversaries_change_no_token_and_cost_no_call():
     assert num_ended > 40
 
 
+# A tree of any shape for the rules that take one: nodes of two levels.
+def adversarial_tree(num_wide):
+    size = 2 * num_wide
+    nodes = jnp.arange(size, dtype=jnp.int32)[None]
+    parents = jnp.where(nodes < num_wide, -1, nodes - num_wide)
+    chain = adversary(size)
+
+    def propose(params, keys, before, prefix):
+        draft, before = chain.propose(params, keys, before, prefix)
+        return draft._replace(parents=jnp.broadcast_to(parents, (4, size))), before
+
+    def observe(params, keys, before, round):
+        return round.prediction.token[:, :size]
+
+    return chain._replace(
+        max_depth=2, propose=propose, observe=observe, wants=("token",)
+    )
+
+
+@pytest.mark.parametrize("shape", ["chain", "tree"])
+@pytest.mark.parametrize("rule", RULES)
+def test_adversaries_cost_no_call_under_any_rule(rule, shape):
+    """A call gives a token at least; greedy, the lossless rules give plain decoding's.
+
+    `test_methods.py` has every drafter's own bound.
+    """
+    made = RULES[rule]
+    if shape == "tree" and "chain" in made.needs:
+        pytest.skip("judges one chain")
+    drafter = adversary(3)._replace(wants=("token",)) if shape == "chain" else None
+    if drafter is None:
+        drafter = adversarial_tree(2)._replace(is_iid=True)
+    decoder = speculative.draft_verify(
+        ENDING, drafter, max_new_tokens=NEW, sampling=Sampling(0.0), acceptance=made
+    )
+    base = speculative.draft_verify(
+        ENDING, nothing(), max_new_tokens=NEW, sampling=Sampling(0.0)
+    )
+    key = jax.random.key(0)
+    wanted, _ = run(base, {"model": TARGET}, key)
+    other = {} if made.role is None else {made.role: OTHER[rule]}
+    proposed = 0
+    for kind, name in enumerate(ADVERSARIES):
+        params = {"model": TARGET, "drafter": jnp.int32(kind), **other}
+        out, stats = run(decoder, params, key)
+        assert (stats.num_calls <= stats.num_committed).all(), name
+        proposed += int(stats.num_proposed.sum())
+        if made.is_lossless:
+            np.testing.assert_array_equal(out.tokens, wanted.tokens, err_msg=name)
+    assert proposed > 0
+
+
 def test_unsanitised_nonsense_is_caught(monkeypatch):
     """Negative control: the same drafts taken as they are."""
     monkeypatch.setattr(speculative_calls, "sanitized", lambda draft, plan: draft)

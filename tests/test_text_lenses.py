@@ -31,6 +31,7 @@ LENSES = {
     "repetition": lenses.repetition_penalty(1.7),
     "repetition_new": lenses.repetition_penalty(1.7, with_prompt=False),
     "presence": lenses.presence_penalty(0.8, 0.4),
+    "min_p": lenses.min_p(0.3),
     "ban": lenses.ban((1, 3)),
     "force": lenses.force({0: 2, 3: 0}),
     "grammar": lenses.grammar(MOVES),
@@ -46,6 +47,9 @@ def slowly(name, logits, text, prompt_end):
     if name == "presence":
         for token in set(new):
             out[token] -= 0.8 + 0.4 * new.count(token)
+    if name == "min_p":
+        least = max(out) + np.log(0.3)
+        out = [each if each >= least else -1e30 for each in out]
     if name == "ban":
         out[1] = out[3] = -1e30
     if name == "force" and len(new) in (0, 3):

@@ -97,6 +97,37 @@ def eagle_layer(folder: str | os.PathLike, target: Config) -> tuple[DraftLayer, 
     return draft_layers.make_fused(own), params
 
 
+# Roles whose published files are read without a conversion.
+PUBLISHED = ("heads", "layer")
+
+
+def is_published(folder: str | os.PathLike) -> bool:
+    """Whether `folder` is one of files, and no run of ours and no embedded name."""
+    from pdecode.models import embedded
+
+    return os.path.isdir(folder) and not embedded.is_run(folder)
+
+
+def published(role: str, folder: str, model: str) -> tuple[Any, Params]:
+    """(record, params) of published heads or a layer, for the target named `model`.
+
+    ValueError as `medusa_heads` and `eagle_layer`, and for a target of another kind
+    than a transformer of ours.
+    """
+    if role == "heads":
+        return medusa_heads(folder)
+    from pdecode.checkpoints import loading
+    from pdecode.models import embedded
+
+    if embedded.is_run(model) or model in embedded.NAMES:
+        config = embedded.transformer_config(embedded.record_of(model))
+    else:
+        config = loading.read_config(model)[1]
+    if not isinstance(config, Config):
+        raise ValueError(f"{folder} is a layer for transformers, but {model} is none")
+    return eagle_layer(folder, config)
+
+
 def medusa(folder: str | os.PathLike) -> Medusa:
     """Medusa heads of a folder, as a head file of its own or inside a whole model.
 

@@ -131,8 +131,22 @@ def decode(args) -> dict[str, Any]:
         "mesh": None if axes is None else processes.make_mesh(**axes),
         "fused": args.fused,
         "lenses": lenses(args),
+        "files": role_files(args),
         **values,
     }
+
+
+def role_files(args) -> dict[str, str]:
+    """{"corpus": path} of --datastore and --file."""
+    found = {} if args.datastore is None else {"corpus": args.datastore}
+    for pair in args.file:
+        role, equals, path = pair.partition("=")
+        if not equals or not role.strip() or not path:
+            raise ValueError(f"--file {pair}: write ROLE=FILE")
+        if role.strip() in found:
+            raise ValueError(f"--file {pair}: {role} is given twice")
+        found[role.strip()] = path
+    return found
 
 
 # Options of logit processing that are numbers, and what they say.

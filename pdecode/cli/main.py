@@ -16,6 +16,7 @@ from pdecode import names
 from pdecode.cli import (
     aot,
     arguments,
+    datastore,
     eval_drafter,
     program_cache,
     see,
@@ -205,6 +206,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--json", action="store_true", help="one JSON object")
     _add_set(made, "KNOB=VALUE")
 
+    made = add("datastore", datastore.run, "make the texts that methods retrieve from")
+    datastore.options(made)
+
     add("doctor", _doctor, "check this installation with one decode")
 
     made = add("convert", _convert, "convert a checkpoint to or from orbax")
@@ -314,6 +318,13 @@ def _add_decode(made) -> None:
     made.add_argument(
         "--drafter", help="the same, for the drafter or the heads; NAME@group=2: two "
         "layers at a time; NAME@shared: another tokenizer's, by the tokens both have",
+    )  # fmt: skip
+    made.add_argument(
+        "--datastore", metavar="FILE", help="texts to retrieve from (pdecode datastore)"
+    )
+    made.add_argument(
+        "--file", action="append", default=[], metavar="ROLE=FILE", help="what else a "
+        "method takes: other, table, codes, background, judge (pdecode explain NAME)",
     )  # fmt: skip
     made.add_argument("--method", help="see pdecode methods")
     made.add_argument("--max-new-tokens", type=int, default=64)

@@ -4,10 +4,13 @@ table, arrays = trigrams.build([tokenizer.encode(text) for text in texts])
 """
 
 import collections
+import os
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from pdecode import files
 
 MAX_ID = 2**16 - 1  # two ids make one key of 32 bits
 
@@ -53,3 +56,35 @@ def build(
         for place, (token, count) in enumerate(best[:num_kept]):
             ids[row, place], weights[row, place] = token, count / total
     return Trigrams(num_kept), Followers(np.array(keys, np.uint32), ids, weights)
+
+
+def save(path: str | os.PathLike, found: Followers) -> None:
+    """Writes a table to one .npz file: plain numbers, no code."""
+    with files.replacing(path) as file:
+        np.savez(file, **found._asdict())
+
+
+def load(path: str | os.PathLike) -> tuple[Trigrams, Followers]:
+    """(table, arrays) of a file of `save`; ValueError if it is none."""
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            found = Followers(*(stored[name] for name in Followers._fields))
+    except (
+        ValueError,
+        EOFError,
+        OSError,
+        KeyError,
+        AttributeError,
+        TypeError,
+    ) as error:
+        raise ValueError(f"{path} is no table of trigrams: {error}") from None
+    kinds = [each.dtype for each in found]
+    if kinds != [np.uint32, np.int32, np.float32] or found.ids.ndim != 2:
+        raise ValueError(f"{path} is no table of trigrams: it holds {kinds}")
+    if (
+        not found.ids.shape
+        == found.weights.shape
+        == (len(found.keys), found.ids.shape[1])
+    ):
+        raise ValueError(f"{path} is no table of trigrams: its rows do not agree")
+    return Trigrams(found.ids.shape[1]), found

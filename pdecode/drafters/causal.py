@@ -13,7 +13,6 @@ from pdecode import cache as caches
 from pdecode import prompts, rng, trees
 from pdecode.contracts import (
     Cache,
-    Draft,
     DraftCost,
     Drafter,
     Lens,
@@ -26,7 +25,7 @@ from pdecode.contracts import (
     View,
     Visibility,
 )
-from pdecode.drafters import ignore
+from pdecode.drafters import ignore, static
 from pdecode.kernels.head import api as vocab_head
 from pdecode.rules import accept
 from pdecode.sampling import choose, without_mask
@@ -38,9 +37,7 @@ __all__ = [
     "draft_model",
     "draft_noise",
     "draw",
-    "levels",
     "store",
-    "tree_query",
     "views_behind",
 ]
 
@@ -54,17 +51,6 @@ class CausalState(NamedTuple):
     written: Array  # int32 [B]
 
 
-class Level(NamedTuple):
-    """One depth of a static tree, as numpy arrays."""
-
-    depth: int
-    nodes: np.ndarray  # int [n]
-    parent: np.ndarray  # int [n]  place of each node's parent in the level above
-    nth: np.ndarray  # int [n]  which child of its parent
-    above: np.ndarray  # int [m]  nodes of smaller depth
-    paths: np.ndarray  # int [p, depth - 1]  places in `above` of the parents' paths
-
-
 class Plan(NamedTuple):
     """What a draft model's drafter is made of, checked once."""
 
@@ -74,7 +60,7 @@ class Plan(NamedTuple):
     draws: str
     lenses: tuple[Lens, ...]
     min_confidence: Any
-    levels: list[Level]
+    levels: list[static.Level]
     keeps_drafts: bool
 
     @property
@@ -121,7 +107,7 @@ def draft_model(
     check_lenses(lenses)
     plan = Plan(
         model, topology, without_mask(model, sampling), draws, tuple(lenses),
-        min_confidence, levels(topology), keeps_drafts,
+        min_confidence, static.levels(topology), keeps_drafts,
     )  # fmt: skip
     return Drafter(
         topology.num_nodes,
@@ -158,7 +144,7 @@ def propose(plan: Plan, params, keys, state: CausalState, prefix: Prefix):
             query = (
                 chain_query(above[:, -1:], root + level.depth - 1)
                 if plan.is_chain
-                else tree_query(above, root, level, topology)
+                else static.tree_query(above, root, level, topology)
             )
             output, cache = model.apply(own, query, cache)
             hidden = output.hidden[:, -tokens[-1].shape[1] :]
@@ -170,18 +156,12 @@ def propose(plan: Plan, params, keys, state: CausalState, prefix: Prefix):
             drawn = jnp.where(is_sure[:, level.parent], drawn, -1)
         tokens.append(drawn)
         laws.append(law)
-    order = np.argsort(np.concatenate([level.nodes for level in plan.levels]))
-    parents = jnp.asarray(topology.parents, jnp.int32)
-    draft = Draft(
-        tokens=jnp.concatenate(tokens, 1)[:, order],
-        parents=jnp.broadcast_to(parents, (*root.shape, len(order))),
-        q=None if noise is None else jnp.concatenate(laws, 1)[:, order],
-        cost=DraftCost(
-            num_calls=jnp.full_like(root, len(plan.levels)),
-            num_tokens=num_missing + num_lanes,
-            num_tokens_computed=jnp.full_like(root, plan.num_pending + num_lanes),
-        ),
+    cost = DraftCost(
+        num_calls=jnp.full_like(root, len(plan.levels)),
+        num_tokens=num_missing + num_lanes,
+        num_tokens_computed=jnp.full_like(root, plan.num_pending + num_lanes),
     )
+    draft = static.in_order(topology, plan.levels, tokens, laws, cost)
     # The last node of a chain is drafted, but not evaluated.
     keeps = plan.is_chain and plan.keeps_drafts
     num_kept = topology.max_depth - 1 if keeps else 0
@@ -221,26 +201,7 @@ def chain_query(token: Array, position: Array) -> Query:
     )
 
 
-def tree_query(
-    above: Array, root: Array, level: Level, topology: trees.Topology
-) -> Query:
-    """All nodes above `level` (tokens [B, m]) as unstored lanes behind the prefix."""
-    batch, size = above.shape
-    depths = np.array(topology.depths)[level.above]
-    among = _reach(topology)[np.ix_(level.above, level.above)]
-    return Query(
-        tokens=jnp.maximum(above, 0),
-        positions=root[:, None] + jnp.asarray(depths, jnp.int32)[None],
-        slots=None,
-        visible=Visibility(
-            start=jnp.zeros((batch, size), jnp.int32),
-            stop=jnp.broadcast_to(root[:, None] + 1, (batch, size)),
-            among=jnp.broadcast_to(among, (batch, size, size)),
-        ),
-    )
-
-
-def predict(plan: Plan, params, keys, prefix, level: Level, above, hidden):
+def predict(plan: Plan, params, keys, prefix, level: static.Level, above, hidden):
     """The laws of the level above, or its tokens under the target's noise."""
     position = (prefix.length - 1 + level.depth)[:, None]
     places = functools.partial(rng.noise, keys, rng.TARGET, position)
@@ -291,7 +252,7 @@ def draft_noise(
 
 
 def draw(
-    draws: str, noise: Array | None, level: Level, found: Prediction
+    draws: str, noise: Array | None, level: static.Level, found: Prediction
 ) -> tuple[Array, Array | None]:
     """Tokens [B, n] of a level's nodes and the laws [B, n, V] they were drawn from.
 
@@ -323,7 +284,7 @@ def draw(
     return tokens, laws
 
 
-def _greedy(noise: Array, level: Level, probs: Array) -> tuple[Array, Array]:
+def _greedy(noise: Array, level: static.Level, probs: Array) -> tuple[Array, Array]:
     """The eldest drawn from what the n - 1 best leave, then these; and their laws."""
     counts = np.bincount(level.parent, minlength=probs.shape[1])
     _, best = jax.lax.top_k(probs, max(int(counts.max()) - 1, 1))  # [B, m, n - 1]
@@ -361,40 +322,3 @@ def _check(topology: trees.Topology, draws: str) -> None:
 def _possible(token: Array, law: Array) -> Array:
     chance = jnp.take_along_axis(law, token[..., None], -1)[..., 0]
     return jnp.where(chance > 0, token, -1)
-
-
-def levels(topology: trees.Topology) -> list[Level]:
-    """The levels of a static tree, the root's children first."""
-    parents, depths = np.array(topology.parents), np.array(topology.depths)
-    found, before = [], np.array([-1])
-    for depth in range(1, topology.max_depth + 1):
-        nodes = np.flatnonzero(depths == depth)
-        nth = [int((parents[:node] == parents[node]).sum()) for node in nodes]
-        parent = np.searchsorted(before, parents[nodes])
-        above = np.flatnonzero(depths < depth)
-        # Level by level, as they are drawn: the last level has the last lanes.
-        above = above[np.argsort(depths[above], kind="stable")]
-        place = {int(node): i for i, node in enumerate(above)}
-        paths = [_path(place, parents, int(node)) for node in before]
-        paths = np.array(paths, int).reshape(len(before), depth - 1)
-        found.append(Level(depth, nodes, parent, np.array(nth), above, paths))
-        before = nodes
-    return found
-
-
-def _path(place: dict[int, int], parents: np.ndarray, node: int) -> list[int]:
-    """Places of the nodes from the root's child to `node`; [] for the root."""
-    path = []
-    while node >= 0:
-        path.append(place[int(node)])
-        node = int(parents[node])
-    return path[::-1]
-
-
-def _reach(topology: trees.Topology) -> np.ndarray:
-    """bool [N, N]: node q descends from node k or is it."""
-    reach = np.eye(topology.num_nodes, dtype=bool)
-    for node, parent in enumerate(topology.parents):
-        if parent >= 0:
-            reach[node] |= reach[parent]
-    return reach

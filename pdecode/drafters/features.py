@@ -8,7 +8,6 @@ import functools
 from typing import NamedTuple
 
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 
 from pdecode import trees
@@ -24,7 +23,7 @@ from pdecode.contracts import (
     Round,
     Sampling,
 )
-from pdecode.drafters import causal, grown, heads, past
+from pdecode.drafters import causal, grown, heads, past, static
 from pdecode.drafters.past import FeatureState
 from pdecode.kernels.head import api as vocab_head
 from pdecode.sampling import without_mask
@@ -190,7 +189,7 @@ def _propose_static(plan: Plan, params, keys, state: FeatureState, prefix: Prefi
     if plan.draws != "best":
         noise = causal.draft_noise(keys, root, topology, plan.model.vocab_size)
     tokens, fed, laws, num_lanes = [], [], [], 0
-    levels = causal.levels(topology)
+    levels = static.levels(topology)
     for level in levels:
         if level.depth > 1:
             if is_chain:
@@ -198,7 +197,7 @@ def _propose_static(plan: Plan, params, keys, state: FeatureState, prefix: Prefi
                 query = _fed(query, root, fed[-1])
             else:
                 above = jnp.concatenate(tokens, 1)
-                query = causal.tree_query(above, root, level, topology)
+                query = static.tree_query(above, root, level, topology)
                 query = _fed(query, root, jnp.concatenate(fed, 1))
             guess, after = layer.apply(params["layer"], params["model"], query, cache)
             cache = after if is_chain else cache
@@ -208,22 +207,16 @@ def _propose_static(plan: Plan, params, keys, state: FeatureState, prefix: Prefi
         tokens.append(drawn)
         laws.append(law)
         fed.append(guess[:, level.parent])
-    order = np.argsort(np.concatenate([level.nodes for level in levels]))
-    parents = jnp.asarray(topology.parents, jnp.int32)
-    draft = Draft(
-        tokens=jnp.concatenate(tokens, 1)[:, order],
-        parents=jnp.broadcast_to(parents, (*root.shape, len(order))),
-        q=None if noise is None else jnp.concatenate(laws, 1)[:, order],
-        cost=DraftCost(
-            num_calls=jnp.full_like(root, len(levels)),
-            num_tokens=num_stored + num_lanes,
-            num_tokens_computed=jnp.full_like(root, plan.max_depth + 1 + num_lanes),
-        ),
+    cost = DraftCost(
+        num_calls=jnp.full_like(root, len(levels)),
+        num_tokens=num_stored + num_lanes,
+        num_tokens_computed=jnp.full_like(root, plan.max_depth + 1 + num_lanes),
     )
+    draft = static.in_order(topology, levels, tokens, laws, cost)
     return draft, state._replace(cache=cache)
 
 
-def _children(plan: Plan, params, noise, level: causal.Level, guess: Array):
+def _children(plan: Plan, params, noise, level: static.Level, guess: Array):
     """Tokens [B, n] of a level and the laws they were drawn from, if any."""
     hidden, head = plan.layer.law(params["layer"], params["model"], guess)
     if plan.draws != "best":

@@ -23,7 +23,7 @@ from pdecode.contracts import (
     Round,
     Sampling,
 )
-from pdecode.drafters import causal, past
+from pdecode.drafters import past, static
 from pdecode.kernels.head import api as vocab_head
 from pdecode.sampling import without_mask
 
@@ -84,7 +84,7 @@ def tree(model: Model, heads: DraftHeads, topology: trees.Topology) -> Drafter:
     """
     _check(model, heads, topology)
     sampling = without_mask(model, Sampling())
-    levels = causal.levels(topology)
+    levels = static.levels(topology)
 
     def propose(params, keys, state, prefix: Prefix):
         del keys
@@ -99,7 +99,7 @@ def tree(model: Model, heads: DraftHeads, topology: trees.Topology) -> Drafter:
             here = ahead[:, level.depth - 1 : level.depth]
             best = best_tokens(own, here, int(level.nth.max()) + 1, sampling)
             tokens.append(best[:, 0][:, level.nth])
-        return _drafted(topology, levels, tokens, cost), state
+        return static.in_order(topology, levels, tokens, cost=cost), state
 
     num_nodes, max_depth = topology.num_nodes, topology.max_depth
     return _drafter(model, heads, "heads", num_nodes, max_depth, propose)
@@ -116,7 +116,7 @@ def chained_tree(
     """
     _check(model, heads, topology)
     sampling = without_mask(model, Sampling())
-    levels = causal.levels(topology)
+    levels = static.levels(topology)
 
     def propose(params, keys, state, prefix: Prefix):
         del keys
@@ -136,7 +136,7 @@ def chained_tree(
             found, head = heads.apply(own, target, level.depth - 1, here, seen)
             best = best_tokens(head, found, int(level.nth.max()) + 1, sampling)
             tokens.append(best[:, jnp.asarray(which), level.nth])
-        return _drafted(topology, levels, tokens, cost), state
+        return static.in_order(topology, levels, tokens, cost=cost), state
 
     num_nodes, max_depth = topology.num_nodes, topology.max_depth
     return _drafter(model, heads, "chained_heads", num_nodes, max_depth, propose)
@@ -171,14 +171,6 @@ def _check(model: Model, heads, topology: trees.Topology) -> None:
             f"a node with {topology.max_children} children: it has 1 at least, and at "
             f"most the {model.vocab_size} ids of {model.name}"
         )
-
-
-def _drafted(topology: trees.Topology, levels, tokens: list[Array], cost) -> Draft:
-    """The nodes of all levels in the topology's own order."""
-    order = np.argsort(np.concatenate([level.nodes for level in levels]))
-    every = jnp.concatenate(tokens, 1)[:, order]
-    parents = jnp.asarray(topology.parents, jnp.int32)
-    return Draft(every, jnp.broadcast_to(parents, every.shape), cost=cost)
 
 
 def _drafter(model, heads, role: str, num_nodes: int, max_depth: int, propose):

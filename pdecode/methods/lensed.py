@@ -21,7 +21,7 @@ def lensed(method: Callable, lenses: tuple[Lens, ...]) -> Callable:
     """
 
     @functools.wraps(method)
-    def made(*models, **settings) -> Decoder:
+    def build(*models, **settings) -> Decoder:
         decoder = method(*models, **settings)
         plan = getattr(decoder.init, "args", (None,))[0]
         is_ours = getattr(decoder.step, "func", None) is speculative.step
@@ -32,10 +32,11 @@ def lensed(method: Callable, lenses: tuple[Lens, ...]) -> Callable:
                 "autoregressive or another method that drafts and verifies"
             )
         rule = "match" if plan.acceptance is None else plan.acceptance
-        plan = speculative.checked(
+        made = speculative.checked(
             plan.model, _drafter(plan.drafter, lenses), plan.max_new_tokens,
-            plan.sampling, rule, lenses, plan.call_sizes,
+            plan.sampling, rule, lenses,
         )  # fmt: skip
+        plan = made._replace(call_sizes=plan.call_sizes)
         return decoder._replace(
             init=functools.partial(speculative.init, plan),
             step=functools.partial(speculative.step, plan),
@@ -43,7 +44,7 @@ def lensed(method: Callable, lenses: tuple[Lens, ...]) -> Callable:
             output=functools.partial(speculative.output, plan),
         )
 
-    return made
+    return build
 
 
 def _drafter(drafter: Drafter, lenses: tuple[Lens, ...]) -> Drafter:
