@@ -95,12 +95,6 @@ def laws(
     return nats, spread, jnp.argmax(logits, axis=-1) == tokens
 
 
-def _mean(values: Array, counted: Array) -> Array:
-    """The mean over the last axis of what is counted; zero where nothing is."""
-    total = jnp.where(counted, values, 0.0).sum(-1)
-    return total / jnp.maximum(counted.sum(-1), 1)
-
-
 def loss(config):
     how, own = passes.of_run(config), config.options
 
@@ -114,7 +108,8 @@ def loss(config):
             config.model, params, rows, hidden.reshape(rows.shape), own.sharpness, how
         )
         nats, spread, is_right = (each.reshape(copies.shape) for each in found)
-        of_copy = _mean(nats, copies) + own.beta * _mean(spread, copies & is_right)
+        of_copy = losses.row_mean(nats, copies)
+        of_copy += own.beta * losses.row_mean(spread, copies & is_right)
         value = of_copy.sum(axis=1).mean()
         count = jnp.float32(tokens.shape[0])
         places = jnp.broadcast_to(jnp.arange(tokens.shape[1]), copies.shape[1:])
