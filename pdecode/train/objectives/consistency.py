@@ -30,7 +30,8 @@ from pdecode.train.objective import Needs, Objective
 from pdecode.train.objectives import autoregressive
 from pdecode.train.passes import Pass
 
-_NUM_PARTS = 4  # of a record; `train.trajectories.PARTS`
+PARTS = ("decoded", "state", "next", "labels")  # of a record
+_NUM_PARTS = len(PARTS)
 
 
 @dataclasses.dataclass(frozen=True)
