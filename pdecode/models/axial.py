@@ -67,8 +67,17 @@ def make_model(config: Config, height: int, side: int, num_pairs: int) -> Model:
     ValueError for calls of several lanes, and for a configuration that is not a plain
     causal one.
     """
-    if config.attention != "causal" or config.shift or config.taps or config.window:
-        raise ValueError(f"an axial model needs a plain causal {config.name}")
+    plain = {"attention": "causal", "shift": False, "taps": (), "window": None}
+    plain |= {"embed_scale": None, "dense_layers": 0}
+    odd = {name: getattr(config, name) for name in plain}
+    odd = {name: value for name, value in odd.items() if value != plain[name]}
+    if config.rope is None:
+        odd["rope"] = None
+    if odd:
+        raise ValueError(
+            f"an axial model needs a plain causal {config.name} with rotary positions, "
+            f"not {', '.join(f'{name}={value!r}' for name, value in odd.items())}"
+        )
     base = transformer.make_model(config)
 
     def init_cache(prompt: Prompt, num_slots: int) -> Cache:
