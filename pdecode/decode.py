@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from pdecode import knobs as knob_rules
@@ -76,13 +77,17 @@ _OF_ROWS = (
 )
 
 
+# Those of the prefill, which are called num_prefill_...
+_OF_PREFILL = ("calls", "query_tokens", "draft_calls", "draft_tokens")
+
+
 class Counts(NamedTuple):
     """`Stats` as the loop carries it."""
 
     num_steps: Array  # int32 []
     num_dispatches: Array  # int32 []
     of_rows: Array  # int32 [9 + 65, B]  _OF_ROWS, then committed_per_call
-    prefill: StepInfo
+    prefill: Array  # int32 [4, B]  _OF_PREFILL
 
 
 class Carry(NamedTuple):
@@ -360,33 +365,34 @@ def new_counts(prefill: StepInfo) -> Counts:
         num_steps=none,
         num_dispatches=none,
         of_rows=jnp.zeros((num_counters, *prefill.num_calls.shape), jnp.int32),
-        prefill=prefill,
+        prefill=jnp.stack([getattr(prefill, f"num_{name}") for name in _OF_PREFILL]),
     )
 
 
 def count(counts: Counts, info: StepInfo) -> Counts:
     """`counts` with one step added; a row without a call adds to no histogram bin."""
+    # Selects, which become one operation with the sum; what is joined does not.
+    nth = np.arange(counts.of_rows.shape[0])[:, None]
     bins = jnp.clip(info.num_committed, 0, MAX_COMMITTED_BIN)[None]
-    is_bin = bins == jnp.arange(MAX_COMMITTED_BIN + 1)[:, None]
-    is_counted = is_bin & (info.num_calls > 0)[None]
-    named = jnp.stack([getattr(info, name) for name in _OF_ROWS])
+    is_counted = (nth - len(_OF_ROWS) == bins) & (info.num_calls > 0)[None]
+    added = is_counted.astype(jnp.int32)
+    for i, name in enumerate(_OF_ROWS):
+        added = jnp.where(nth == i, getattr(info, name)[None], added)
     return Counts(
         num_steps=counts.num_steps + 1,
         num_dispatches=counts.num_dispatches + info.num_dispatches,
-        of_rows=counts.of_rows + jnp.concatenate([named, is_counted.astype(jnp.int32)]),
+        of_rows=counts.of_rows + added,
         prefill=counts.prefill,
     )
 
 
 def stats_of(counts: Counts) -> Stats:
-    """The counters by name."""
+    """The counters by name; of numpy arrays as well."""
+    names = [f"num_prefill_{name.removeprefix('query_')}" for name in _OF_PREFILL]
     return Stats(
         num_steps=counts.num_steps,
-        num_prefill_calls=counts.prefill.num_calls,
-        num_prefill_tokens=counts.prefill.num_query_tokens,
-        num_prefill_draft_calls=counts.prefill.num_draft_calls,
-        num_prefill_draft_tokens=counts.prefill.num_draft_tokens,
         num_dispatches=counts.num_dispatches,
         committed_per_call=counts.of_rows[len(_OF_ROWS) :].T,
+        **dict(zip(names, counts.prefill)),
         **dict(zip(_OF_ROWS, counts.of_rows)),
     )

@@ -32,7 +32,7 @@ class Programs(NamedTuple):
     """A method, compiled for models, sizes and the shapes of one batch."""
 
     start: Callable  # (params, prompt, key, knobs) -> decode.Carry
-    # (params, carry, knobs, until int32 []) -> (carry, is_done bool [], Progress), when
+    # (params, carry, knobs, until int32 []) -> (carry, is_done bool [], Shown), when
     # `until` steps were taken in all. The carry that goes in is used up.
     loop: Callable
     limit: int  # a bound on the steps
@@ -42,12 +42,19 @@ class Programs(NamedTuple):
     mesh: Mesh | None = None  # where all of it lies; None: on one device
 
 
+class Shown(NamedTuple):
+    """What the loop returns beside its carry, which has the counters."""
+
+    generation: Generation
+    commit_step: Array  # int32 [B, L]  -1: prompt, or never committed
+
+
 class Progress(NamedTuple):
-    """What a decode has come to."""
+    """What a decode has come to, as numpy arrays."""
 
     generation: Generation
     stats: Stats
-    commit_step: Array  # int32 [B, L]  -1: prompt, or never committed
+    commit_step: np.ndarray  # int32 [B, L]
 
 
 class Decoded(NamedTuple):
@@ -144,12 +151,12 @@ def timed(programs: Programs, params: Params, prompt: Prompt, key: Array) -> Dec
     began = time.perf_counter()
     carry = jax.block_until_ready(programs.start(params, prompt, key, programs.knobs))
     filled = time.perf_counter()
-    _, _, result = jax.block_until_ready(
+    carry, _, shown = jax.block_until_ready(
         programs.loop(params, carry, programs.knobs, until)
     )
     ended = time.perf_counter()
-    result = processes.whole(result)
-    return Decoded(*result, prefill_s=filled - began, decode_s=ended - filled)
+    made = _progress(carry, shown)
+    return Decoded(*made, prefill_s=filled - began, decode_s=ended - filled)
 
 
 def steps(
@@ -158,12 +165,18 @@ def steps(
     """The same decode by the same programs, one step at a time, as numpy arrays."""
     carry = programs.start(params, prompt, key, programs.knobs)
     for number in range(1, programs.limit + 1):
-        carry, is_done, result = programs.loop(
+        carry, is_done, shown = programs.loop(
             params, carry, programs.knobs, _bound(programs, number)
         )
-        yield processes.whole(result)
+        yield _progress(carry, shown)
         if bool(is_done):
             return
+
+
+def _progress(carry: decode.Carry, shown: Shown) -> Progress:
+    # Counters get their names here: what a program returns one by one costs it time.
+    counts, (generation, when) = processes.whole((carry.counts, shown))
+    return Progress(generation, decode.stats_of(counts), when)
 
 
 def host_step(method: Callable, model: Model | tuple, settings: dict[str, Any]):
@@ -217,8 +230,7 @@ def _loop(params, carry, traced, until, *, method, models, sizes, is_dated):
     when = jnp.full(generation.tokens.shape, -1, jnp.int32)
     if is_dated:
         when = decode.commit_steps(carry.state)
-    result = Progress(generation, decode.stats_of(carry.counts), when)
-    return carry, decoder.done(carry.state).all(), result
+    return carry, decoder.done(carry.state).all(), Shown(generation, when)
 
 
 _kept: dict[tuple, Programs] = {}

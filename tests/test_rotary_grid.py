@@ -132,5 +132,5 @@ def test_passes_of_places_on_a_line_refuse_a_grid():
     with pytest.raises(ValueError, match="on a line; use forward='transformer'"):
         plain.check(NET)
     plain.check(dataclasses.replace(NET, rope=LINE))
-    with pytest.raises(ValueError, match=r"rope\.columns=5: an axial model"):
+    with pytest.raises(ValueError, match=r"of a line, not rope=Rope\(.*columns=5"):
         axial.make_model(NET, 2, COLUMNS, 1)

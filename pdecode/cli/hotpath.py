@@ -46,6 +46,16 @@ def run(args: Any) -> dict[str, Any]:
         num_new if args.max_new_tokens is None else args.max_new_tokens,
         args.quick,
     )
+    if args.weights is not None and not chosen:
+        raise ValueError(
+            f"--weights {args.weights} is of whole decodes, and none is chosen: name "
+            "some with --decodes"
+        )
+    if args.batch_size is not None and not shapes:
+        raise ValueError(
+            f"--batch-size {args.batch_size} is of the parts of --shapes, and none is "
+            "chosen: a decode has its own"
+        )
     if chosen:
         whole.check(chosen, weights, sizes)
     repeats = args.repeats or (QUICK_REPEATS if args.quick else REPEATS)

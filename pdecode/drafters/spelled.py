@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from pdecode import cache as caches
 from pdecode import rng, trees
 from pdecode.contracts import (
     DraftCost,
@@ -220,7 +221,8 @@ def _init(plan: Plan, params, keys, prompt, prefix: Prefix, output):
     # The cache is filled by the first round, a few tokens a call.
     del params, keys, output
     size = _own_size(plan, prefix)
-    cache = plan.model.init_cache(prompt, size + plan.num_draft + WIDE)
+    room = plan.num_draft + WIDE
+    cache = plan.model.init_cache(prompt, caches.num_slots(size + room))
     return causal.CausalState(cache, jnp.zeros_like(prefix.length))
 
 

@@ -118,7 +118,7 @@ def init(plan: Plan, params, keys, prompt: Prompt):
         pending=jnp.full(batch, -1, jnp.int32),
         turn=jnp.zeros(batch, jnp.int32),
         failed=jnp.zeros(batch, bool),
-        cache=plan.model.init_cache(prompt, length + 1),
+        cache=plan.model.init_cache(prompt, caches.num_slots(length + 1)),
     )
     lanes = place[:, :width]
     query = Query(
@@ -291,7 +291,8 @@ def _seen(state: SubsetState, num_lanes: int) -> Visibility:
     stored = ~state.canvas.open & (place < state.canvas.end[:, None])
     stored &= place != state.pending[:, None]
     zero = jnp.zeros((batch, num_lanes), jnp.int32)
-    written = jnp.pad(stored, ((0, 0), (0, 1)))
+    behind = caches.num_slots(length + 1) - length
+    written = jnp.pad(stored, ((0, 0), (0, behind)))
     return Visibility(zero, zero + length, written)
 
 

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from pdecode import cache as caches
 from pdecode import rng
 from pdecode.contracts import (
     Cache,
@@ -108,12 +109,12 @@ def init(plan: Plan, params, keys, prompt: Prompt):
     if is_tree := canvas_tree.fits(plan.model, prompt):
         # A tree's branches are stored behind the canvas.
         behind = plan.num_drafts * (_room(plan) + 1)
-        cache = plan.model.init_cache(prompt, length + behind)
+        cache = plan.model.init_cache(prompt, caches.num_slots(length + behind))
         cache = masked_calls.prefill(plan, params, prompt, cache)
         done_so_far = rows.prefill_info(plan.model, prompt)
     else:
         each = jax.tree.map(lambda leaf: jnp.repeat(leaf, plan.num_drafts, 0), prompt)
-        cache = plan.model.init_cache(each, length + 1)
+        cache = plan.model.init_cache(each, caches.num_slots(length + 1))
         done_so_far = rows.info(prompt.lengths)
     state = ChainState(
         canvas=rows.Canvas(

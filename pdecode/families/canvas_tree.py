@@ -96,9 +96,11 @@ def lanes(plan: Any, state: Any, drafts: Any):
 
 
 def num_lanes(plan: Any, state: Any, drafts: Any, num_distinct: Array) -> Array:
-    """int32 [B]: lanes asked for."""
-    next_ = lanes(plan, state, drafts)[-1][:, -1].any(1)
-    return plan.model.block_len * (num_distinct + next_)
+    """int32 [B]: lanes asked for; the next block's, where there is one to begin."""
+    n = plan.model.block_len
+    begins = _first(plan, state) + n < drafts.end[:, 0]
+    begins &= _is_filled(plan, state, drafts).any(1)
+    return n * (num_distinct + begins)
 
 
 def kept(plan: Any, state: Any, drafts: Any, last: Array, cache: Any) -> Any:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from pdecode import cache as caches
 from pdecode import prompts, rng
 from pdecode.contracts import (
     Cache,
@@ -139,7 +140,7 @@ def init(plan: Plan, params, keys, prompt: Prompt):
     batch, length = laid.tokens.shape
     # A run of slots may not be longer than the cache.
     num_slots = max(length + 1, 2 * plan.groups.shape[1])
-    cache = plan.model.init_cache(prompt, num_slots)
+    cache = plan.model.init_cache(prompt, caches.num_slots(num_slots))
     _, cache = prompts.prefill(
         plan.model, params["model"], prompt, cache, stop=prompt.lengths
     )

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from pdecode import cache as caches
 from pdecode import prompts, rng
 from pdecode.contracts import (
     Cache,
@@ -121,7 +122,8 @@ def init(plan: Plan, params, keys, prompt: Prompt):
     laid = rows.layout(prompt, plan.max_new_tokens, plan.model)
     batch, length = laid.tokens.shape
     zero = jnp.zeros(batch, jnp.int32)
-    judge_cache = plan.judge.init_cache(prompt, length + plan.lookahead)
+    num_slots = caches.num_slots(length + plan.lookahead)
+    judge_cache = plan.judge.init_cache(prompt, num_slots)
     _, judge_cache = prompts.prefill(
         plan.judge, params["judge"], prompt, judge_cache, drop=1
     )
@@ -130,7 +132,7 @@ def init(plan: Plan, params, keys, prompt: Prompt):
         log_probs=jnp.zeros((batch, length), jnp.float32),
         saw_eos=zero == 1,
         failed=zero == 1,
-        cache=plan.model.init_cache(prompt, length + 1),
+        cache=plan.model.init_cache(prompt, caches.num_slots(length + 1)),
         judge_cache=judge_cache,
         turn=zero,
     )

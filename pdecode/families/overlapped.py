@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from pdecode import cache as caches
 from pdecode import prompts, rng, trees
 from pdecode.contracts import (
     Cache,
@@ -301,7 +302,7 @@ def _begin(drafter: Model, window: int, params, keys, prompt, prefix: Prefix, ou
     del keys, output
     batch, length = prefix.tokens.shape
     own = params["drafter"]
-    cache = drafter.init_cache(prompt, length + 2 * window)
+    cache = drafter.init_cache(prompt, caches.num_slots(length + 2 * window))
     _, cache = prompts.prefill(drafter, own, prompt, cache, drop=1)
     head = drafter.head(own).weight
     hidden = jnp.zeros((batch, window - 1, head.shape[1]), head.dtype)

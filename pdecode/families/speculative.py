@@ -214,10 +214,11 @@ def judge(
     root = prefix.length - 1
     num_lanes = 1 + plan.num_stored
     nodes = calls.without_probes(draft, plan.num_stored)
-    depth = trees.depths(reach)
-    if plan.acceptance is None:
+    depth, is_sound = trees.depths(reach), jnp.ones(root.shape, bool)
+    if plan.acceptance is None and plan.is_chain:
+        leaf, next_token = calls.in_turn(nodes.tokens, prediction.token)
+    elif plan.acceptance is None:
         leaf, next_token = calls.matched(nodes, prediction.token, reach, depth)
-        is_sound = jnp.ones(leaf.shape, bool)
     else:
         judged = jax.tree.map(lambda leaf: leaf[:, :num_lanes], prediction)
         given = calls.given_to(plan.acceptance, params, hidden[:, :num_lanes])
@@ -225,12 +226,12 @@ def judge(
             plan.acceptance, nodes, judged, given, keys, root
         )
     max_depth = plan.drafter.max_depth
-    if plan.is_chain:
+    if plan.is_chain:  # a node's depth is its lane
         lanes = jnp.arange(1, max_depth + 1, dtype=jnp.int32)[None]
-        path = jnp.minimum(lanes, leaf[:, None])
+        path, num_accepted = jnp.minimum(lanes, leaf[:, None]), leaf
     else:
         path = trees.path_to(reach, depth, leaf, max_depth)
-    num_accepted = jnp.take_along_axis(depth, leaf[:, None], 1)[:, 0]
+        num_accepted = jnp.take_along_axis(depth, leaf[:, None], 1)[:, 0]
     return Verdict(path, num_accepted, next_token, is_sound)
 
 
@@ -245,7 +246,9 @@ def emit(
     size = path.shape[1] + 1
     place = jnp.arange(size, dtype=jnp.int32)[None]
     last = verdict.next_token[:, None]
-    accepted = jnp.take_along_axis(draft.tokens, jnp.maximum(path - 1, 0), 1)
+    accepted = draft.tokens[:, : size - 1]
+    if not plan.is_chain:
+        accepted = jnp.take_along_axis(draft.tokens, jnp.maximum(path - 1, 0), 1)
     tokens = jnp.concatenate([accepted, last], 1)
     tokens = jnp.where(place < num_accepted[:, None], tokens, last)
     judged_at = jnp.concatenate([jnp.zeros_like(last), path], 1)

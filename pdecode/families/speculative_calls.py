@@ -71,16 +71,16 @@ def verify_query(draft: Draft, prefix: Prefix, plan: Any) -> tuple[Query, Array]
     num_stored = plan.num_stored
     root = prefix.length - 1
     root_token = jnp.take_along_axis(prefix.tokens, root[:, None], 1)
-    reach = trees.ancestors(draft.parents)
-    place = trees.depths(reach)
     lane = jnp.arange(1 + num_nodes, dtype=jnp.int32)[None]
     start = jnp.zeros((batch, 1 + num_nodes), jnp.int32)
     if plan.is_chain and num_stored == num_nodes:
         # Each lane sees the prefix and the lanes before it: one interval.
-        stored = None
+        reach = jnp.broadcast_to(lane <= lane.T, (*start.shape, 1 + num_nodes))
+        place, stored = lane, None
         visible = Visibility(start, root[:, None] + 1 + lane)
     else:
-        among = reach
+        reach = among = trees.ancestors(draft.parents)
+        place = trees.depths(reach)
         stored = None
         if num_stored < num_nodes:
             is_probe = jnp.broadcast_to(lane > num_stored, start.shape)
@@ -229,12 +229,25 @@ def given_to(rule: BlockRule, params: dict, hidden: Array) -> tuple:
 def log_prob_of(plan: Any, prediction: Prediction, tokens, lanes) -> Array:
     """Raw log-probability float32 [B, D + 1] of `tokens` judged at `lanes`."""
     if plan.acceptance is None:
-        # Every emitted token is its lane's own sample.
-        return jnp.take_along_axis(prediction.log_prob, lanes, 1).astype(jnp.float32)
+        # Every emitted token is its lane's own sample; of a chain the lanes are in
+        # order, and what stands behind the accepted ones is not read.
+        found = prediction.log_prob[:, : lanes.shape[1]]
+        if not plan.is_chain:
+            found = jnp.take_along_axis(prediction.log_prob, lanes, 1)
+        return found.astype(jnp.float32)
     log_probs = jax.nn.log_softmax(prediction.logits)
     at_lane = jnp.take_along_axis(log_probs, lanes[..., None], 1)
     picked = jnp.take_along_axis(at_lane, tokens[..., None], 2)[..., 0]
     return picked.astype(jnp.float32)
+
+
+def in_turn(tokens: Array, wanted: Array):
+    """`matched` of a chain: its tokens [B, N] up to the first that is not wanted."""
+    size = tokens.shape[1]
+    nth = jnp.arange(size, dtype=jnp.int32)[None]
+    is_hit = tokens == wanted[:, :size]
+    leaf = jnp.where(is_hit, size, nth).min(1, initial=size)
+    return leaf, jnp.take_along_axis(wanted, leaf[:, None], 1)[:, 0]
 
 
 def matched(draft: Draft, wanted: Array, reach: Array, depth: Array):

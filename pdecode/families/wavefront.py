@@ -185,7 +185,7 @@ def init(plan: Plan, params, keys, prompt: Prompt):
     rows.no_holes(prompt, "the wavefront family")
     laid = rows.layout(prompt, plan.max_new_tokens, plan.model)
     batch, length = laid.tokens.shape
-    cache = plan.model.init_cache(prompt, length)
+    cache = plan.model.init_cache(prompt, caches.num_slots(length))
     _, cache = prompts.prefill(plan.model, params["model"], prompt, cache, drop=1)
     zero = jnp.zeros(batch, jnp.int32)
     state = WavefrontState(
@@ -247,10 +247,11 @@ def front(plan: Plan, state: WavefrontState, active: Array):
     is_lane &= position < state.end[:, None] - plan.is_causal
     source = jnp.clip(first + jnp.asarray(table.source)[turn], 0, length - 1)
     tokens = jnp.take_along_axis(state.tokens, source, 1)
-    place = jnp.arange(length)[None] - first
+    slot = jnp.arange(caches.num_slots(length))[None]
+    place = slot - first
     fed = jnp.asarray(table.written)[turn]
     index = jnp.clip(place + 1, 0, fed.shape[1] - 1)
-    inside = jnp.arange(length)[None] < state.end[:, None] - plan.is_causal
+    inside = slot < state.end[:, None] - plan.is_causal
     written = (place < -1) | (jnp.take_along_axis(fed, index, 1) & inside)
     start = jnp.zeros_like(position)
     ends = jnp.broadcast_to(state.end[:, None], position.shape)

@@ -13,6 +13,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from pdecode.hardware import roofline
+
 NUM_RUNS = 5  # of each loop after its warm-up; their median counts
 TURNS = 10  # of a loop
 MOVED = {"cpu": 256 << 20}  # bytes of the array, by platform
@@ -63,13 +65,14 @@ def peaks(dtype: str, *, num_bytes: int | None = None, side: int | None = None):
         times.append(time.perf_counter() - began)
     moved = TURNS * block.nbytes
     rewritten = 2 * moved / statistics.median(times[1:])
-    read = moved / _median(_read, block, turns)
+    read = moved / roofline.median_seconds(_read, (block, turns), NUM_RUNS)
     del block
     # The product of ones and this is ones again, which no loop makes overflow; and
     # equal numbers cost least power, so no other matmul is faster for its data.
     square = jnp.full((side, side), 1 / side, dtype)
     work = TURNS * 2 * side**3
-    flops = work / _median(_multiplied, jnp.ones_like(square), square, turns)
+    arguments = jnp.ones_like(square), square, turns
+    flops = work / roofline.median_seconds(_multiplied, arguments, NUM_RUNS)
     return Peaks(max(rewritten, read), flops, rewritten, read)
 
 
@@ -103,16 +106,6 @@ def _left() -> int:
     """Bytes of memory that the first device has for arrays; 16 GiB if it says none."""
     stats = jax.devices()[0].memory_stats() or {}
     return stats.get("bytes_limit", 16 << 30) - stats.get("bytes_in_use", 0)
-
-
-def _median(program, *arguments) -> float:
-    jax.block_until_ready(program(*arguments))
-    times = []
-    for _ in range(NUM_RUNS):
-        began = time.perf_counter()
-        jax.block_until_ready(program(*arguments))
-        times.append(time.perf_counter() - began)
-    return statistics.median(times)
 
 
 # The number of turns is an argument, so that no compiler unrolls a loop and merges two

@@ -116,15 +116,29 @@ def _entry(name: str, method: Callable, settings: dict[str, Any]) -> dict[str, A
 
 
 def text(name: str, method: Callable, settings: dict[str, Any]) -> str:
-    """Everything about a method: paper, guarantee, cost, step, parts, knobs, recipe.
+    """Everything about a method: what `about` says, its recipe and its variants."""
+    lines = [about(name, method, settings), ""]
+    lines += ["recipe:", textwrap.indent(recipe(method), "  ")]
+    if found := variants(name):
+        lines += ["", f"variants: {', '.join(found)}"]
+    return "\n".join(lines)
+
+
+def variants(name: str) -> list[str]:
+    """Names of what is the method `name` with other settings."""
+    return [each for each, made in methods.VARIANTS.items() if made.method == name]
+
+
+def about(name: str, method: Callable, settings: dict[str, Any]) -> str:
+    """Paper, guarantee, cost, step, parts and knobs of a method.
 
     `settings` are what its name implies (a variant's).
     """
     lines = [f"{name}: {summary(method)}", ""]
     if name in methods.VARIANTS:
-        about = methods.VARIANTS[name]
+        known = methods.VARIANTS[name]
         chosen = ", ".join(f"{k}={v!r}" for k, v in settings.items())
-        lines = [f"{name}: {about.about}", f"  = {about.method} with {chosen}", ""]
+        lines = [f"{name}: {known.about}", f"  = {known.method} with {chosen}", ""]
     if _is_ours(method):
         lines += _wrapped("group", named.group(method))
     lines += _wrapped("models", ", ".join(knobs.roles(method)))
@@ -147,12 +161,7 @@ def text(name: str, method: Callable, settings: dict[str, Any]) -> str:
         lines += ["", "made of:"]
         for each in made_of:
             lines += _listed("  ", f"{each.name}: {each.about}")
-    lines += ["", *_knob_text(method, settings, made_of)]
-    lines += ["", "recipe:", textwrap.indent(recipe(method), "  ")]
-    variants = [v for v, (base, _, _) in methods.VARIANTS.items() if base == name]
-    if variants:
-        lines += ["", f"variants: {', '.join(variants)}"]
-    return "\n".join(lines)
+    return "\n".join([*lines, "", *_knob_text(method, settings, made_of)])
 
 
 def _is_ours(method: Callable) -> bool:

@@ -9,7 +9,6 @@ import inspect
 import pathlib
 import re
 import sys
-import textwrap
 
 from pdecode import files, methods
 from pdecode.methods import describe, parts
@@ -53,19 +52,15 @@ def site() -> dict[str, str]:
 
 
 def _page_of(name: str, method) -> str:
-    told = describe.text(name, method, {})
-    head, _, recipe = told.partition("\nrecipe:\n")
-    recipe, _, variants = recipe.partition("\n\nvariants: ")
-    home = parts.family(method)
+    head, home = describe.about(name, method, {}), parts.family(method)
     lines = [f"# {name}", "", describe.summary(method), "", "```text", head, "```"]
     if home is not None:
         short = home.__name__.rpartition(".")[2]
         lines += ["", f"It runs in the family [{short}](../families/{short}.md)."]
+    variants = ", ".join(f"`{each}`" for each in describe.variants(name))
     if variants:
-        told = ", ".join(f"`{each}`" for each in variants.split(", "))
-        lines += ["", f"Variants: {told}."]
-    code = textwrap.dedent(recipe)
-    return "\n".join([*lines, "", "```python", code, "```"]) + "\n"
+        lines += ["", f"Variants: {variants}."]
+    return "\n".join([*lines, "", "```python", describe.recipe(method), "```"]) + "\n"
 
 
 def _page_of_family(family: str, names: list[str]) -> str:
@@ -98,9 +93,9 @@ def _about(name: str, tests: pathlib.Path, sources: dict) -> list[str]:
         for knob, limits, default in describe.knob_lines(method)
     )
     lines.append(f"- knobs: {knobs}")
-    variants = [v for v, each in methods.VARIANTS.items() if each.method == name]
+    variants = ", ".join(f"`{each}`" for each in describe.variants(name))
     if variants:
-        lines.append(f"- variants: {', '.join(f'`{each}`' for each in variants)}")
+        lines.append(f"- variants: {variants}")
     word = re.compile(rf"\b{name}\b")
     tried = [
         f"tests/{path.relative_to(tests)}"

@@ -67,12 +67,18 @@ def make_model(config: Config, height: int, side: int, num_pairs: int) -> Model:
     ValueError for calls of several lanes, and for a configuration that is not a plain
     causal one.
     """
-    if config.attention != "causal" or config.shift or config.taps or config.window:
-        raise ValueError(f"an axial model needs a plain causal {config.name}")
-    if config.rope is not None and config.rope.columns is not None:
+    plain = {"attention": "causal", "shift": False, "taps": (), "window": None}
+    plain |= {"embed_scale": None, "dense_layers": 0}
+    odd = {name: getattr(config, name) for name in plain}
+    odd = {name: value for name, value in odd.items() if value != plain[name]}
+    # It attends within rows and within columns, whose places are those of a line.
+    if config.rope is None or config.rope.columns is not None:
+        odd["rope"] = config.rope
+    if odd:
+        told = ", ".join(f"{name}={value!r}" for name, value in odd.items())
         raise ValueError(
-            f"rope.columns={config.rope.columns}: an axial model attends within rows "
-            "and within columns, whose places are those of a line"
+            f"an axial model needs a plain causal {config.name} with rotary positions "
+            f"of a line, not {told}"
         )
     base = transformer.make_model(config)
 

@@ -9,7 +9,6 @@ what a lane was when a sub-model left it, where the next one goes on.
 import dataclasses
 import functools
 
-import jax
 from jax import Array
 from jax import numpy as jnp
 
@@ -70,4 +69,4 @@ def _apply(config: Config, nth: int, params, query: Query, cache: Cache):
 
 def _read(held: Array, positions: Array) -> Array:
     """The streams [B, Q, E] that were left at `positions`."""
-    return jax.vmap(lambda row, slot: row[0].at[slot].get(mode="clip"))(held, positions)
+    return jnp.take_along_axis(held[:, 0], positions[..., None], 1, mode="clip")

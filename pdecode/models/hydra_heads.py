@@ -90,10 +90,9 @@ def _apply(
     config: Config, num_layers: int, params: Params, target: Params, index: int,
     hidden: Array, tokens,
 ) -> tuple[Array, Head]:  # fmt: skip
-    model = transformer.make_model(config)
-    assert model.embedding is not None, "of every transformer"
-    table, own = model.embedding.table(target), params[f"head_{index}"]
-    read = table[tokens].reshape(*hidden.shape[:-1], -1).astype(hidden.dtype)
+    model, own = transformer.make_model(config), params[f"head_{index}"]
+    read = transformer.of_tokens(config, target, tokens)
+    read = read.reshape(*hidden.shape[:-1], -1).astype(hidden.dtype)
     joined = jnp.concatenate([hidden, read], -1)
     bias = own["inner"]["bias"].reshape((1,) * (hidden.ndim - 1) + (-1,))
     value = joined @ own["residual"]["kernel"]

@@ -35,17 +35,18 @@ def rollout(config: Config) -> Model:
         return jnp.zeros((prompt.tokens.shape[0], 1, num_slots, 1), jnp.float32)
 
     def fold(query: Query, maps: list[Array], old: Array) -> Array:
-        """The column sums, by the rows of lanes alone: the others are those of I."""
+        """The sums alone, from the last layer down; rows of no lane are those of I."""
         batch, _, size = maps[0].shape
         nth = jnp.arange(batch)[:, None]
         slots = _slots(query, size)
-        product = jnp.broadcast_to(jnp.eye(size), (batch, size, size))
-        for weights in maps:
+        sums = jnp.ones((batch, size))
+        for weights in reversed(maps):
             mixed = weights + jax.nn.one_hot(slots, size)
             mixed /= jnp.maximum(mixed.sum(-1, keepdims=True), 1e-30)
-            rows = jnp.einsum("bqs,bst->bqt", mixed, product)
-            product = product.at[nth, slots].set(rows, mode="drop")
-        return product.sum(1)[:, None, :, None]
+            share = sums.at[nth, slots].get(mode="fill", fill_value=0.0)
+            kept = sums.at[nth, slots].set(0.0, mode="drop")
+            sums = kept + jnp.einsum("bq,bqs->bs", share, mixed)
+        return sums[:, None, :, None]
 
     return _observed(config, begin, fold, "rollout of")
 

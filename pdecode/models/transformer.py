@@ -367,9 +367,14 @@ def _table(config: Config, params: Params) -> Array:
     return _scaled(config, params["embed"])
 
 
+def of_tokens(config: Config, params: Params, tokens: Array) -> Array:
+    """The rows of the embedding's table, [..., E]."""
+    return _scaled(config, params["embed"][tokens])
+
+
 def embedded(config: Config, params: Params, query: Query) -> Array:
     """What the layers begin with, [B, Q, E]."""
-    stream = _scaled(config, params["embed"][query.tokens])
+    stream = of_tokens(config, params, query.tokens)
     if config.rope is None:
         table = params["positions"]
         stream = stream + table[query.positions].astype(config.dtype)

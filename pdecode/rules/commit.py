@@ -23,6 +23,7 @@ __all__ = [
     "ORDERS",
     "Order",
     "above",
+    "annealed",
     "as_drawn",
     "bernoulli",
     "best",
@@ -223,6 +224,18 @@ def as_drawn(prediction: Prediction, temperature: Array | float) -> Array:
     """
     drawn = jnp.where(temperature > 0, prediction.sampled_log_prob, prediction.log_prob)
     return jnp.exp(drawn)
+
+
+def annealed(
+    key: Array, row: Row, prediction: Prediction, temperature: Array | float, steps: int
+) -> Array:
+    """MaskGIT's rank of each lane, float32 [W]: its confidence plus Gumbel noise.
+
+    The noise has `temperature`, less by the share of `steps` that were taken.
+    """
+    noise = rng.gumbel(rng.at(key, row.positions), 1)[..., 0]
+    fades = temperature * (1 - (row.step + 1) / steps)
+    return prediction.log_prob + fades * noise
 
 
 def above(by: Order, level: Array | float) -> Rule:

@@ -3,16 +3,15 @@
 What stands before the block is told, what comes after it is not.
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from jax import Array
 
+from pdecode.models.config import Config
 
-def length_of(config: Any, block_length: int | None) -> int | None:
+
+def length_of(model: Config, block_length: int | None) -> int | None:
     """Of the blocks of a run; ValueError where its model decodes other ones."""
-    model = config.model
     if model.attention != "block_causal":
         return block_length
     if block_length not in (None, model.block_len):

@@ -101,6 +101,12 @@ def mean(nats: Array, scored: Array, places: Array) -> tuple[Array, dict[str, Ar
     return value, aux
 
 
+def row_mean(values: Array, counted: Array) -> Array:
+    """The mean over the last axis of what is counted; zero where nothing is."""
+    total = jnp.where(counted, values, 0.0).sum(-1)
+    return total / jnp.maximum(counted.sum(-1), 1)
+
+
 def next_token_loss(
     model: Config,
     params: Params,

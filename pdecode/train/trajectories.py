@@ -29,8 +29,8 @@ from pdecode.data import packing
 from pdecode.methods.jacobi.jacobi import jacobi
 from pdecode.models import embedded
 from pdecode.models.bytes import BOS_ID, EOS_ID
+from pdecode.train.objectives.consistency import PARTS
 
-PARTS = ("decoded", "state", "next", "labels")  # of a record
 _BATCH = 64
 
 

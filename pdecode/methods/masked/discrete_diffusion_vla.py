@@ -10,7 +10,6 @@ from typing import Annotated, Literal
 
 import jax.numpy as jnp
 
-from pdecode import rng
 from pdecode.contracts import Decoder, Row, Rule, Sampling
 from pdecode.families import masked
 from pdecode.knobs import Count, Knob, MaskedModel, Temperature
@@ -48,9 +47,7 @@ def discrete_diffusion_vla(
 
     def fill(key, row: Row, prediction):
         left, doubt = plan(row, prediction, row.open)
-        progress = (row.step + 1) / steps
-        noise = rng.gumbel(rng.at(key, row.positions), 1)[..., 0]
-        score = prediction.log_prob + choice_temperature * (1 - progress) * noise
+        score = commit.annealed(key, row, prediction, choice_temperature, steps)
         return commit.best(score, row.open, row.open.sum() + doubt.sum() - left)
 
     def reopen(params, key, row: Row, prediction, memory):

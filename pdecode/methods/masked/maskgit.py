@@ -7,7 +7,6 @@ remasking: the final step commits everything.
 
 from typing import Annotated, Literal
 
-from pdecode import rng
 from pdecode.contracts import Decoder, Row, Sampling
 from pdecode.families import masked
 from pdecode.knobs import Count, Knob, MaskedModel, Temperature
@@ -30,13 +29,11 @@ def maskgit(
     """
 
     def apply(key, row: Row, prediction):
-        progress = (row.step + 1) / steps
         num_open = row.open.sum()
         left = schedules.masks_left(
             schedule, row.step, steps, row.num_initial, num_open
         )
-        noise = rng.gumbel(rng.at(key, row.positions), 1)[..., 0]
-        score = prediction.log_prob + choice_temperature * (1 - progress) * noise
+        score = commit.annealed(key, row, prediction, choice_temperature, steps)
         return commit.best(score, row.open, num_open - left)
 
     return masked.masked_diffusion(

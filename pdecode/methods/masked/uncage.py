@@ -10,7 +10,6 @@ from typing import Annotated
 
 import jax.numpy as jnp
 
-from pdecode import rng
 from pdecode.contracts import Decoder, Row, Sampling
 from pdecode.families import masked
 from pdecode.knobs import Count, Knob, MaskedModel, Size, Temperature
@@ -50,9 +49,7 @@ def uncage(
         left = schedules.masks_left(
             "cosine", row.step, steps, row.num_initial, num_open
         )
-        noise = rng.gumbel(rng.at(key, row.positions), 1)[..., 0]
-        fades = choice_temperature * (1 - (row.step + 1) / steps)
-        score = prediction.log_prob + fades * noise
+        score = commit.annealed(key, row, prediction, choice_temperature, steps)
         place = jnp.clip(row.positions - row.prompt_end, 0, max_new_tokens - 1)
         pull = jnp.where(row.step < last, weight, 0.0)
         # Holes of the prompt lie in no cell.

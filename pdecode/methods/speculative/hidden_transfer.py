@@ -5,7 +5,7 @@ that make them. The paper searches its tree; here `branching` says it.
 """
 
 import functools
-from typing import Annotated
+from typing import Annotated, Any
 
 from pdecode import trees
 from pdecode.contracts import Decoder, Sampling, Transfer
@@ -50,7 +50,8 @@ def hidden_transfer(
         max_new_tokens=max_new_tokens,
         sampling=Sampling(temperature, top_k, top_p),
     )
-    plan = base.init.args[0]  # both calls get the two sets of params as one model's
+    bound: Any = base.init
+    plan = bound.args[0]  # both calls get the two sets of params as one model's
     return base._replace(
         init=functools.partial(_call, plan, speculative.init),
         step=functools.partial(_call, plan, speculative.step),

@@ -67,7 +67,7 @@ class Rerun(NamedTuple):
 
 def start(config, key, given):
     del given
-    active.length_of(config, config.options.block_length)
+    active.length_of(config.model, config.options.block_length)
     return filters.init(config.options.block_length, key)
 
 

@@ -50,15 +50,15 @@ class Options:
 
 
 def start(config, key, given):
-    active.length_of(config, config.options.block_length)
+    active.length_of(config.model, config.options.block_length)
     return masked_diffusion.start(config, key, given)
 
 
-def _numbers(config, tokens: Array) -> tuple[Array, Array]:
+def _numbers(model: Config, own: Options, tokens: Array) -> tuple[Array, Array]:
     """The answer's places, bool [B, L], and the block of each, int32 [B, L]."""
-    answer = is_answer(tokens, config.options.prompt_end)
-    is_absolute = config.model.attention == "block_causal"
-    length = active.length_of(config, config.options.block_length)
+    answer = is_answer(tokens, own.prompt_end)
+    is_absolute = model.attention == "block_causal"
+    length = active.length_of(model, own.block_length)
     return answer, active.numbers(answer, length, is_absolute)
 
 
@@ -66,7 +66,7 @@ def noise(config):
     def apply(batch, key):
         key_block, key_mask = jax.random.split(key)
         tokens = batch["tokens"]
-        answer, number = _numbers(config, tokens)
+        answer, number = _numbers(config.model, config.options, tokens)
         filler = active.behind_end(tokens, answer, config.model.eos_ids)
         block = active.drawn(number, filler, key_block)[:, None]
         draw = jax.random.uniform(key_mask, tokens.shape)
@@ -95,12 +95,6 @@ def laws(
     return nats, spread, jnp.argmax(logits, axis=-1) == tokens
 
 
-def _mean(values: Array, counted: Array) -> Array:
-    """The mean over the last axis of what is counted; zero where nothing is."""
-    total = jnp.where(counted, values, 0.0).sum(-1)
-    return total / jnp.maximum(counted.sum(-1), 1)
-
-
 def loss(config):
     how, own = passes.of_run(config), config.options
 
@@ -114,7 +108,8 @@ def loss(config):
             config.model, params, rows, hidden.reshape(rows.shape), own.sharpness, how
         )
         nats, spread, is_right = (each.reshape(copies.shape) for each in found)
-        of_copy = _mean(nats, copies) + own.beta * _mean(spread, copies & is_right)
+        of_copy = losses.row_mean(nats, copies)
+        of_copy += own.beta * losses.row_mean(spread, copies & is_right)
         value = of_copy.sum(axis=1).mean()
         count = jnp.float32(tokens.shape[0])
         places = jnp.broadcast_to(jnp.arange(tokens.shape[1]), copies.shape[1:])
@@ -125,12 +120,12 @@ def loss(config):
     return apply
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _first_entropy(config, params, rows, scored):
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _first_entropy(model, own, params, rows, scored):
     """The sum of the entropies of first blocks that are all masks, and their number."""
-    answer, number = _numbers(config, rows)
-    nothing = active.behind_end(rows, answer, config.model.eos_ids)
-    _, spread, _ = laws(config.model, params, rows, answer, 1.0)
+    answer, number = _numbers(model, own, rows)
+    nothing = active.behind_end(rows, answer, model.eos_ids)
+    _, spread, _ = laws(model, params, rows, answer, 1.0)
     counted = (number == 0) & ~nothing & scored.any(1, keepdims=True)
     return jnp.where(counted, spread, 0.0).sum(), counted.sum()
 
@@ -140,19 +135,11 @@ def figures(config, params, frozen, text, *, row_len, max_rows=None, put=jnp.asa
     sizes = {"row_len": row_len, "max_rows": max_rows, "put": put}
     made = masked_diffusion.figures(config, params, frozen, text, **sizes)
     rows = evaluate.rows(text, row_len, row_len - 1, max_rows)
-    static = _Static(config.model, config.options)
+    static = config.model, config.options
     total = np.zeros(2)
     for part in evaluate.parts(rows):
-        total += np.array(_first_entropy(static, params, *map(put, part)), float)
+        total += np.array(_first_entropy(*static, params, *map(put, part)), float)
     return {**made, "first_entropy_nats": float(total[0] / max(total[1], 1))}
-
-
-@dataclasses.dataclass(frozen=True)
-class _Static:
-    """What of a run the figure reads, hashable."""
-
-    model: Config
-    options: Options
 
 
 OBJECTIVE = Objective(

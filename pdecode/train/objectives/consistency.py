@@ -30,7 +30,8 @@ from pdecode.train.objective import Needs, Objective
 from pdecode.train.objectives import autoregressive
 from pdecode.train.passes import Pass
 
-_NUM_PARTS = 4  # of a record; `train.trajectories.PARTS`
+PARTS = ("decoded", "state", "next", "labels")  # of a record
+_NUM_PARTS = len(PARTS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,11 +156,6 @@ def label_nats(
     return nats, scored & (jnp.cumsum(is_end, axis=1) <= is_end)
 
 
-def _row_mean(values: Array, chosen: Array) -> Array:
-    total = jnp.where(chosen, values, 0.0).sum(-1)
-    return total / jnp.maximum(chosen.sum(-1), 1)
-
-
 def loss(config):
     how, own, model = passes.of_run(config), config.options, config.model
 
@@ -169,11 +165,11 @@ def loss(config):
         parts = rows.reshape(rows.shape[0], _NUM_PARTS, -1)
         length = parts.shape[2]
         chosen = counted(parts[:, 0], parts[:, 1], own, model.eos_ids)
-        apart = _row_mean(soft_nats(model, params, parts, own, how), chosen)
+        apart = losses.row_mean(soft_nats(model, params, parts, own, how), chosen)
         nats, scored = label_nats(
             model, params, parts[:, 3], own, config.given_ids, how
         )
-        value = (apart + own.ar_weight * _row_mean(nats, scored)).mean()
+        value = (apart + own.ar_weight * losses.row_mean(nats, scored)).mean()
         count = jnp.float32(rows.shape[0])
         places = (_NUM_PARTS - 1) * length + jnp.arange(1, length)
         return value, {

@@ -29,6 +29,7 @@ from pdecode.models.config import Config
 from pdecode.train import evaluate, losses, passes, sources
 from pdecode.train.config import check_ranges
 from pdecode.train.objective import Needs, Objective
+from pdecode.train.objectives import autoregressive
 from pdecode.train.passes import Pass
 
 DIVERGENCES = ("forward_kl", "reverse_kl", "jsd", "tvd", "tvd++")
@@ -67,10 +68,6 @@ class Pair(NamedTuple):
 
     drafter: Pass
     target: Pass
-
-
-def start(config, key, given):
-    return transformer.init(config.model, key) if given is None else given
 
 
 def log_law(how: Pass, params: Params, tokens: Array) -> Array:
@@ -241,9 +238,12 @@ def figures(config, params, frozen, text, *, row_len, max_rows=None, put=jnp.asa
     }
 
 
-def holds(config):
-    del config
-    return {"kind": "transformer"}
-
-
-OBJECTIVE = Objective(Options, NEEDS, start, loss, figures, holds, noise=noise)
+OBJECTIVE = Objective(
+    Options,
+    NEEDS,
+    autoregressive.start,
+    loss,
+    figures,
+    autoregressive.holds,
+    noise=noise,
+)

@@ -188,9 +188,9 @@ def holds(config):
     return {"kind": "cross_layers"}
 
 
-def decoded_by(options: dict) -> tuple[str, ...]:
+def decoded_by(options: dict) -> tuple[str, dict]:
     del options
-    return "--method", "dream_vlm"
+    return "dream_vlm", {}
 
 
 OBJECTIVE = Objective(

@@ -222,9 +222,9 @@ def holds(config):
     return {"kind": "block_layer", **sizes}
 
 
-def decoded_by(options: dict) -> tuple[str, ...]:
+def decoded_by(options: dict) -> tuple[str, dict]:
     del options
-    return "--method", "falcon"
+    return "falcon", {}
 
 
 OBJECTIVE = Objective(

@@ -139,9 +139,9 @@ def holds(config):
     return {"kind": "visual_layer", **made, "num_ahead": own.num_ahead}
 
 
-def decoded_by(options: dict) -> tuple[str, ...]:
+def decoded_by(options: dict) -> tuple[str, dict]:
     del options
-    return "--method", "flash"
+    return "flash", {}
 
 
 OBJECTIVE = Objective(

@@ -75,6 +75,7 @@ def blank_logits(
 ) -> Array:
     """Logits [B, L, V] of rows [B, L] that end before `stop` [B], `hidden` masked."""
     model = how.model
+    assert model.mask_id is not None, "checked where the run begins"
     place = jnp.arange(tokens.shape[1])[None]
     seen = jnp.where(hidden, model.mask_id, tokens)
     segments = jnp.where(place < stop[:, None], 0, -1)
@@ -169,9 +170,8 @@ def holds(config):
     return {"kind": "transformer"}
 
 
-def decoded_by(options: dict) -> tuple[str, ...]:
-    drafted = f"num_draft={options['block_length']}"
-    return "--method", "spec_dec", "--set", drafted
+def decoded_by(options: dict) -> tuple[str, dict]:
+    return "spec_dec", {"num_draft": options["block_length"]}
 
 
 OBJECTIVE = Objective(

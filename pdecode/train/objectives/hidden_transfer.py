@@ -139,10 +139,9 @@ def holds(config):
     return {"kind": "transfer", "layers": list(layers(config))}
 
 
-def decoded_by(options: dict) -> tuple[str, ...]:
+def decoded_by(options: dict) -> tuple[str, dict]:
     count = len(options["layers"]) or 2
-    branching = ",".join(["3", *["1"] * (count - 1)])
-    return "--method", "hidden_transfer", "--set", f"branching={branching}"
+    return "hidden_transfer", {"branching": (3, *[1] * (count - 1))}
 
 
 OBJECTIVE = Objective(

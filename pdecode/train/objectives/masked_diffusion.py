@@ -186,7 +186,8 @@ def noise(config):
             tokens = jnp.repeat(tokens, 2, axis=0)
             masked = _paired(masked, free & ~masked)
             if options.weighting in ("llada", "mdlm"):
-                # At rate 1 - p, which is as likely as p: what was over p is over 1 - p.
+                # At rate q = 1 - p. The bound is over dp / p under every schedule, and
+                # dq is dp: what was over p is over q.
                 weight = _paired(weight, weight * rate / jnp.maximum(1 - rate, _EPS))
             else:
                 weight = jnp.repeat(weight, 2)

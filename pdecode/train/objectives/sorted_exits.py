@@ -19,6 +19,7 @@ from pdecode.models import transformer
 from pdecode.models.config import Config
 from pdecode.train import evaluate, losses, passes
 from pdecode.train.objective import Needs, Objective
+from pdecode.train.objectives import autoregressive
 from pdecode.train.passes import Pass
 
 
@@ -33,10 +34,6 @@ NEEDS = Needs(
     why="a token that sees what comes after it would be trained on its own answer",
     exits=True,
 )
-
-
-def start(config, key, given):
-    return transformer.init(config.model, key) if given is None else given
 
 
 def exits_loss(
@@ -96,16 +93,17 @@ def figures(config, params, frozen, text, *, row_len, max_rows=None, put=jnp.asa
     return {f"bits_per_{text.unit}_by_exit": bits}
 
 
-def holds(config):
-    del config
-    return {"kind": "transformer"}
-
-
 def decoded_by(options: dict) -> tuple[str, dict]:
     del options
     return "s2d", {}
 
 
 OBJECTIVE = Objective(
-    Options, NEEDS, start, loss, figures, holds, decoded_by=decoded_by
+    Options,
+    NEEDS,
+    autoregressive.start,
+    loss,
+    figures,
+    autoregressive.holds,
+    decoded_by=decoded_by,
 )
