@@ -55,9 +55,13 @@ def run(args, out: TextIO | None) -> int:
 def _next_command(args, record: dict) -> str:
     """What decodes with the result of a run."""
     from pdecode.models import bytes as byte_model
+    from pdecode.models import digits, embedded
     from pdecode.train import objectives
 
     out = args.out or f"results/{record['name']}"
+    if embedded.holds(record)["kind"] == "staged":
+        module = "pdecode.evals.staged_digits"
+        return shlex.join(["python", "-m", module, out, "digits.png"])
     parts = ["pdecode", "generate"]
     config = record["config"]
     decoded_by = objectives.find(record["objective"]).decoded_by
@@ -69,7 +73,7 @@ def _next_command(args, record: dict) -> str:
         for target in record["frozen"].values():
             parts += ["--model", target["from"]]
         parts += ["--drafter", out]
-    if config.get("data") == "digits":
+    if embedded.tokenizer_of(record) is digits.tokenizer:
         return shlex.join([*parts, "--class", "7"])
     is_text = config["model"]["vocab_size"] == byte_model.VOCAB_SIZE
     # Python's library is the text that a run has by default.
