@@ -1,5 +1,6 @@
 """Coarse to fine by slices of a flow: the law of the stages, a network, its loss."""
 
+import argparse
 import dataclasses
 import functools
 
@@ -11,6 +12,7 @@ import pytest
 from tiny import RUN, stored_model
 
 from pdecode import assembly, recipes, rng
+from pdecode.cli import train as train_command
 from pdecode.evals import staged_digits
 from pdecode.families import staged as family
 from pdecode.models import digits, embedded, staged
@@ -241,6 +243,9 @@ def test_a_folder_of_it_draws_digits_and_is_no_model_of_tokens(tmp_path):
     with pytest.raises(ValueError, match="draws values, no tokens"):
         recipe = recipes.find("autoregressive")
         assembly.assemble(recipe, {"max_new_tokens": 4}, str(tmp_path), None)
+    args = argparse.Namespace(out=str(tmp_path))
+    told = train_command._next_command(args, record).split()
+    assert told[:3] == ["python", "-m", staged_digits.__name__] and told[3] == args.out
     # Settings of a run leave its slices as they are, or change them.
     told = settings.override(config, ["draws=2", "slices=((0.0, 0.5), (0.1, 1.0))"])
     assert told.options.slices == ((0.0, 0.5), (0.1, 1.0)) and told.options.draws == 2

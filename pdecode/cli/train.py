@@ -55,13 +55,18 @@ def run(args, out: TextIO | None) -> int:
 def _next_command(args, record: dict) -> str:
     """What decodes with the result of a run."""
     from pdecode.models import bytes as byte_model
+    from pdecode.models import digits, embedded
     from pdecode.train import objectives
 
     out = args.out or f"results/{record['name']}"
-    if record["holds"]["kind"] == "denoiser":
+    kind = embedded.holds(record)["kind"]
+    if kind == "denoiser":
         return shlex.join(
             ["python", "-m", "pdecode.evals.bench.films", "--denoiser", out]
         )
+    if kind == "staged":
+        module = "pdecode.evals.staged_digits"
+        return shlex.join(["python", "-m", module, out, "digits.png"])
     parts = ["pdecode", "generate"]
     config = record["config"]
     decoded_by = objectives.find(record["objective"]).decoded_by
@@ -77,7 +82,7 @@ def _next_command(args, record: dict) -> str:
         for target in record["frozen"].values():
             parts += ["--model", target["from"]]
         parts += ["--drafter", out]
-    if config.get("data") == "digits":
+    if embedded.tokenizer_of(record) is digits.tokenizer:
         return shlex.join([*parts, "--class", "7"])
     if config.get("data") == "frames":
         return shlex.join([*parts, "--prompt", "7 >>>.vv^"])
