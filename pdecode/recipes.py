@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from pdecode import knobs
 from pdecode.methods import variants
 
-ROLES = ("model", "drafter", "heads", "chained_heads", "layer", "filter")
+ROLES = ("model", "drafter", "heads", "chained_heads", "layer", "modules", "filter")
 
 
 class Recipe(NamedTuple):

@@ -31,6 +31,7 @@ from pdecode.kernels.head import api as vocab_head
 from pdecode.models import (
     draft_heads,
     draft_layers,
+    draft_modules,
     fusing,
     hydra_heads,
     shapes,
@@ -177,7 +178,7 @@ def _job(method, config, drafter, mesh, batch_size, prompt_len, settings) -> Job
         )
         tree = jax.tree.map(lambda s: ShapeDtypeStruct(s.shape, jnp.bfloat16), tree)
         trees.append(_placed(tree, mesh, placement.specs))
-    for role in set(roles) & {"heads", "chained_heads", "layer"}:
+    for role in set(roles) & {"heads", "chained_heads", "layer", "modules"}:
         made, tree = _beside(role, sizes, config)
         models.append(made)
         trees.append(_placed(tree, mesh, placement.specs))
@@ -206,6 +207,9 @@ def _beside(role: str, sizes: dict, config):
     if role == "layer":
         made = draft_layers.make_layer(config)
         tree = jax.eval_shape(lambda: draft_layers.init(config, key))
+    elif role == "modules":
+        made = draft_modules.make_modules(config, num_heads)
+        tree = jax.eval_shape(lambda: draft_modules.init(config, key, num_heads))
     elif role == "chained_heads":
         made = hydra_heads.make_heads(config, num_heads)
         tree = jax.eval_shape(lambda: hydra_heads.init(config, num_heads))
