@@ -2,7 +2,7 @@
 
     pdecode train --config configs/byte_amphista.py
 
-Four heads that see each other, behind two layers, 2.9 million parameters. The target is
+Four heads that see each other, behind two layers, 2.4 million parameters. The target is
 the embedded one; --set frozen.target=FOLDER takes another run's. Data as in
 byte_target.py.
 Expected: acceptance by depth as in experiments/drafters/README.md, by

@@ -3,8 +3,9 @@
     pdecode train --config configs/byte_clover.py
 
 Four heads behind an augmenting block of one layer, which begins as the target's last;
-the paper's is of two. Losses as in Clover-2. The target is the embedded one; another
-run's is --set frozen.target=FOLDER --set start_from=FOLDER. Data as in byte_target.py.
+the paper's has two. 1.2 million parameters, losses as in Clover-2. The target is the
+embedded one; another run's is --set frozen.target=FOLDER --set start_from=FOLDER. Data
+as in byte_target.py.
 Expected: acceptance by depth as in experiments/drafters/README.md, by
 
     pdecode eval-drafter results/byte_clover

@@ -3,8 +3,8 @@
     pdecode train --config configs/byte_hydra_plus.py
 
 Four heads of four blocks behind a layer over the target's states, which learn the
-target's own laws. The target is the embedded one; --set frozen.target=FOLDER takes
-another run's. Data as in byte_target.py.
+target's own laws; 3.5 million parameters. The target is the embedded one; --set
+frozen.target=FOLDER takes another run's. Data as in byte_target.py.
 Expected: acceptance by depth as in experiments/drafters/README.md, by
 
     pdecode eval-drafter results/byte_hydra_plus

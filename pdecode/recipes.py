@@ -12,8 +12,8 @@ from pdecode import knobs
 from pdecode.methods import variants
 
 ROLES = (
-    "model", "drafter", "heads", "chained_heads", "layer", "filter", "prompt_tokens",
-    "block_layer", "transfer",
+    "model", "drafter", "heads", "chained_heads", "layer", "modules", "filter",
+    "prompt_tokens", "block_layer", "transfer",
 )  # fmt: skip
 
 

@@ -128,6 +128,8 @@ def test_heads_and_drafters_come_as_the_method_asks():
                            **sizes)  # fmt: skip
         assert [call["lanes"] for call in found["calls"]] == [lanes]
         assert found["num_params"] > plain["num_params"]
+    found = aot.report("cuda", "3m", "mtp", settings={"num_draft": 2}, **sizes)
+    assert [call["lanes"] for call in found["calls"]] == [3]
     # Rows of one token have no prefill to take a hidden state from.
     short = {**sizes, "prompt_len": 1}
     assert aot.report("cuda", "3m", "blockwise", **short)["calls"][0]["lanes"] == 4

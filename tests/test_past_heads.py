@@ -376,6 +376,12 @@ def test_what_does_not_fit_is_refused():
         (lambda: clover_heads.make_heads(SMALL, 1, 0), "num_layers=0"),
         (lambda: amphista_heads.make_heads(SMALL, 0), "num_heads=0"),
         (lambda: hydra_heads.make_heads(SMALL, 2, 0), "num_layers=0"),
+        (
+            lambda: methods.nar(
+                MODEL, RECORDS["amphista"], max_new_tokens=4, row_length=2
+            ),
+            "Amphista's heads have a layer before them",
+        ),
         (lambda: config("amphista", labels="x"), "labels='x' must be one of"),
         (lambda: config("clover", feature_weight=0, law_weight=0), "nothing is learnt"),
     ):

@@ -31,6 +31,7 @@ from pdecode.kernels.head import api as vocab_head
 from pdecode.models import (
     draft_heads,
     draft_layers,
+    draft_modules,
     falcon_layers,
     fusing,
     hydra_heads,
@@ -212,6 +213,9 @@ def _beside(role: str, sizes: dict, config):
     if role == "layer":
         made = draft_layers.make_layer(config)
         tree = jax.eval_shape(lambda: draft_layers.init(config, key))
+    elif role == "modules":
+        made = draft_modules.make_modules(config, num_heads)
+        tree = jax.eval_shape(lambda: draft_modules.init(config, key, num_heads))
     elif role == "chained_heads":
         made = hydra_heads.make_heads(config, num_heads)
         tree = jax.eval_shape(lambda: hydra_heads.init(config, num_heads))

@@ -85,16 +85,19 @@ def write(
     folders.write_json(pathlib.Path(folder) / f"{name}.json", record)
 
 
-def beside(workdir: pathlib.Path, params: Any, record: dict) -> dict:
-    """Writes the model that was trained along as a run of its own in the run's folder.
+def beside(config: TrainConfig, workdir: pathlib.Path, params, record: dict) -> dict:
+    """Writes the model that was trained along, if any, as a run in the run's folder.
 
     Returns what changes in the record of the run, whose target this is from now on.
     """
-    folder = workdir / MODEL
+    trained = objectives.find(config.objective).model
+    if trained is None:
+        return {}
+    folder, model = workdir / MODEL, trained(params)
     folder.mkdir(exist_ok=True)
-    count = sum(x.size for x in jax.tree.leaves(params))
+    count = sum(x.size for x in jax.tree.leaves(model))
     own = {**record, "holds": {"kind": "transformer"}, "num_params": count}
-    write(folder, "weights", params, own, dtype=np.float32)
+    write(folder, "weights", model, own, dtype=np.float32)
     sha256 = embedded.record_of(folder)["sha256"]
     target = {"from": str(folder), "sha256": sha256}
     frozen = record["frozen"]

@@ -324,9 +324,7 @@ def _finish(run: _Run, state, seconds: float, mesh, content: dict) -> Result:
         command=run.command,
     )
     if jax.process_index() == 0:
-        trained = objectives.find(config.objective).model
-        if trained is not None:
-            record |= export.beside(run.workdir, trained(params), record)
+        record |= export.beside(config, run.workdir, params, record)
         folder.set_aside(run.workdir)
         export.write(run.workdir, "weights", params, record, dtype=jnp.float32)
     return Result(params, record)
@@ -334,11 +332,8 @@ def _finish(run: _Run, state, seconds: float, mesh, content: dict) -> Result:
 
 def _has_gap(value: Any) -> bool:
     """Whether a figure is no finite number."""
-    if isinstance(value, dict):
-        return any(map(_has_gap, value.values()))
-    if isinstance(value, (list, tuple)):
-        return any(map(_has_gap, value))
-    return isinstance(value, float) and not np.isfinite(value)
+    numbers = [each for each in jax.tree.leaves(value) if isinstance(each, float)]
+    return not np.isfinite(numbers).all()
 
 
 def _check_shared(workdir: pathlib.Path) -> None:

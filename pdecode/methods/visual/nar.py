@@ -30,6 +30,11 @@ def nar(
     the model's own.
     Cost: H + W - 1 calls for H rows of W tokens, of the diagonal before.
     """
+    if heads.past is not None:
+        raise ValueError(
+            f"nar reads the model's own states, but {heads.name} have a layer before "
+            "them: take heads without one"
+        )
     tables, left, above = wavefront.diagonals(max_new_tokens, row_length)
 
     def read(params, hidden, turn):
