@@ -241,7 +241,7 @@ BY_DEFAULT = {
         "test_features_are_read_wherever_their_positions_are_evaluated": 1,
     },
     "test_probes.py": {
-        "test_all_of_the_model_learns_from_masks_and_masks_change_no_token_of_the_text": 0,
+        "test_all_of_the_model_learns_and_masks_change_no_text": 0,
         "test_drafts_are_what_prompt_tokens_behind_the_root_said": 1,
         "test_drafts_of_masks_are_what_masks_behind_the_root_said": 0,
         "test_drafts_of_pseudo_states_are_what_they_said": 0,
