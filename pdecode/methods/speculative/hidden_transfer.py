@@ -50,12 +50,14 @@ def hidden_transfer(
         max_new_tokens=max_new_tokens,
         sampling=Sampling(temperature, top_k, top_p),
     )
-    plan = base.init.args[0]  # both calls get the two sets of params as one model's
+    plan = base.init.args[0]  # tells what is drafted, also of the decoder made here
     return base._replace(
-        init=functools.partial(_call, plan, speculative.init),
-        step=functools.partial(_call, plan, speculative.step),
+        init=functools.partial(_as_one, plan, base.init),
+        step=functools.partial(_as_one, plan, base.step),
     )
 
 
-def _call(plan, call, params, keys, rest):
-    return call(plan, {**params, "model": params}, keys, rest)
+def _as_one(plan, call, params, keys, rest):
+    """The target gets both sets of params."""
+    del plan
+    return call({**params, "model": params}, keys, rest)

@@ -31,6 +31,7 @@ NAMES = (
     "distillation",
     "sorted_exits",
     "space",
+    "lud",
 )
 
 
