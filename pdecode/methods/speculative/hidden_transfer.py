@@ -50,6 +50,7 @@ def hidden_transfer(
         max_new_tokens=max_new_tokens,
         sampling=Sampling(temperature, top_k, top_p),
     )
+    assert isinstance(base.init, functools.partial), "of the family"
     plan = base.init.args[0]  # tells what is drafted, also of the decoder made here
     return base._replace(
         init=functools.partial(_as_one, plan, base.init),
