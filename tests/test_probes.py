@@ -147,7 +147,7 @@ def test_the_loss_of_masks_is_the_papers_by_hand():
     assert aux["scored"].sum() == (nats != 0).sum()
 
 
-def test_all_of_the_model_learns_from_masks_and_masks_change_no_token_of_the_text():
+def test_all_of_the_model_learns_and_masks_change_no_text():
     def of(params, weight):
         options = {"num_masks": 3, "mask_weight": weight}
         config = dataclasses.replace(SPACE, options=options)

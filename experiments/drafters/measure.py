@@ -9,6 +9,7 @@ then it prints the table. Tokens and calls are counted, nothing is timed.
 
 import argparse
 import json
+import math
 import pathlib
 
 from pdecode.evals import acceptance
@@ -26,6 +27,13 @@ WAYS = {
     **dict.fromkeys(("medusa", "medusa2", "koala", "amphista"), HEADS),
     **dict.fromkeys(("hydra", "clover"), CHAINED),
     "mtp": [("mtp", {"num_draft": 4})],
+    "jakiro": [("jakiro", {"num_nodes": 28, "width": 4, "max_depth": 4})],
+    "falcon": [("falcon", {"branching": CHAIN}), ("falcon", {"branching": TREE})],
+    # As many lanes as the tree's nodes, prompt tokens among them.
+    "ppd": [("ppd", {"branching": CHAIN}), ("ppd", {"num_lanes": 28})],
+    "hidden_transfer": [("hidden_transfer", {"branching": CHAIN[:3]}),
+                        ("hidden_transfer", {"branching": TREE[:3]})],
+    "space": [("space", {"num_draft": 4})],
     "blockwise_heads": [("blockwise", {"num_draft": 4})],
     "autoregressive": [
         ("coupled_sampling", {"num_draft": 4}),
@@ -39,7 +47,12 @@ def shape(settings):
     branching = settings.get("branching")
     if "num_draft" in settings or branching == CHAIN:
         return "chain of 4"
-    return "grown, 28 nodes" if branching is None else "4 x 2 x 1 x 1, 28 nodes"
+    if "num_lanes" in settings:
+        return "sparse, 28 lanes"
+    if branching is None:
+        return "grown, 28 nodes"
+    nodes = sum(math.prod(branching[: d + 1]) for d in range(len(branching)))
+    return f"{' x '.join(map(str, branching))}, {nodes} nodes"
 
 
 def label(record):
@@ -51,11 +64,14 @@ def label(record):
 def row(name, method, settings, num_prompts, max_new_tokens):
     record = embedded.read_from(name)[1]
     config = record["config"]
-    # Heads that were trained with their target draft for that one.
-    model = record["frozen"]["target"]["from"] if "original" in record else "target"
+    who = {"drafter": name, "model": "target"}
+    if "original" in record:  # heads that were trained with their target
+        who["model"] = record["frozen"]["target"]["from"]
+    if record["holds"]["kind"] == "transformer" and method == "space":
+        who = {"model": name}  # trained to draft for itself: another target
     found = acceptance.measure(
-        drafter=name, method=method, model=model, num_prompts=num_prompts,
-        max_new_tokens=max_new_tokens, **settings,
+        method=method, num_prompts=num_prompts, max_new_tokens=max_new_tokens,
+        **who, **settings,
     )  # fmt: skip
     return {
         "objective": label(record),

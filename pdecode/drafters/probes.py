@@ -18,6 +18,7 @@ from jax import Array
 from pdecode import trees
 from pdecode.contracts import Draft, Drafter, Model, Params, Prefix, Round, Sampling
 from pdecode.drafters import heads
+from pdecode.kernels.head import api as vocab_head
 from pdecode.sampling import without_mask
 
 __all__ = ["Forest", "full", "probed", "sparse", "worth"]
@@ -100,11 +101,14 @@ def probed(
     forest: Forest,
     token: int,
     extra: Callable[[dict[str, Params]], Array] | None = None,
+    keeps: Callable[[Array, Array, Array], Array] | None = None,
 ) -> Drafter:
     """Drafts the trees of `forest` out of the target's answers at its own probes.
 
     A probe is fed as `token`; `extra(params)` [K, E] is added to the embedding of the
     first, the second and so on. Node (d, r) is the r-th best token that probe d said.
+    `keeps(tokens [B, K], log_probs [B, K], next token [B]) -> bool [B, K]` says up to
+    which of the best ones there are guesses at all; then a tree has a level for each.
     The first round has no guesses and drafts nothing. Nothing is drawn, so there is no
     q, and no model but the target is called: probes are lanes of its call and counted
     there. ValueError for an id that the model lacks and more children than ids.
@@ -131,7 +135,7 @@ def probed(
         max_depth=max(each.max_depth for each in forest.topologies),
         init=init,
         propose=functools.partial(_propose, tables, token, extra),
-        observe=functools.partial(_observe, model, tables),
+        observe=functools.partial(_observe, model, tables, keeps),
         num_probes=num_probes,
     )
 
@@ -162,7 +166,9 @@ def _propose(tables: Tables, token: int, extra, params, keys, state: Guesses, pr
     return draft, state
 
 
-def _observe(model: Model, tables: Tables, params, keys, state: Guesses, round: Round):
+def _observe(
+    model: Model, tables: Tables, keeps, params, keys, state: Guesses, round: Round
+) -> Guesses:
     """The answers of the probes behind the last accepted lane."""
     del keys
     num_nodes, most = tables.depth.shape[1], state.ids.shape[2]
@@ -175,8 +181,14 @@ def _observe(model: Model, tables: Tables, params, keys, state: Guesses, round: 
     lanes = jnp.minimum(lanes, round.output.hidden.shape[1] - 1)
     hidden = jnp.take_along_axis(round.output.hidden, lanes[..., None], 1)
     sampling, head = without_mask(model, Sampling()), model.head(params["model"])
-    ids = heads.best_tokens(head, hidden, most, sampling)
-    return Guesses(ids, count[:, 0])
+    found = vocab_head.statistics(head, hidden, (f"top:{most}",), sampling)
+    # Banned ids have a logit of -1e30: no proposals.
+    ids = jnp.where(found.top_log_probs > -1e20, found.top_ids, -1)
+    count = count[:, 0]
+    if keeps is not None:
+        kept = keeps(ids[..., 0], found.top_log_probs[..., 0], round.next_token)
+        count = jnp.minimum(count, jnp.cumprod(kept, 1).sum(1, dtype=jnp.int32))
+    return Guesses(ids, count)
 
 
 def _tables(forest: Forest) -> Tables:

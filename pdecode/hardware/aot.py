@@ -24,19 +24,13 @@ from jax.sharding import SingleDeviceSharding
 from pdecode import decode, recipes, rng, sharding
 from pdecode import knobs as knob_rules
 from pdecode.checkpoints import loading
-from pdecode.contracts import Model, Prompt, PromptTokens, Sampling
-from pdecode.hardware import chips, costs, hlo
+from pdecode.contracts import Model, Prompt, Sampling
+from pdecode.hardware import beside, chips, costs, hlo
 from pdecode.hardware.costs import Call
 from pdecode.kernels.head import api as vocab_head
 from pdecode.models import (
-    draft_heads,
-    draft_layers,
-    draft_modules,
-    falcon_layers,
     fusing,
-    hydra_heads,
     shapes,
-    transfers,
     transformer,
 )
 from pdecode.sharding import placement
@@ -153,10 +147,6 @@ def shape_of(name: str) -> Any:
     return dataclasses.replace(config, dtype="bfloat16")
 
 
-_BESIDE = {"heads", "chained_heads", "layer", "prompt_tokens", "block_layer"}
-_BESIDE |= {"transfer"}
-
-
 def _job(method, config, drafter, mesh, batch_size, prompt_len, settings) -> Job:
     _, recipe, implied, _ = recipes.find(method)
     configs = [config]
@@ -184,8 +174,8 @@ def _job(method, config, drafter, mesh, batch_size, prompt_len, settings) -> Job
         )
         tree = jax.tree.map(lambda s: ShapeDtypeStruct(s.shape, jnp.bfloat16), tree)
         trees.append(_placed(tree, mesh, placement.specs))
-    for role in set(roles) & _BESIDE:
-        made, tree = _beside(role, sizes, config)
+    for role in set(roles) & beside.ROLES:
+        made, tree = beside.shapes(role, sizes, config)
         models.append(made)
         trees.append(_placed(tree, mesh, placement.specs))
     row: Any = ShapeDtypeStruct((batch_size,), jnp.int32)
@@ -201,38 +191,6 @@ def _job(method, config, drafter, mesh, batch_size, prompt_len, settings) -> Job
         sizes=sizes,
         mesh=mesh,
     )
-
-
-def _beside(role: str, sizes: dict, config):
-    """What drafts for a target of `config`, and its parameters as shapes.
-
-    Heads have an MLP as wide as the stream, a layer is EAGLE's.
-    """
-    key, width = jax.random.key(0), config.width
-    num_heads = sizes.get("num_draft") or len(sizes.get("branching") or (1,) * 4)
-    if role == "layer":
-        made = draft_layers.make_layer(config)
-        tree = jax.eval_shape(lambda: draft_layers.init(config, key))
-    elif role == "modules":
-        made = draft_modules.make_modules(config, num_heads)
-        tree = jax.eval_shape(lambda: draft_modules.init(config, key, num_heads))
-    elif role == "chained_heads":
-        made = hydra_heads.make_heads(config, num_heads)
-        tree = jax.eval_shape(lambda: hydra_heads.init(config, num_heads))
-    elif role == "block_layer":
-        made = falcon_layers.make_layer(config)
-        tree = jax.eval_shape(lambda: falcon_layers.init(config, key))
-    elif role == "transfer":
-        made = transfers.make_transfer(config, 2 * (config.num_layers // 2,))
-        tree = jax.eval_shape(lambda: transfers.init(config, 2))
-    elif role == "prompt_tokens":
-        made = PromptTokens(3)
-        tree = {"change": ShapeDtypeStruct((3, width), jnp.bfloat16)}
-    else:
-        made = draft_heads.make_heads(num_heads)
-        tree = jax.eval_shape(lambda: draft_heads.init(num_heads, width, width, key))
-    tree = jax.tree.map(lambda s: ShapeDtypeStruct(s.shape, jnp.bfloat16), tree)
-    return made, tree
 
 
 def _placed(tree, mesh, specs):

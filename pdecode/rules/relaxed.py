@@ -25,6 +25,7 @@ from pdecode.rules import accept
 from pdecode.sampling import entropy
 
 __all__ = [
+    "always",
     "check_codes",
     "clusters",
     "coarse",
@@ -64,6 +65,19 @@ def top_match(num_top: int, max_gap: Any = None) -> BlockRule:
         return stop, jax.nn.one_hot(ids[:, 0], vocab, dtype=stop.dtype)
 
     return BlockRule(apply, wants=("logits", f"top:{num_top}"), needs=("chain",))
+
+
+def always() -> BlockRule:
+    """All that a chain proposes is accepted, and the next token is the target's.
+
+    What is proposed has to be worth it: nothing is verified. Lossy.
+    """
+
+    def apply(draft: Draft, prediction: Prediction) -> tuple[Array, Array]:
+        leaf = jnp.cumprod(draft.tokens >= 0).sum()
+        return _stop_at(leaf, prediction.probs), prediction.probs
+
+    return BlockRule(apply, needs=("chain",))
 
 
 def typical(epsilon: Any = 0.09, delta: Any = 0.3) -> BlockRule:

@@ -29,6 +29,11 @@ CASES = {
         "model": dataclasses.replace(MODEL, num_layers=2, sliding=(), exits=(1, 2)),
     },
     "space": {"model": MODEL, "options": {"num_masks": 2, "num_places": 4}},
+    "lud": {
+        "model": MODEL,
+        "frozen": ("target",),
+        "options": {"num_masks": 2, "num_places": 4, "unit_threshold": 0.001},
+    },
     "blockwise_heads": {
         "model": MODEL,
         "frozen": ("target",),

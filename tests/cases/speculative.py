@@ -354,6 +354,7 @@ CASES = {
     "hidden_transfer": case(
         "hidden_transfer", "plain", branching=(2, 1), **TRANSFERRED
     ),
+    "lud": case("lud", "lossy", num_draft=3, knobs={"threshold": 0.3}),
     "opt_tree": case(
         "opt_tree", "plain", num_nodes=5, max_depth=4, knobs={"delta": 0.4}, **TWO
     ),

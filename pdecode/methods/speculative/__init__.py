@@ -24,6 +24,7 @@ from pdecode.methods.speculative.hydra import hydra
 from pdecode.methods.speculative.jakiro import jakiro
 from pdecode.methods.speculative.judge_decoding import judge_decoding
 from pdecode.methods.speculative.lantern import lantern
+from pdecode.methods.speculative.lud import lud
 from pdecode.methods.speculative.medusa import medusa
 from pdecode.methods.speculative.mtp import mtp
 from pdecode.methods.speculative.opt_tree import opt_tree
@@ -73,6 +74,7 @@ __all__ = [
     "jakiro",
     "judge_decoding",
     "lantern",
+    "lud",
     "medusa",
     "mtp",
     "opt_tree",

@@ -5,7 +5,7 @@ that make them. The paper searches its tree; here `branching` says it.
 """
 
 import functools
-from typing import Annotated, Any
+from typing import Annotated
 
 from pdecode import trees
 from pdecode.contracts import Decoder, Sampling, Transfer
@@ -50,13 +50,15 @@ def hidden_transfer(
         max_new_tokens=max_new_tokens,
         sampling=Sampling(temperature, top_k, top_p),
     )
-    bound: Any = base.init
-    plan = bound.args[0]  # both calls get the two sets of params as one model's
+    assert isinstance(base.init, functools.partial), "of the family"
+    plan = base.init.args[0]  # tells what is drafted, also of the decoder made here
     return base._replace(
-        init=functools.partial(_call, plan, speculative.init),
-        step=functools.partial(_call, plan, speculative.step),
+        init=functools.partial(_as_one, plan, base.init),
+        step=functools.partial(_as_one, plan, base.step),
     )
 
 
-def _call(plan, call, params, keys, rest):
-    return call(plan, {**params, "model": params}, keys, rest)
+def _as_one(plan, call, params, keys, rest):
+    """The target gets both sets of params."""
+    del plan
+    return call({**params, "model": params}, keys, rest)

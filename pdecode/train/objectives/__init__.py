@@ -48,6 +48,7 @@ NAMES = (
     "judge",
     "glancing",
     "space",
+    "lud",
 )
 
 

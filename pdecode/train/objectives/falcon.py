@@ -187,7 +187,7 @@ def _lane_rows(model, own, given_ids, params, target, rows, counted):
     found = said(model, params, target, Read(rows[:, 1:], hidden[:, :-1]), own)
     raw = losses.logits_of(model, target, found)
     wanted, scored, place = answers(rows, own, given_ids)
-    scored &= counted[:, np.minimum(place, rows.shape[1] - 1)]
+    scored &= counted[:, jnp.minimum(place, rows.shape[1] - 1)]
     best = jnp.argmax(losses.logits_of(model, target, feature), -1)
     nats = optax.softmax_cross_entropy_with_integer_labels(raw, wanted)
     sums = [nats, jnp.argmax(raw, -1) == best, jnp.ones(nats.shape)]

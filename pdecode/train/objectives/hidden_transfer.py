@@ -34,7 +34,9 @@ class Options:
     def __post_init__(self):
         check_ranges(self, {"num_places": (1, INF)})
         object.__setattr__(self, "layers", tuple(self.layers))
-        if any(isinstance(each, bool) or each != int(each) for each in self.layers):
+        if any(
+            isinstance(each, bool) or not isinstance(each, int) for each in self.layers
+        ):
             raise ValueError(f"layers={self.layers!r} must be ints")
 
 

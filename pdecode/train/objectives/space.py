@@ -12,6 +12,7 @@ the authors cut half of their samples at one place.
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -54,7 +55,7 @@ def logits(
     params: Params,
     tokens: Array,  # int32 [B, L]
     places: Array,  # int32 [B, M]
-    own: Options,
+    own: Any,  # with num_masks
     how: Pass | None = None,
 ) -> tuple[Array, Array]:
     """Logits of each next token [B, L - 1, V], and of the masks behind places
@@ -69,30 +70,40 @@ def logits(
     )
 
 
+def scores(
+    model: Config, params: Params, tokens: Array, places: Array, own,
+    how: Pass, given_ids, may: Array | bool = True,
+) -> tuple[Array, dict]:  # fmt: skip
+    """Mean cross entropy of next tokens and masks, and `aux` as of an objective.
+
+    Only the guesses that `may` (bool [B, L - 1, K], as `losses.ahead`) are scored.
+    """
+    crossed = optax.softmax_cross_entropy_with_integer_labels
+    text, masks = logits(model, params, tokens, places, own, how)
+    wanted, scored, stands = losses.ahead(tokens, own.num_masks, given_ids)
+    size = scored.shape[1]
+    nats = crossed(masks, probes.at(wanted, places))
+    guessed = (nats, probes.at(scored & may, places))
+    nats, scored = (probes.spread(each, places, size) for each in guessed)
+    # Of each place the next token, and what its masks say of those behind.
+    nats = jnp.concatenate([crossed(text, tokens[:, 1:])[..., None], nats], 2)
+    is_text = losses.is_scored(tokens[:, 1:], given_ids)
+    scored = jnp.concatenate([is_text[..., None], scored], 2)
+    stands = jnp.concatenate([jnp.arange(1, size + 1)[:, None], stands], 1)
+    rate = jnp.array([1.0] + own.num_masks * [own.mask_weight])
+    counted = scored * rate[None, None]
+    weight = counted.sum()
+    value = (nats * counted).sum() / jnp.maximum(weight, 1.0)
+    return value, {"weight": weight, "nats": nats, "scored": scored, "places": stands}
+
+
 def loss(config):
     how, given_ids, own = passes.of_run(config), config.given_ids, config.options
-    crossed = optax.softmax_cross_entropy_with_integer_labels
 
     def apply(params, frozen, batch, key, step):
         del frozen, key, step
         tokens, places = batch["tokens"], batch["places"]
-        text, masks = logits(config.model, params, tokens, places, own, how)
-        wanted, scored, stands = losses.ahead(tokens, own.num_masks, given_ids)
-        size = scored.shape[1]
-        nats = crossed(masks, probes.at(wanted, places))
-        guessed = (nats, probes.at(scored, places))
-        nats, scored = (probes.spread(each, places, size) for each in guessed)
-        # Of each place the next token, and what its masks say of those behind.
-        nats = jnp.concatenate([crossed(text, tokens[:, 1:])[..., None], nats], 2)
-        is_text = losses.is_scored(tokens[:, 1:], given_ids)
-        scored = jnp.concatenate([is_text[..., None], scored], 2)
-        stands = jnp.concatenate([jnp.arange(1, size + 1)[:, None], stands], 1)
-        rate = jnp.array([1.0] + own.num_masks * [own.mask_weight])
-        counted = scored * rate[None, None]
-        weight = counted.sum()
-        value = (nats * counted).sum() / jnp.maximum(weight, 1.0)
-        aux = {"weight": weight, "nats": nats, "scored": scored, "places": stands}
-        return value, aux
+        return scores(config.model, params, tokens, places, own, how, given_ids)
 
     return apply
 
