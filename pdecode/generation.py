@@ -192,13 +192,11 @@ def prepare(
         kind = given.predicts if isinstance(given, Model) else "next"
         method = assembly.KINDS[kind][1]
     recipe = recipes.find(method)
-    lenses = lenses or {}
     values = {**recipe.settings, **settings, "max_new_tokens": max_new_tokens}
     if temperature is not None:
         values["temperature"] = temperature
-    chosen = assembly.assemble(
-        recipe, values, model, drafter, dtype, mesh, fused, files
-    )
+    place = dtype, mesh, fused
+    chosen = assembly.assemble(recipe, values, model, drafter, *place, files)
     target = chosen.models[0]
     rows = prompts.encode(prompt, chosen.tokenizer)
     width = max(map(len, rows))
@@ -210,12 +208,7 @@ def prepare(
         model=target,
     )
     named = made.row_ids.tolist()
-    own, params = recipe.method, chosen.params
-    if lenses:
-        changes, their = processing.asked(lenses, target.vocab_size)
-        own = lensed.lensed(own, changes)
-        their = their if mesh is None else sharding.replicate(their, mesh)
-        params = {**params, processing.ROLE: their}
+    own, params = _under(lenses, recipe.method, chosen, mesh)
     models = list(chosen.models)
     if keep_eos_tail:
         models[0] = target._replace(eos_ids=())
@@ -238,8 +231,17 @@ def prepare(
         drafter_name=chosen.names[1] if len(chosen.names) > 1 else None,
         row_ids=named,
         mesh=mesh,
-        lenses=lenses,
+        lenses=lenses or {},
     )
+
+
+def _under(lenses: Mapping[str, Any] | None, method: Callable, chosen, mesh):
+    """The method under `lenses`, and the params that they are among."""
+    if not lenses:
+        return method, chosen.params
+    changes, own = processing.asked(lenses, chosen.models[0].vocab_size)
+    own = own if mesh is None else sharding.replicate(own, mesh)
+    return lensed.lensed(method, changes), {**chosen.params, processing.ROLE: own}
 
 
 def _room(model: Model, max_new_tokens: int) -> int:
