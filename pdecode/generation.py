@@ -23,7 +23,7 @@ from pdecode import assembly, knobs, prompts, recipes, rng, sharding
 from pdecode import programs as programs_module
 from pdecode.assembly import load
 from pdecode.contracts import Model, Params, Prompt
-from pdecode.methods import lensed
+from pdecode.families import lensed
 from pdecode.replay import recording
 from pdecode.results import Result, result_of
 from pdecode.rules import processing
@@ -187,15 +187,11 @@ def prepare(
 ) -> Job:
     """Loads and encodes what `generate` needs; arguments and errors as there."""
     max_new_tokens = _count(max_new_tokens)
-    if method is None:
-        given = None if model is None else load(model, dtype, mesh, fused)[0]
-        kind = given.predicts if isinstance(given, Model) else "next"
-        method = assembly.KINDS[kind][1]
-    recipe = recipes.find(method)
+    place = dtype, mesh, fused
+    recipe = recipes.find(_by_default(model, place) if method is None else method)
     values = {**recipe.settings, **settings, "max_new_tokens": max_new_tokens}
     if temperature is not None:
         values["temperature"] = temperature
-    place = dtype, mesh, fused
     chosen = assembly.assemble(recipe, values, model, drafter, *place, files)
     target = chosen.models[0]
     rows = prompts.encode(prompt, chosen.tokenizer)
@@ -233,6 +229,12 @@ def prepare(
         mesh=mesh,
         lenses=lenses or {},
     )
+
+
+def _by_default(model: str | None, place: tuple) -> str:
+    """Name of the method that `model` gets if none is asked for."""
+    given = None if model is None else load(model, *place)[0]
+    return assembly.KINDS[given.predicts if isinstance(given, Model) else "next"][1]
 
 
 def _under(lenses: Mapping[str, Any] | None, method: Callable, chosen, mesh):
