@@ -77,14 +77,16 @@ def assemble(
 
     roles = knobs.roles(recipe.method)
     files = dict(files or {})
-    for role in files:
-        _check_file(role, recipe)
+    if "corpus" in roles and drafter is not None:
+        files.setdefault("corpus", drafter)
+    kinds = {role: _checked_kind(role, recipe) for role in files}
     if drafter is not None and len(roles) == 1:
         raise ValueError(f"{recipe.label} takes no drafter, but drafter={drafter!r}")
     model_name = model or default_model(recipe, values)
     if model_name in embedded.SETS:
         model_name = first_taken(recipe, values, embedded.SETS[model_name])
-    target, params, tokenizer = load(model_name, dtype, mesh, fused)
+    place = dtype, mesh, fused
+    target, params, tokenizer = load(model_name, *place)
     if not isinstance(target, Model):
         raise ValueError(_no_model(model_name, target))
     needed = knobs.needs(recipe.method).get("model", target.predicts)
@@ -94,48 +96,56 @@ def assemble(
             f"{KINDS[target.predicts][0]}: use one of "
             f"{', '.join(variants.fitting(target.predicts))}"
         )
-    found, models, trees = [model_name], [target], [params]
+    whole = Assembled([model_name], (target,), {"model": params}, tokenizer)
     for role in roles[1:]:
-        wanted = file_kind(recipe, role) or knobs.needs(recipe.method).get(role, "next")
-        if role == "corpus" and role not in files and drafter is not None:
-            files[role] = drafter
         if role in files:
-            second, tree = role_files.read(wanted, files[role])
-            found.append(files[role])
-            models.append(second)
-            trees.append(tree if mesh is None else sharding.replicate(tree, mesh))
-            continue
-        if wanted in role_files.READERS:
-            raise ValueError(
-                f"{recipe.label} needs a {role}, which is a file (data.role_files): "
-                f"give files={{{role!r}: FILE}}, --file {role}=FILE"
+            second, tree = role_files.read(kinds[role], files[role])
+            name, tree = (
+                files[role],
+                tree if mesh is None else sharding.replicate(tree, mesh),
             )
-        if wanted not in (*KINDS, *BESIDE, "spelled"):
-            raise ValueError(
-                f"{recipe.label} needs a {role}, which no model folder holds: make "
-                "its record and params in Python and call pdecode.run"
-            )
-        name, second, tree, words = _second(
-            role, recipe, model_name, drafter, dtype, mesh, fused
-        )
-        if isinstance(second, Model):
-            _check_kind(recipe, name, second, "next" if wanted == "spelled" else wanted)
-        if wanted == "spelled" or parted(name)[1] == SHARED:
-            own = _words(name, second, words)
-            its = _words(model_name, target, tokenizer)
-            size = target.vocab_size
-            second, tree = _of_other_words(wanted, second, tree, own, its, size, mesh)
-        elif getattr(second, "vocab_size", target.vocab_size) != target.vocab_size:
-            second, tree = _resized(second, tree, words, target, tokenizer, mesh)
-        if not isinstance(second, Model) and not drafters.is_published(name):
-            embedded.check_drafter(model_name, params, name)
+        else:
+            name, second, tree = _beside(role, recipe, whole, drafter, place)
+        first = whole.models[0]
         if isinstance(second, DraftLayer) and second.taps and target.tapped:
-            models[0] = target.tapped(second.taps)
-        found.append(name)
-        models.append(second)
-        trees.append(tree)
-    by_role = dict(zip(roles, trees, strict=True))
-    return Assembled(found, tuple(models), by_role, tokenizer)
+            first = target.tapped(second.taps)
+        whole = whole._replace(
+            names=[*whole.names, name],
+            models=(first, *whole.models[1:], second),
+            params={**whole.params, role: tree},
+        )
+    return whole
+
+
+def _beside(role: str, recipe: Recipe, whole: Assembled, drafter: str | None, place):
+    """(name, itself, params) of a model, heads or a layer that fit the target."""
+    from pdecode.models import embedded
+
+    mesh, model_name, target = place[1], whole.names[0], whole.models[0]
+    wanted = knobs.needs(recipe.method).get(role, "next")
+    if file_kind(recipe, role):
+        raise ValueError(
+            f"{recipe.label} needs a {role}, which is a file (data.role_files): "
+            f"give files={{{role!r}: FILE}}, --file {role}=FILE"
+        )
+    if wanted not in (*KINDS, *BESIDE, "spelled"):
+        raise ValueError(
+            f"{recipe.label} needs a {role}, which no model folder holds: make "
+            "its record and params in Python and call pdecode.run"
+        )
+    name, second, tree, words = _second(role, recipe, model_name, drafter, *place)
+    if isinstance(second, Model):
+        _check_kind(recipe, name, second, "next" if wanted == "spelled" else wanted)
+    if wanted == "spelled" or parted(name)[1] == SHARED:
+        own = _words(name, second, words)
+        its = _words(model_name, target, whole.tokenizer)
+        size = target.vocab_size
+        second, tree = _of_other_words(wanted, second, tree, own, its, size, mesh)
+    elif getattr(second, "vocab_size", target.vocab_size) != target.vocab_size:
+        second, tree = _resized(second, tree, words, target, whole.tokenizer, mesh)
+    if not isinstance(second, Model) and not drafters.is_published(name):
+        embedded.check_drafter(model_name, whole.params["model"], name)
+    return name, second, tree
 
 
 def _no_model(name: str, record: Any) -> str:
@@ -322,12 +332,13 @@ def file_kind(recipe: Recipe, role: str) -> str | None:
     return kind if kind in role_files.READERS else None
 
 
-def _check_file(role: str, recipe: Recipe) -> None:
+def _checked_kind(role: str, recipe: Recipe) -> str:
     roles = knobs.roles(recipe.method)[1:]
     known = [each for each in roles if file_kind(recipe, each)]
     if role not in known:
         its = f"takes a file as its {', '.join(known)}" if known else "takes no files"
         raise ValueError(f"{recipe.label} {its}, but files has {role!r}")
+    return str(file_kind(recipe, role))
 
 
 def _check_kind(recipe: Recipe, name: str, drafter: Model, kind: str) -> None:

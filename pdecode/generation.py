@@ -23,7 +23,7 @@ from pdecode import assembly, knobs, prompts, recipes, rng, sharding
 from pdecode import programs as programs_module
 from pdecode.assembly import load
 from pdecode.contracts import Model, Params, Prompt
-from pdecode.methods import lensed
+from pdecode.families import lensed
 from pdecode.replay import recording
 from pdecode.results import Result, result_of
 from pdecode.rules import processing
@@ -187,18 +187,12 @@ def prepare(
 ) -> Job:
     """Loads and encodes what `generate` needs; arguments and errors as there."""
     max_new_tokens = _count(max_new_tokens)
-    if method is None:
-        given = None if model is None else load(model, dtype, mesh, fused)[0]
-        kind = given.predicts if isinstance(given, Model) else "next"
-        method = assembly.KINDS[kind][1]
-    recipe = recipes.find(method)
-    lenses = lenses or {}
+    place = dtype, mesh, fused
+    recipe = recipes.find(_by_default(model, place) if method is None else method)
     values = {**recipe.settings, **settings, "max_new_tokens": max_new_tokens}
     if temperature is not None:
         values["temperature"] = temperature
-    chosen = assembly.assemble(
-        recipe, values, model, drafter, dtype, mesh, fused, files
-    )
+    chosen = assembly.assemble(recipe, values, model, drafter, *place, files)
     target = chosen.models[0]
     rows = prompts.encode(prompt, chosen.tokenizer)
     width = max(map(len, rows))
@@ -210,12 +204,7 @@ def prepare(
         model=target,
     )
     named = made.row_ids.tolist()
-    own, params = recipe.method, chosen.params
-    if lenses:
-        changes, their = processing.asked(lenses, target.vocab_size)
-        own = lensed.lensed(own, changes)
-        their = their if mesh is None else sharding.replicate(their, mesh)
-        params = {**params, processing.ROLE: their}
+    own, params = _under(lenses, recipe.method, chosen, mesh)
     models = list(chosen.models)
     if keep_eos_tail:
         models[0] = target._replace(eos_ids=())
@@ -238,8 +227,23 @@ def prepare(
         drafter_name=chosen.names[1] if len(chosen.names) > 1 else None,
         row_ids=named,
         mesh=mesh,
-        lenses=lenses,
+        lenses=lenses or {},
     )
+
+
+def _by_default(model: str | None, place: tuple) -> str:
+    """Name of the method that `model` gets if none is asked for."""
+    given = None if model is None else load(model, *place)[0]
+    return assembly.KINDS[given.predicts if isinstance(given, Model) else "next"][1]
+
+
+def _under(lenses: Mapping[str, Any] | None, method: Callable, chosen, mesh):
+    """The method under `lenses`, and the params that they are among."""
+    if not lenses:
+        return method, chosen.params
+    changes, own = processing.asked(lenses, chosen.models[0].vocab_size)
+    own = own if mesh is None else sharding.replicate(own, mesh)
+    return lensed.lensed(method, changes), {**chosen.params, processing.ROLE: own}
 
 
 def _room(model: Model, max_new_tokens: int) -> int:

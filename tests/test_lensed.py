@@ -16,8 +16,7 @@ from pdecode.cli import main as command_line
 from pdecode.contracts import Sampling
 from pdecode.decode import decode
 from pdecode.drafters import causal, grown, paced, pruned
-from pdecode.families import speculative
-from pdecode.methods import lensed
+from pdecode.families import lensed, speculative
 from pdecode.rules import processing
 
 ASKED = {

@@ -10,7 +10,7 @@ import pytest
 from pdecode import prompts, rng, trees
 from pdecode.contracts import Draft, Drafter, Judge, Prediction, Sampling
 from pdecode.decode import decode
-from pdecode.drafters import causal, grown, ignore, ngram, nothing
+from pdecode.drafters import causal, grown, ignore, ngram, nothing, paced, pruned
 from pdecode.families import speculative, speculative_calls
 from pdecode.models import toy
 from pdecode.rules import accept, relaxed
@@ -45,6 +45,16 @@ DRAFTERS = {
     "in_turn": (tree("without_replacement"), False, False),
     "greedy": (tree("greedy"), False, False),
     "grown": (grown.grown_tree(MODEL, 6, width=2, max_depth=3), False, False),
+    "sized": (
+        pruned.by_costs(
+            grown.grown_tree(MODEL, 6, width=2, max_depth=3), "auto", (1.0,) * 6
+        )[0],
+        False, False,
+    ),
+    "paced": (
+        paced.draft_model(MODEL, (0, 1, 3), paced.Prices((1.0,) * 6), SAMPLING),
+        True, True,
+    ),
 }  # fmt: skip
 RULES = {
     "rejection": accept.by_node(accept.rejection(2)),
@@ -270,19 +280,19 @@ def adversarial_tree(num_wide):
     )
 
 
-@pytest.mark.parametrize("shape", ["chain", "tree"])
-@pytest.mark.parametrize("rule", RULES)
-def test_adversaries_cost_no_call_under_any_rule(rule, shape):
+SHAPES = [("chain", rule) for rule in RULES]
+SHAPES += [("tree", rule) for rule in RULES if "chain" not in RULES[rule].needs]
+
+
+@pytest.mark.parametrize("shape, rule", SHAPES)
+def test_adversaries_cost_no_call_under_any_rule(shape, rule):
     """A call gives a token at least; greedy, the lossless rules give plain decoding's.
 
     `test_methods.py` has every drafter's own bound.
     """
     made = RULES[rule]
-    if shape == "tree" and "chain" in made.needs:
-        pytest.skip("judges one chain")
-    drafter = adversary(3)._replace(wants=("token",)) if shape == "chain" else None
-    if drafter is None:
-        drafter = adversarial_tree(2)._replace(is_iid=True)
+    drafter = adversary(3) if shape == "chain" else adversarial_tree(2)
+    drafter = drafter._replace(wants=("token",), is_iid=True)
     decoder = speculative.draft_verify(
         ENDING, drafter, max_new_tokens=NEW, sampling=Sampling(0.0), acceptance=made
     )
