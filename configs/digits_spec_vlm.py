@@ -7,7 +7,9 @@
 Data and target: configs/digits_captions.py. Sixty-four pixels become the 4 vectors of
 pooling, the 16 of a convolution, 2 of learned queries, or none: which, the question
 decides. In the paper pooling leaves a 20th, a convolution a third.
-Hardware: a CPU core, minutes.
+Measured after 300 steps of 16 rows, on 48 held-out questions (of whose tokens the
+target gets 81% right): 1.86 tokens a call of a greedy chain of three, the output the
+target's own; both questions chose the convolution. Hardware: a CPU core, minutes.
 """
 
 import dataclasses
