@@ -41,6 +41,7 @@ CASES = {
     "jacobi_denoising": {"model": MODEL, "options": {"levels": 3}},
     "judge": {"model": MODEL, "frozen": ("target",), "data": "rows"},
     "glancing": {"model": CANVAS, "options": {"block_length": 4}},
+    "refining": {"model": CANVAS, "options": {"own_errors": 0.5}},
     "certainty": {"model": CANVAS, "options": {"block_length": 4}},
     "block_filter": {
         "model": CANVAS,

@@ -30,6 +30,7 @@ NAMES = (
     "jacobi_denoising",
     "judge",
     "glancing",
+    "refining",
 )
 
 
