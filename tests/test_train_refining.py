@@ -145,7 +145,7 @@ def test_a_run_learns_to_revise(tmp_path):
             )  # fmt: skip
             errors.append((np.asarray(out.tokens)[:, 6:26] != whole[:, 6:]).mean())
     (put_before, kept_before), (put_right, kept_right) = figures
-    assert put_right > 0.4 > 0.2 > put_before
+    assert put_right > put_before + 0.2, figures
     assert kept_right > 0.95 > kept_before
     assert errors[1] > errors[0] + 0.05  # revised by what never learned to
     assert errors[3] < errors[2] + 0.05 and errors[3] < errors[1] - 0.1

@@ -42,6 +42,7 @@ CASES = {
     "judge": {"model": MODEL, "frozen": ("target",), "data": "rows"},
     "glancing": {"model": CANVAS, "options": {"block_length": 4}},
     "refining": {"model": CANVAS, "options": {"own_errors": 0.5}},
+    "grpo": {"model": CANVAS, "frozen": ("reference",), "options": {"group": 2}},
     "certainty": {"model": CANVAS, "options": {"block_length": 4}},
     "block_filter": {
         "model": CANVAS,

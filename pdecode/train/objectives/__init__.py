@@ -31,6 +31,7 @@ NAMES = (
     "judge",
     "glancing",
     "refining",
+    "grpo",
 )
 
 
