@@ -176,5 +176,4 @@ def test_the_reward_rises():
     before = right(params)
     for number in range(150):
         params, state = update(params, state, jax.random.key(number))
-    print(before, right(params))
     assert right(params) > before + 0.3
