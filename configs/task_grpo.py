@@ -1,4 +1,4 @@
-"""The embedded masked model of the tasks, rewarded for right answers in few calls.
+r"""The embedded masked model of the tasks, rewarded for right answers in few calls.
 
     pdecode train --config configs/task_grpo.py
     pdecode generate --model results/task_grpo --method ascending_steps \

@@ -1,4 +1,4 @@
-"""The embedded masked model of the tasks, taught to revise (ReDiff, arXiv:2510.19871).
+r"""The embedded masked model of the tasks, taught to revise (ReDiff, arXiv:2510.19871).
 
     pdecode train --config configs/task_refining.py
     pdecode train --config configs/task_refining.py --out results/task_refining_2 \

@@ -35,7 +35,7 @@ HELD = {
     "filter": "a filter",
     "judge": "a judge",
 }
-BESIDE = ("heads", "chained_heads", "layer", "filter")
+BESIDE = ("heads", "chained_heads", "layer", "filter", "judge")
 
 
 # What a drafter may be made of a named model: NAME@group=2, NAME@shared.
@@ -81,7 +81,8 @@ def assemble(
             f"{', '.join(variants.fitting(target.predicts))}"
         )
     found, models, trees = [model_name], [target], [params]
-    for role in roles[1:]:
+    named = _named(recipe, roles[1:], drafter)
+    for role, drafter in zip(roles[1:], named, strict=True):
         wanted = knobs.needs(recipe.method).get(role, "next")
         if wanted not in (*KINDS, *BESIDE, "spelled"):
             raise ValueError(
@@ -109,6 +110,20 @@ def assemble(
         trees.append(tree)
     by_role = dict(zip(roles, trees, strict=True))
     return Assembled(found, tuple(models), by_role, tokenizer)
+
+
+def _named(recipe: Recipe, roles: Sequence[str], drafter: str | None) -> list:
+    """What is named for each role beside the model: one name for all, or A,B."""
+    found = [drafter] * len(roles)
+    if drafter is not None and "," in drafter and not os.path.exists(drafter):
+        found = drafter.split(",")
+    is_short = "judge" in roles and drafter is not None and "," not in drafter
+    if len(found) != len(roles) or is_short:
+        raise ValueError(
+            f"{recipe.label} takes a {' and a '.join(roles)}: name each, as in "
+            f"drafter={','.join(role.upper() for role in roles)!r}, not {drafter!r}"
+        )
+    return found
 
 
 def default_model(recipe: Recipe, values: dict[str, Any]) -> str:

@@ -50,6 +50,7 @@ def rows(split: str, num: int) -> np.ndarray:
     found = []
     for task in NAMES:
         for made in tasks.generate(task, SEEDS[split], num, split=part):
+            assert isinstance(made.asked, lines.Line), "of the ten operations"
             every = ["".join(out) for out in lines.OPERATIONS[task].right(made.asked)]
             text = str(draw.choice(every))
             text = changed(text, draw) if draw.random() < 0.5 else text

@@ -103,6 +103,7 @@ def rollout(
     As `methods.ascending_steps` at temperature 0.
     """
     params = jax.lax.stop_gradient(params)
+    assert how.model.mask_id is not None, "the objective asks for one"
     length = tokens.shape[1]
     place = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32)[None], tokens.shape)
 
