@@ -42,7 +42,12 @@ CASES = {
     "judge": {"model": MODEL, "frozen": ("target",), "data": "rows"},
     "glancing": {"model": CANVAS, "options": {"block_length": 4}},
     "refining": {"model": CANVAS, "options": {"own_errors": 0.5}},
-    "grpo": {"model": CANVAS, "frozen": ("reference",), "options": {"group": 2}},
+    # Behind a space: places of a canvas of nothing but masks are all alike.
+    "grpo": {
+        "model": CANVAS,
+        "frozen": ("reference",),
+        "options": {"group": 2, "prompt_end": 32},
+    },
     "certainty": {"model": CANVAS, "options": {"block_length": 4}},
     "block_filter": {
         "model": CANVAS,
