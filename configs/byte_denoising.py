@@ -1,4 +1,4 @@
-"""The embedded target, taught to read past noisy embeddings (SJD2, arXiv:2510.08994).
+r"""The embedded target, taught to read past noisy embeddings (SJD2, arXiv:2510.08994).
 
     pdecode train --config configs/byte_denoising.py
     pdecode generate --model results/byte_denoising --method sjd2 \

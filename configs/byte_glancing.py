@@ -1,4 +1,4 @@
-"""A masked drafter of the embedded target, trained by glancing (arXiv:2203.16487).
+r"""A masked drafter of the embedded target, trained by glancing (arXiv:2203.16487).
 
     pdecode train --config configs/byte_glancing.py
     pdecode generate --model target --drafter results/byte_glancing --method spec_dec \

@@ -1,4 +1,4 @@
-"""The embedded target, taught to fill the masks of its next block (arXiv:2509.04185).
+r"""The embedded target, taught to fill the masks of its next block (arXiv:2509.04185).
 
     pdecode train --config configs/byte_set_block.py
     pdecode generate --model results/byte_set_block --method set_block \

@@ -1,4 +1,4 @@
-"""An autoregressive model of the tasks, for a judge to read.
+r"""An autoregressive model of the tasks, for a judge to read.
 
     pdecode train --config configs/task_causal.py
     pdecode train --config configs/task_causal.py --out results/task_drafter \

@@ -1,11 +1,11 @@
-"""A judge of the tasks' answers on a model of them (arXiv:2501.19309).
+r"""A judge of the tasks' answers on a model of them (arXiv:2501.19309).
 
     pdecode train --config configs/task_causal.py
     python -m pdecode.train.judgements results/task_judgements
     pdecode train --config configs/task_judge.py
+    pdecode generate --model results/task_causal --method judge_decoding \
+        --drafter results/task_drafter,results/task_judge --prompt "Hdbca....="
 
-Decodes in Python, beside a draft model: load the three folders with
-`pdecode.models.embedded.load` and give `methods.judge_decoding` the params by role.
 Hardware: 97 numbers are trained; a CPU is enough.
 """
 

@@ -42,7 +42,7 @@ HELD = {
 }
 BESIDE = (
     "heads", "chained_heads", "layer", "modules", "filter", "prompt_tokens",
-    "block_layer", "transfer",
+    "block_layer", "transfer", "judge",
 )  # fmt: skip
 
 
@@ -97,6 +97,8 @@ def assemble(
             f"{', '.join(variants.fitting(target.predicts))}"
         )
     whole = Assembled([model_name], (target,), {"model": params}, tokenizer)
+    unread = [role for role in roles[1:] if role not in files]
+    named = dict(zip(unread, _named(recipe, unread, drafter), strict=True))
     for role in roles[1:]:
         if role in files:
             second, tree = role_files.read(kinds[role], files[role])
@@ -105,7 +107,7 @@ def assemble(
                 tree if mesh is None else sharding.replicate(tree, mesh),
             )
         else:
-            name, second, tree = _beside(role, recipe, whole, drafter, place)
+            name, second, tree = _beside(role, recipe, whole, named[role], place)
         first = whole.models[0]
         if isinstance(second, DraftLayer) and second.taps and target.tapped:
             first = target.tapped(second.taps)
@@ -123,7 +125,7 @@ def _beside(role: str, recipe: Recipe, whole: Assembled, drafter: str | None, pl
 
     mesh, model_name, target = place[1], whole.names[0], whole.models[0]
     wanted = knobs.needs(recipe.method).get(role, "next")
-    if file_kind(recipe, role):
+    if file_kind(recipe, role) and (wanted not in BESIDE or drafter is None):
         raise ValueError(
             f"{recipe.label} needs a {role}, which is a file (data.role_files): "
             f"give files={{{role!r}: FILE}}, --file {role}=FILE"
@@ -153,6 +155,20 @@ def _no_model(name: str, record: Any) -> str:
     if isinstance(record, Staged):
         return f"{name} draws values, no tokens: pdecode.families.staged does"
     return f"{name} is {HELD[knobs.word(record)]}: give it as the drafter"
+
+
+def _named(recipe: Recipe, roles: Sequence[str], drafter: str | None) -> list:
+    """What is named for each role beside the model: one name for all, or A,B."""
+    found = [drafter] * len(roles)
+    if drafter is not None and "," in drafter and not os.path.exists(drafter):
+        found = drafter.split(",")
+    is_short = "judge" in roles and drafter is not None and "," not in drafter
+    if len(found) != len(roles) or is_short:
+        raise ValueError(
+            f"{recipe.label} takes a {' and a '.join(roles)}: name each, as in "
+            f"drafter={','.join(role.upper() for role in roles)!r}, not {drafter!r}"
+        )
+    return found
 
 
 def default_model(recipe: Recipe, values: dict[str, Any]) -> str:

@@ -10,7 +10,7 @@ import pytest
 from cases.objectives import MODEL
 from tiny import RUN, stored_model
 
-from pdecode import decode, methods, prompts
+from pdecode import assembly, decode, methods, prompts, recipes
 from pdecode.data.parallelbench import lines, tasks
 from pdecode.data.parallelbench.rows import ROW_LEN
 from pdecode.models import embedded, judges, transformer
@@ -160,6 +160,14 @@ def test_a_run_learns_what_the_decode_may_accept(tmp_path):
     assert made["right_accepted"] > 0.85 and made["wrong_refused"] > 0.95
     head, params, _ = embedded.load(str(tmp_path / "judge"))
     assert head == judges.LINEAR
+
+    # By their folders, as the command line names them.
+    names = {"model": folder, "drafter": f"{folder},{tmp_path / 'judge'}"}
+    recipe = recipes.find("judge_decoding")
+    found = assembly.assemble(recipe, {}, **names)
+    assert set(found.params) == {"model", "drafter", "judge"}
+    with pytest.raises(ValueError, match="drafter='DRAFTER,JUDGE', not"):
+        assembly.assemble(recipe, {}, folder, str(tmp_path / "judge"))
 
     network = transformer.make_model(model)
     prompt = prompts.from_rows([[97, 98, 99], [100]], max_new_tokens=24)

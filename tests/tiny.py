@@ -32,8 +32,8 @@ def streams(name="autoregressive"):
     # Whole rows, all parts of which begin with the same token.
     tokens = np.resize(tokens, 3840)
     tokens[::4] = 97
-    if name == "judge":  # half of a row are labels
-        tokens.reshape(-1, 2, RUN.row_len // 2)[:, 1] %= 3
+    if name == "judge":  # half of a row are labels, of 32 tokens or of 16
+        tokens.reshape(-1, 32)[:, 8:] %= 3
     return tokens, tokens[:1920]
 
 

@@ -82,7 +82,7 @@ def row(name, method, settings, num_prompts, max_new_tokens):
         "tree": shape(settings),
         "prompts": num_prompts,
         "new_tokens": max_new_tokens,
-        "target": embedded.record_of(model)["sha256"][:12],
+        "target": embedded.record_of(who["model"])["sha256"][:12],
         **found._asdict() | {"depths": [each._asdict() for each in found.depths]},
     }
 

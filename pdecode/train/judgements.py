@@ -10,7 +10,6 @@ changed. What comes after a wrong token is not labelled, nor is the prompt.
 
 import argparse
 import sys
-from typing import Any
 
 import numpy as np
 
@@ -51,8 +50,8 @@ def rows(split: str, num: int) -> np.ndarray:
     found = []
     for task in NAMES:
         for made in tasks.generate(task, SEEDS[split], num, split=part):
-            asked: Any = made.asked  # a line, for these tasks
-            every = ["".join(out) for out in lines.OPERATIONS[task].right(asked)]
+            assert isinstance(made.asked, lines.Line), "of the ten operations"
+            every = ["".join(out) for out in lines.OPERATIONS[task].right(made.asked)]
             text = str(draw.choice(every))
             text = changed(text, draw) if draw.random() < 0.5 else text
             row = np.full((2, ROW_LEN), [[EOS_ID], [UNTOLD]], np.uint16)

@@ -76,6 +76,13 @@ CASES = {
         "frozen": ("target",),
         "options": {"num_heads": 2, "discriminator_width": 8},
     },
+    "refining": {"model": CANVAS, "options": {"own_errors": 0.5}},
+    # Behind a space: places of a canvas of nothing but masks are all alike.
+    "grpo": {
+        "model": CANVAS,
+        "frozen": ("reference",),
+        "options": {"group": 2, "prompt_end": 32},
+    },
     "certainty": {"model": CANVAS, "options": {"block_length": 4}},
     "block_filter": {
         "model": CANVAS,

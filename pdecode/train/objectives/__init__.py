@@ -49,6 +49,8 @@ NAMES = (
     "glancing",
     "space",
     "lud",
+    "refining",
+    "grpo",
 )
 
 

@@ -34,11 +34,15 @@ _NUM_SAMPLES = 4  # orders of a figure, for every row
 @dataclasses.dataclass(frozen=True)
 class Options:
     grouped: float = 0.5  # rows whose order is cut into groups; others: one by one
+    # Rows of which a random part is told at once and the rest one by one, left to
+    # right: any-subset models (Guo & Ermon, 2025, arXiv:2504.20456), as `assd` decodes.
+    subset: float = 0.0
     drop_first: float = 0.0  # rows whose first token, such as a class, is not told
     is_two_pass: bool = False  # ARPG's network in place of a transformer
 
     def __post_init__(self):
-        check_ranges(self, {"grouped": (0, 1), "drop_first": (0, 1)})
+        shares = dict.fromkeys(("grouped", "subset", "drop_first"), (0, 1))
+        check_ranges(self, shares)
 
 
 NEEDS = Needs(
@@ -89,6 +93,19 @@ def random_ranks(shape: tuple[int, ...], key: Array, grouped: float = 0.0) -> Ar
     return jnp.pad(rank, ((0, 0), (1, 0))).astype(jnp.int32)
 
 
+def subset_ranks(shape: tuple[int, ...], key: Array) -> Array:
+    """int32 [B, L]: 0 for what is told, 1, 2, .. for the rest from left to right.
+
+    From 0.15 to 0.9 of a row is not told, which is where the paper's curriculum begins
+    and ends; the first position always is. `key` is consumed.
+    """
+    key_rate, key_asked = jax.random.split(key)
+    rate = jax.random.uniform(key_rate, (shape[0], 1), minval=0.15, maxval=0.9)
+    asked = jax.random.uniform(key_asked, shape) < rate
+    asked = asked.at[:, 0].set(False)
+    return jnp.where(asked, jnp.cumsum(asked, 1), 0).astype(jnp.int32)
+
+
 def noise(config):
     own = config.options
 
@@ -96,6 +113,10 @@ def noise(config):
         key_rank, key_drop = jax.random.split(key)
         tokens = without_first(config.model, batch["tokens"], own.drop_first, key_drop)
         rank = random_ranks(tokens.shape, key_rank, own.grouped)
+        if own.subset:
+            key_some, key_part = jax.random.split(jax.random.fold_in(key, 1))
+            is_some = jax.random.uniform(key_some, (len(tokens), 1)) < own.subset
+            rank = jnp.where(is_some, subset_ranks(tokens.shape, key_part), rank)
         return {**batch, "tokens": tokens, "rank": rank}
 
     return apply

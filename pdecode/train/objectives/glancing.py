@@ -75,7 +75,7 @@ def blank_logits(
 ) -> Array:
     """Logits [B, L, V] of rows [B, L] that end before `stop` [B], `hidden` masked."""
     model = how.model
-    assert model.mask_id is not None, "checked where the run begins"
+    assert model.mask_id is not None, "the objective asks for one"
     place = jnp.arange(tokens.shape[1])[None]
     seen = jnp.where(hidden, model.mask_id, tokens)
     segments = jnp.where(place < stop[:, None], 0, -1)

@@ -125,4 +125,11 @@ def holds(config):
     return {"kind": "judge"}
 
 
-OBJECTIVE = Objective(Options, NEEDS, start, loss, figures, holds, prepare)
+def decoded_by(options: dict) -> tuple[str, ...]:
+    del options
+    return "--method", "judge_decoding"
+
+
+OBJECTIVE = Objective(
+    Options, NEEDS, start, loss, figures, holds, prepare, decoded_by=decoded_by
+)
