@@ -46,16 +46,7 @@ def run(args: Any) -> dict[str, Any]:
         num_new if args.max_new_tokens is None else args.max_new_tokens,
         args.quick,
     )
-    if args.weights is not None and not chosen:
-        raise ValueError(
-            f"--weights {args.weights} is of whole decodes, and none is chosen: name "
-            "some with --decodes"
-        )
-    if args.batch_size is not None and not shapes:
-        raise ValueError(
-            f"--batch-size {args.batch_size} is of the parts of --shapes, and none is "
-            "chosen: a decode has its own"
-        )
+    _check_read(args, chosen, shapes)
     if chosen:
         whole.check(chosen, weights, sizes)
     repeats = args.repeats or (QUICK_REPEATS if args.quick else REPEATS)
@@ -89,6 +80,20 @@ def run(args: Any) -> dict[str, Any]:
     if not args.quick:
         hotpath.judge(lines, found)
     return made
+
+
+def _check_read(args: Any, chosen, shapes) -> None:
+    """ValueError for an option that nothing of what is chosen reads."""
+    if args.weights is not None and not chosen:
+        raise ValueError(
+            f"--weights {args.weights} is of whole decodes, and none is chosen: name "
+            "some with --decodes"
+        )
+    if args.batch_size is not None and not shapes:
+        raise ValueError(
+            f"--batch-size {args.batch_size} is of the parts of --shapes, and none is "
+            "chosen: a decode has its own"
+        )
 
 
 def _parts(shapes, dtype, batch, repeats, found, made, out) -> list[hotpath.Line]:

@@ -215,10 +215,9 @@ def judge(
     num_lanes = 1 + plan.num_stored
     nodes = calls.without_probes(draft, plan.num_stored)
     depth, is_sound = trees.depths(reach), jnp.ones(root.shape, bool)
-    if plan.acceptance is None and plan.is_chain:
-        leaf, next_token = calls.in_turn(nodes.tokens, prediction.token)
-    elif plan.acceptance is None:
-        leaf, next_token = calls.matched(nodes, prediction.token, reach, depth)
+    if plan.acceptance is None:
+        match = calls.in_turn if plan.is_chain else calls.matched
+        leaf, next_token = match(nodes, prediction.token, reach, depth)
     else:
         judged = jax.tree.map(lambda leaf: leaf[:, :num_lanes], prediction)
         given = calls.given_to(plan.acceptance, params, hidden[:, :num_lanes])
@@ -246,9 +245,7 @@ def emit(
     size = path.shape[1] + 1
     place = jnp.arange(size, dtype=jnp.int32)[None]
     last = verdict.next_token[:, None]
-    accepted = draft.tokens[:, : size - 1]
-    if not plan.is_chain:
-        accepted = jnp.take_along_axis(draft.tokens, jnp.maximum(path - 1, 0), 1)
+    accepted = calls.along(plan, path, draft.tokens)
     tokens = jnp.concatenate([accepted, last], 1)
     tokens = jnp.where(place < num_accepted[:, None], tokens, last)
     judged_at = jnp.concatenate([jnp.zeros_like(last), path], 1)

@@ -241,11 +241,19 @@ def log_prob_of(plan: Any, prediction: Prediction, tokens, lanes) -> Array:
     return picked.astype(jnp.float32)
 
 
-def in_turn(tokens: Array, wanted: Array):
-    """`matched` of a chain: its tokens [B, N] up to the first that is not wanted."""
-    size = tokens.shape[1]
+def along(plan: Any, path: Array, tokens: Array) -> Array:
+    """Tokens [B, D] of the lanes in `path`; a chain's stand in order, to its end."""
+    if plan.is_chain:
+        return tokens[:, : path.shape[1]]
+    return jnp.take_along_axis(tokens, jnp.maximum(path - 1, 0), 1)
+
+
+def in_turn(draft: Draft, wanted: Array, reach: Array, depth: Array):
+    """`matched` of a chain: its tokens up to the first that is not wanted."""
+    del reach, depth
+    size = draft.tokens.shape[1]
     nth = jnp.arange(size, dtype=jnp.int32)[None]
-    is_hit = tokens == wanted[:, :size]
+    is_hit = draft.tokens == wanted[:, :size]
     leaf = jnp.where(is_hit, size, nth).min(1, initial=size)
     return leaf, jnp.take_along_axis(wanted, leaf[:, None], 1)[:, 0]
 

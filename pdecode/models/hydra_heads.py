@@ -91,7 +91,7 @@ def _apply(
     hidden: Array, tokens,
 ) -> tuple[Array, Head]:  # fmt: skip
     model, own = transformer.make_model(config), params[f"head_{index}"]
-    read = transformer.of_tokens(config, target, tokens)
+    read = transformer.table(config, target, tokens)
     read = read.reshape(*hidden.shape[:-1], -1).astype(hidden.dtype)
     joined = jnp.concatenate([hidden, read], -1)
     bias = own["inner"]["bias"].reshape((1,) * (hidden.ndim - 1) + (-1,))

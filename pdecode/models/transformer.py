@@ -98,7 +98,7 @@ def make_model(config: Config) -> Model:
         taps=config.taps,
         name=config.name,
         embedding=Embedding(
-            functools.partial(_table, config), config.width, config.dtype
+            functools.partial(table, config), config.width, config.dtype
         ),
         slides=any(config.sliding),
         tapped=lambda taps: make_model(dataclasses.replace(config, taps=taps)),
@@ -356,28 +356,20 @@ def _angles(config: Config, layer: int, positions: Array):
     return None if rope is None else parts.rotary(rope, config.head_dim, positions)
 
 
-def _scaled(config: Config, stream: Array) -> Array:
-    stream = stream.astype(config.dtype)
+def table(config: Config, params: Params, tokens: Any = slice(None)) -> Array:
+    """The embeddings of all tokens [V, E], or rows [..., E] of some."""
+    rows = params["embed"][tokens].astype(config.dtype)
     if config.embed_scale is None:
-        return stream
-    return stream * jnp.asarray(config.embed_scale, config.dtype)
-
-
-def _table(config: Config, params: Params) -> Array:
-    return _scaled(config, params["embed"])
-
-
-def of_tokens(config: Config, params: Params, tokens: Array) -> Array:
-    """The rows of the embedding's table, [..., E]."""
-    return _scaled(config, params["embed"][tokens])
+        return rows
+    return rows * jnp.asarray(config.embed_scale, config.dtype)
 
 
 def embedded(config: Config, params: Params, query: Query) -> Array:
     """What the layers begin with, [B, Q, E]."""
-    stream = of_tokens(config, params, query.tokens)
+    stream = table(config, params, query.tokens)
     if config.rope is None:
-        table = params["positions"]
-        stream = stream + table[query.positions].astype(config.dtype)
+        learned = params["positions"][query.positions]
+        stream = stream + learned.astype(config.dtype)
     if query.extra is not None:
         extra = query.extra.astype(config.dtype)
         if query.has_extra is not None:
