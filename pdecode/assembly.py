@@ -3,21 +3,19 @@
 import functools
 import os
 import pathlib
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from jax.sharding import Mesh
 
-from pdecode import knobs, names, sharding
+from pdecode import knobs, names, other_words, sharding
 from pdecode.checkpoints import drafters
 from pdecode.contracts import DraftLayer, Model, Params
 from pdecode.data import role_files
-from pdecode.drafters import spelled
 from pdecode.methods import variants
-from pdecode.models import bytes as byte_text
-from pdecode.models import denoiser, fusing, transformer, translated
+from pdecode.models import denoiser, fusing, transformer
 from pdecode.models.staged import Staged
+from pdecode.other_words import SHARED
 from pdecode.recipes import Recipe
 
 # By what a model predicts: what it is in words, and the method it gets by default.
@@ -47,7 +45,7 @@ BESIDE = (
 
 
 # What a drafter may be made of a named model: NAME@group=2, NAME@shared.
-GROUP, SHARED = "group=", "shared"
+GROUP = "group="
 
 
 class Assembled(NamedTuple):
@@ -139,12 +137,16 @@ def _beside(role: str, recipe: Recipe, whole: Assembled, drafter: str | None, pl
     if isinstance(second, Model):
         _check_kind(recipe, name, second, "next" if wanted == "spelled" else wanted)
     if wanted == "spelled" or parted(name)[1] == SHARED:
-        own = _words(name, second, words)
-        its = _words(model_name, target, whole.tokenizer)
+        own = other_words.words(name, second, words)
+        its = other_words.words(model_name, target, whole.tokenizer)
         size = target.vocab_size
-        second, tree = _of_other_words(wanted, second, tree, own, its, size, mesh)
+        second, tree = other_words.spelled_in(
+            wanted, second, tree, own, its, size, mesh
+        )
     elif getattr(second, "vocab_size", target.vocab_size) != target.vocab_size:
-        second, tree = _resized(second, tree, words, target, whole.tokenizer, mesh)
+        second, tree = other_words.resized(
+            second, tree, words, target, whole.tokenizer, mesh
+        )
     if not isinstance(second, Model) and not drafters.is_published(name):
         embedded.check_drafter(model_name, whole.params["model"], name)
     return name, second, tree
@@ -363,49 +365,3 @@ def _check_kind(recipe: Recipe, name: str, drafter: Model, kind: str) -> None:
             f"{recipe.label} needs {KINDS[kind][0]} as its drafter, but {name} is "
             f"{KINDS[drafter.predicts][0]}"
         )
-
-
-def _words(name: str, model: Model, tokenizer: Any) -> dict[str, int]:
-    """The ids of a tokenizer's words that a model has, by the word."""
-    if isinstance(tokenizer, byte_text.ByteTokenizer):
-        return {chr(byte): byte for byte in range(256)}
-    if not hasattr(tokenizer, "backend"):
-        raise ValueError(f"{name} has no tokenizer whose words another one could share")
-    every = tokenizer.backend.get_vocab()
-    return {word: index for word, index in every.items() if index < model.vocab_size}
-
-
-def _of_other_words(wanted: str, drafter: Any, params: Params, own, its, size, mesh):
-    """A drafter of another tokenizer: its words, and the target's over `size` ids."""
-    if wanted == "spelled":
-        params = spelled.tables(params, own, its, size)
-    else:
-        drafter, params = translated.translated(drafter, params, own, its, size)
-    if mesh is not None:
-        own = params.pop("own")
-        params = {**sharding.replicate(params, mesh), "own": own}
-    return drafter, params
-
-
-def _resized(drafter: Model, params: Params, own, target: Model, tokenizer, mesh):
-    """`drafter` over the target's ids, where they differ by padding alone."""
-    sizes = f"the drafter has {drafter.vocab_size} token ids and the target "
-    sizes += str(target.vocab_size)
-    words = [
-        each.backend.get_vocab() if hasattr(each, "backend") else None
-        for each in (own, tokenizer)
-    ]
-    num_words = min(drafter.vocab_size, target.vocab_size)
-    if words[0] is None or words[0] != words[1] or max(words[0].values()) >= num_words:
-        raise ValueError(
-            f"{sizes}: they need one vocabulary, or one tokenizer and padding behind "
-            f"it; a drafter of another tokenizer is asked for as NAME@{SHARED}, or by "
-            "the methods slem and slrs"
-        )
-    warnings.warn(
-        f"{sizes}; their tokenizer is one, so what lies behind {num_words} is padding, "
-        "which is never drafted",
-        stacklevel=3,
-    )
-    drafter, params = transformer.resized(drafter, params, target.vocab_size)
-    return drafter, params if mesh is None else sharding.shard_params(params, mesh)

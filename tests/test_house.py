@@ -31,6 +31,7 @@ FLOORS = (
     ("train", "recipes", "results", "replay"),
     ("programs",),
     ("assembly",),
+    ("other_words",),
     ("generation",),
     ("evals", "hardware", "checks"),
     ("cli", "__main__"),

@@ -19,8 +19,8 @@ from pdecode.train import TrainConfig, export, objectives, settings, sources
 SMALL = Config(vocab_size=5, width=8, num_layers=1, num_heads=2, mask_id=4)
 LENGTH = 16
 BLOCK = 4  # of what has blocks
-# What they learn is no token: whether a given one was right, what one is worth, numbers,
-# or a velocity.
+# What they learn is no token: whether a given one was right, what one is worth,
+# numbers, or a velocity.
 JUDGES = (
     "block_filter", "frame_diffusion", "film_chunks", "grpo", "judge", "staged_flow",
 )  # fmt: skip

@@ -125,9 +125,9 @@ def holds(config):
     return {"kind": "judge"}
 
 
-def decoded_by(options: dict) -> tuple[str, ...]:
+def decoded_by(options: dict) -> tuple[str, dict]:
     del options
-    return "--method", "judge_decoding"
+    return "judge_decoding", {}
 
 
 OBJECTIVE = Objective(
