@@ -677,6 +677,9 @@ class Transfer(NamedTuple):
     num_states: int
     apply: Callable[[Params, Params, Query, Cache], tuple[Output, Cache]]
     name: str = "transfer"
+    # (the target that decodes) -> the same maps in its calls, ValueError for one that
+    # they do not fit; None: `apply` is of no model in particular.
+    around: "Callable[[Model], Transfer] | None" = None
 
 
 class Filter(NamedTuple):

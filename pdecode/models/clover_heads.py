@@ -77,8 +77,9 @@ def gated(config: Config, gate: Params, state: Array, token: Array) -> Array:
         return (x @ gate[name]["kernel"]).reshape(*x.shape[:-1], config.num_heads, -1)
 
     query, key = heads("query", normed), heads("key", token)
-    length = jnp.linalg.norm(query, axis=-1) * jnp.linalg.norm(key, axis=-1)
-    cosine = (query * key).sum(-1) / jnp.maximum(length, 1e-6)
+    # Of a row of zeros, as padded vocabularies have them, the gradient is zero as well.
+    size = (query * query).sum(-1) * (key * key).sum(-1)
+    cosine = (query * key).sum(-1) * jax.lax.rsqrt(jnp.maximum(size, 1e-12))
     return state + (cosine[..., None] * heads("value", token)).reshape(state.shape)
 
 

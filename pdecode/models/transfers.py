@@ -41,6 +41,7 @@ def make_transfer(config: Config, layers: tuple[int, ...]) -> Transfer:
         len(layers),
         functools.partial(_apply, config, layers),
         f"transfer of {config.name}",
+        lambda model: make_transfer(transformer.config_of(model), layers),
     )
 
 

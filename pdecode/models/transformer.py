@@ -34,15 +34,9 @@ from pdecode.models.config import Config, Experts, Rope
 from pdecode.sampling import BANNED
 
 __all__ = [
-    "Config",
-    "Experts",
-    "Rope",
-    "forward",
-    "init",
-    "layer_parallel",
-    "make_model",
-    "shifted",
-]
+    "Config", "Experts", "Rope", "config_of", "forward", "init", "layer_parallel",
+    "make_model", "shifted",
+]  # fmt: skip
 
 
 def init(config: Config, key: Array) -> Params:
@@ -63,7 +57,12 @@ def init(config: Config, key: Array) -> Params:
     visible = Visibility(place, place + 1)
     for layer in range(config.num_layers):
         params[f"layer_{layer}"] = parts.Block(own_config(config, layer)).init(
-            keys[3 + layer], stream, _angles(config, layer, place), visible, None, None
+            keys[3 + layer],
+            stream,
+            angles_of(config, layer, place),
+            visible,
+            None,
+            None,
         )["params"]
     params["norm"] = parts.norm(config).init(key, stream)["params"]
     return params
@@ -112,19 +111,24 @@ def layer_parallel(model: Model, group: int) -> Model:
 
     EasySpec (2025, arXiv:2502.02493): between the first and the last layer, those of a
     group attend from the stream that it begins with; then each adds its attention and
-    its MLP in turn. Such a call is an approximation, for drafts; `encode` is exact, and
-    so is a group of 1. ValueError for a group below 1, a shifted model, and taps.
+    its MLP in turn. An approximation, for drafts; `encode` is exact, and so is a group
+    of 1. ValueError for a group below 1, a shifted model, and taps.
     """
-    call = model.apply
-    if not isinstance(call, functools.partial) or call.func is not _apply:
-        raise ValueError(f"{model.name} is no plain transformer: it has no groups")
     if group < 1:
         raise ValueError(f"{group=} must be at least 1")
-    if (config := call.args[0]).taps:
+    if (config := config_of(model)).taps:
         raise ValueError(f"{model.name} keeps taps {config.taps}, which groups do not")
     apply = functools.partial(_apply_in_groups, config, group)
     name = f"{model.name} in groups of {group}"
     return model._replace(apply=apply, tapped=None, exits=(), name=name)
+
+
+def config_of(model: Model) -> Config:
+    """What `make_model` made `model` of; ValueError for what it did not make."""
+    call: Any = model.apply
+    if getattr(call, "func", None) is not _apply:
+        raise ValueError(f"{model.name} is no plain transformer")
+    return call.args[0]
 
 
 def forward(
@@ -310,8 +314,8 @@ def _apply_in_groups(config: Config, group: int, params, query: Query, cache: Ca
     for layers in ([0], *middle, [last] if last else []):
         branches = []
         for layer in layers:
-            block, visible = params[f"layer_{layer}"], _visible(config, layer, query)
-            angles = _angles(config, layer, query.positions)
+            block, visible = params[f"layer_{layer}"], visible_of(config, layer, query)
+            angles = angles_of(config, layer, query.positions)
             branch, caches[layer] = parts.attended(
                 config, block, stream, angles, visible, query.slots, caches[layer]
             )
@@ -325,14 +329,14 @@ def _apply_in_groups(config: Config, group: int, params, query: Query, cache: Ca
 
 def one_layer(config, layer: int, block, query: Query, stream: Array, cache: Any):
     """The stream [B, Q, E] behind a layer of parameters `block`, and its cache."""
-    visible = _visible(config, layer, query)
-    angles = _angles(config, layer, query.positions)
+    visible = visible_of(config, layer, query)
+    angles = angles_of(config, layer, query.positions)
     return parts.Block(own_config(config, layer)).apply(
         {"params": block}, stream, angles, visible, query.slots, cache
     )
 
 
-def _visible(config: Config, layer: int, query: Query) -> Visibility:
+def visible_of(config: Config, layer: int, query: Query) -> Visibility:
     """What the queries of a layer see: less where it is sliding."""
     if not config.sliding[layer]:
         return query.visible
@@ -348,11 +352,11 @@ def own_config(config: Config, layer: int) -> Config:
     return config
 
 
-def _angles(config: Config, layer: int, positions: Array):
+def angles_of(config: Config, layer: int, positions: Array):
     rope = config.rope
     if config.sliding[layer] and config.rope_sliding is not None:
         rope = config.rope_sliding
-    # Layers ask for equal angles again and again; the compiler keeps one copy.
+    # Layers ask for equal angles; the compiler keeps one copy.
     return None if rope is None else parts.rotary(rope, config.head_dim, positions)
 
 

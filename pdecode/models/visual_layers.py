@@ -133,7 +133,7 @@ def _read(
     asked = tokens[:, size : size + condenser.num_question]
     asked = target["embed"][asked].astype(own.dtype)
     image, first = condensers.apply(
-        condenser, params["condenser"], features[:, :size], asked, noise
+        condenser, params.get("condenser", {}), features[:, :size], asked, noise
     )
     behind = size + jnp.arange(num_text, dtype=jnp.int32)
     behind = jnp.broadcast_to(behind[None], (batch, num_text))

@@ -27,7 +27,8 @@ def hidden_transfer(
     """A tree of what the pseudo states behind the last accepted token said.
 
     Every node of depth d has branching[d] children and as many pseudo states as there
-    are levels. ValueError for more levels than pseudo states.
+    are levels. ValueError for more levels than pseudo states, and for a model that is
+    no plain transformer.
 
     Guarantee: lossless; token for token plain decoding with the same seed.
     Cost: 1 + number of nodes query tokens a call, and len(branching) pseudo states
@@ -35,6 +36,8 @@ def hidden_transfer(
     """
     if len(branching) > transfer.num_states:
         raise ValueError(f"{branching=}, but {transfer.name} has {transfer.num_states}")
+    if transfer.around is not None:
+        transfer = transfer.around(model)
 
     def apply(both, query, cache):
         return transfer.apply(both["transfer"], both["model"], query, cache)

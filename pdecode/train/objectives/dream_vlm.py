@@ -76,16 +76,17 @@ def middle_of(
     query = Query(tokens, positions, None, visible)
     stream, states, spread = transformer.embedded(model, target, query), [], []
     for layer in range(max(1, int(fraction * model.num_layers))):
-        own, rope = transformer.own_config(model, layer), model.rope
-        angles = rope and parts.rotary(rope, model.head_dim, positions)
+        own = transformer.own_config(model, layer)
+        seen = transformer.visible_of(model, layer, query)
+        angles = transformer.angles_of(model, layer, positions)
         (stream, kept), found = parts.Block(own).apply(
             {"params": target[f"layer_{layer}"]},
-            stream, angles, visible, None, None, mutable=["intermediates"],
+            stream, angles, seen, None, None, mutable=["intermediates"],
         )  # fmt: skip
         (queries,) = found["intermediates"]["attention"]["queries"]
         scale = model.query_scale
         weights = plain.weights(
-            queries, kept["k"], visible,
+            queries, kept["k"], seen,
             scale=model.head_dim**-0.5 if scale is None else scale,
             soft_cap=model.attention_soft_cap,
         )  # fmt: skip
