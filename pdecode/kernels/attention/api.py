@@ -4,8 +4,9 @@
 `tpu.py` and `gpu.py` a kernel each. What is chosen follows the platform a program is
 lowered for, not the one that traces it: compiled ahead of time for TPU on a machine
 without one, it gets the kernel. On CUDA the kernel takes bfloat16 alone, of 512 slots
-or more, or where rows, heads and queries fill the card; float32 was not measured. cuDNN
-wants the cache transposed, its mask spelled out and no soft cap.
+or more, or where rows, heads and queries fill the card; float32 was not measured. So a
+row's sums there are in an order that its batch decides, as those of XLA's products are.
+cuDNN wants the cache transposed, its mask spelled out and no soft cap.
 """
 
 import contextlib
@@ -91,15 +92,17 @@ def attention(
     is_short = key_cache.shape[2] < MIN_KERNEL_SLOTS
     if implementation is None and is_short and query.dtype != jnp.bfloat16:
         return plain(*arrays)
-    from pdecode.kernels.attention import tpu
-
     if implementation == "pallas_tpu":
+        from pdecode.kernels.attention import tpu
+
         return kernel_of(tpu)(*arrays)
     kernels = {}
     with contextlib.suppress(NotImplementedError):
         _split_of(key_cache)
         kernels = _gpu_kernel(query, key_cache, kernel_of)
         if not is_short:
+            from pdecode.kernels.attention import tpu
+
             tpu.check(query, key_cache, visible)
             kernels["tpu"] = kernel_of(tpu)
     if not kernels:
