@@ -449,7 +449,8 @@ def test_with_zeros_a_fused_layer_begins_as_one_of_the_last_tap():
     plain = {**own, "fc": {"kernel": jnp.eye(SMALL.width)}}
 
     def law(model, params):
-        return eagle3.unrolled(model, params, TARGET, jnp.asarray(TOKENS), 2)[0]
+        two = eagle3.Options(num_steps=2)
+        return eagle3.unrolled(model, two, params, TARGET, jnp.asarray(TOKENS))[0]
 
     mine = jax.jit(functools.partial(law, TAPPED))(own)
     np.testing.assert_allclose(

@@ -67,8 +67,8 @@ def test_what_takes_no_lens_is_named():
     assert set(CASES) - causal_ones <= REFUSED
     refused = {CASES[name].method for name in causal_ones & REFUSED}
     assert refused == {
-        "early_exit", "gsd", "gsd_codebook", "gsd_partition", "pearl", "quantspec",
-        "sjd", "sjd2", "spec_pv",
+        "early_exit", "gsd", "gsd_codebook", "gsd_partition", "hidden_transfer",
+        "pearl", "quantspec", "sjd", "sjd2", "spec_pv",
     }  # fmt: skip
     assert len(TAKEN) >= 30
 

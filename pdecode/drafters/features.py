@@ -28,7 +28,7 @@ from pdecode.drafters.past import FeatureState
 from pdecode.kernels.head import api as vocab_head
 from pdecode.sampling import without_mask
 
-__all__ = ["FeatureState", "grown_tree", "semi_chain", "static_tree"]
+__all__ = ["grown_tree", "semi_chain", "static_tree"]
 
 DRAWS = ("best", "without_replacement")
 

@@ -13,7 +13,6 @@ import numpy as np
 from pdecode.contracts import Decoder, Prompt, Sampling
 from pdecode.families import masked
 from pdecode.knobs import Count, NoisedModel, Size, Temperature
-from pdecode.models import noised
 from pdecode.rules import blocks, commit
 
 
@@ -34,6 +33,8 @@ def distilled_decoding(
     the teacher's, in one pass.
     Cost: as many calls as `starts`, of the whole canvas.
     """
+    from pdecode.models import noised  # networks are slow to import
+
     ends = (*starts[1:], max_new_tokens)
     if starts[:1] != (0,) or any(a >= b for a, b in zip(starts, ends)):
         raise ValueError(f"{starts=} must rise from 0, below {max_new_tokens=}")
