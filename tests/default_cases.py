@@ -42,25 +42,37 @@ BY_DEFAULT = {
         "test_a_finished_block_must_be_stored_once_more": 1,
         "test_a_pipeline_that_waits_is_a_row_of_blocks": 1,
         "test_a_response_all_of_which_is_least_alike_is_made_anew": 0,
+        "test_features_made_anew_every_call_are_no_cache": 0,
+        "test_lanes_for_the_whole_canvas_are_the_decode_without_a_cache": 0,
         "test_one_part_a_block_is_fast_dllm": 0,
-        "test_parts_over_the_exact_cache_equal_the_canvas": 1,
+        "test_parts_over_the_exact_cache_equal_the_canvas": 0,
         "test_slots_beyond_those_that_are_used_change_nothing": 1,
+        "test_the_cache_of_a_pipeline_is_exact_for_every_prompt_length": 0,
         "test_without_local_steps_it_is_a_decode_of_whole_canvases": 0,
     },
     "test_check.py": {
+        "test_a_rule_over_the_batch_is_named": 0,
+        "test_a_rule_that_does_not_end_is_named": 0,
         "test_a_rule_that_reads_its_knob_is_named": 0,
+        "test_the_command_line": 0,
+        "test_the_drawn_tokens_confidence_is_named": 0,
     },
     "test_checkpoints.py": {
         "test_a_model_finds_its_method": 0,
         "test_a_round_trip_through_orbax_is_equal_bit_for_bit": 1,
-        "test_diffusion_gemma_arrays": 1,
+        "test_diffusion_gemma_arrays": 0,
         "test_recorded_generations_through_the_command_line": 2,
     },
     "test_commit.py": {
         "test_number_of_masks_is_binomial": 1,
+        "test_remdm_reopens_and_still_ends": 0,
+    },
+    "test_compare.py": {
+        "test_the_cost_of_calls_is_kept_by_device_and_model": 0,
     },
     "test_composition.py": {
-        "test_a_few_of_the_matrix": 2,
+        "test_a_few_of_the_matrix": 0,
+        "test_a_part_that_does_nothing_is_caught": 0,
     },
     "test_continuous.py": {
         "test_a_chain_has_the_targets_joint_law": 0,
@@ -68,10 +80,13 @@ BY_DEFAULT = {
         "test_what_the_released_code_does_is_another_law": 0,
     },
     "test_contracts.py": {
+        "test_a_drafter_cache_equals_prefill_of_what_is_committed": 0,
+        "test_a_drafter_records_target_taps_of_what_was_accepted": 0,
         "test_a_window_is_the_same_as_a_run_and_position_by_position": 1,
-        "test_caches_with_block_starts_of_their_own": 1,
+        "test_caches_with_block_starts_of_their_own": 0,
         "test_decodes_are_the_same_with_64_bit_integers": 1,
         "test_eos_at_awkward_places": 1,
+        "test_probes_are_read_but_never_stored_or_accepted": 0,
     },
     "test_controlled.py": {
         "test_a_model_that_copies_its_control_does_so_in_any_order": 2,
@@ -85,21 +100,33 @@ BY_DEFAULT = {
         "test_the_place_in_the_input_is_that_of_a_search": 1,
     },
     "test_denoised.py": {
+        "test_a_guess_behind_noise_is_biased": 0,
         "test_a_step_with_the_true_token_lands_a_level_lower": 1,
-        "test_denoised_guesses_are_lossless_in_law": 1,
+        "test_denoised_guesses_are_lossless_in_law": 0,
         "test_noise_changes_no_token_at_temperature_0": 0,
+        "test_without_levels_it_is_speculative_jacobi": 0,
     },
     "test_distillation.py": {
         "test_a_run_learns_to_be_accepted": 0,
         "test_a_writer_goes_on_as_it_decodes_and_nothing_flows_through_it": 0,
         "test_some_steps_write_and_the_others_take_what_is_given": 0,
+        "test_the_first_draft_is_accepted_as_often_as_the_laws_overlap": 0,
     },
     "test_distilled.py": {
+        "test_a_decode_says_what_the_student_was_trained_to": 0,
         "test_a_small_student_learns_the_joint_that_no_token_alone_has": 0,
+        "test_a_student_that_knows_the_function_has_the_joint_law_in_one_call": 0,
+        "test_the_loss_is_its_definition_and_its_gradient_reaches_everything": 0,
+    },
+    "test_dream_vlm.py": {
+        "test_at_the_start_the_cross_attention_is_nothing": 0,
+        "test_decoding_is_the_multimodal_targets_token_for_token": 1,
+        "test_drafts_are_those_of_layers_that_keep_nothing": 0,
+        "test_the_layers_learn_to_draft_behind_images": 0,
     },
     "test_eagle.py": {
         "test_a_fused_drafter_reads_true_taps_after_each_round": 0,
-        "test_a_fused_layer_drafts_from_taps_and_changes_no_token": 1,
+        "test_a_fused_layer_drafts_from_taps_and_changes_no_token": 0,
         "test_a_grown_tree_is_that_of_lists": 0,
         "test_a_layer_that_is_right_has_its_whole_depth_accepted": 1,
         "test_drafts_are_those_of_a_drafter_that_keeps_nothing": 0,
@@ -120,11 +147,6 @@ BY_DEFAULT = {
     "test_exact.py": {
         "test_lossless_in_law": 1,
     },
-    "test_dream_vlm.py": {
-        "test_decoding_is_the_multimodal_targets_token_for_token": 1,
-        "test_drafts_are_those_of_layers_that_keep_nothing": 1,
-        "test_the_layers_learn_to_draft_behind_images": 0,
-    },
     "test_falcon.py": {
         "test_a_memory_that_stays_behind_is_caught": 0,
         "test_drafts_are_those_of_a_drafter_that_keeps_nothing": 1,
@@ -134,15 +156,18 @@ BY_DEFAULT = {
     "test_files.py": {
         "test_a_failed_write_leaves_the_old_file_and_nothing_else": 1,
     },
-    "test_frames.py": {
-        "test_a_film_with_a_cache_is_the_film_without": 2,
-        "test_a_window_of_a_row_is_raster_decoding_over_frames": 1,
-        "test_frames_ahead_are_the_frames_of_the_actions_that_came": 1,
-        "test_trained_runs_of_both_kinds_draw_clips": 0,
-    },
     "test_flash.py": {
         "test_a_layer_learns_to_draft_behind_images": 0,
         "test_decoding_is_the_multimodal_targets_token_for_token": 1,
+    },
+    "test_frames.py": {
+        "test_a_film_is_its_own_in_any_company": 0,
+        "test_a_film_with_a_cache_is_the_film_without": 2,
+        "test_a_window_of_a_row_is_raster_decoding_over_frames": 0,
+        "test_chunks_side_by_side_are_chunks_one_by_one": 0,
+        "test_frames_ahead_are_the_frames_of_the_actions_that_came": 0,
+        "test_keys_of_noised_frames_are_of_what_nobody_sees": 0,
+        "test_trained_runs_of_both_kinds_draw_clips": 0,
     },
     "test_fusing.py": {
         "test_fused_projections_say_and_store_what_separate_ones_do": 1,
@@ -216,7 +241,7 @@ BY_DEFAULT = {
         "test_set_block_decoding_is_the_entropy_bound_without_a_cache": 1,
     },
     "test_medusa2.py": {
-        "test_heads_decode_with_the_target_that_came_out": 1,
+        "test_heads_decode_with_the_target_that_came_out": 0,
         "test_the_loss_is_the_papers_by_hand": 1,
         "test_while_it_waits_the_target_is_what_it_was": 0,
     },
@@ -235,6 +260,7 @@ BY_DEFAULT = {
         "test_a_run_makes_a_drafter_that_decodes": 0,
         "test_drafts_kept_whatever_they_are_make_another_text": 0,
         "test_each_sub_model_goes_on_where_the_one_before_it_stopped": 0,
+        "test_whatever_exits_are_taken_the_tokens_are_the_targets": 0,
     },
     "test_online.py": {
         "test_no_weight_moves_nothing_and_weights_are_shares": 0,
@@ -256,7 +282,7 @@ BY_DEFAULT = {
     },
     "test_paced.py": {
         "test_a_call_that_is_too_narrow_is_caught": 0,
-        "test_a_paced_chain_has_the_tokens_of_a_fixed_one": 1,
+        "test_a_paced_chain_has_the_tokens_of_a_fixed_one": 0,
         "test_learning_a_length_is_hardly_dearer_than_knowing_it": 0,
         "test_lengths_chosen_from_earlier_rounds_keep_the_law": 1,
         "test_lookup_is_the_fixed_one_cut": 0,
@@ -286,6 +312,7 @@ BY_DEFAULT = {
         "test_parts_that_hold_everything_are_the_model_itself": 0,
     },
     "test_past_heads.py": {
+        "test_clovers_states_are_drawn_to_the_targets": 0,
         "test_no_token_is_another": 1,
         "test_the_heads_learn_and_nothing_else": 1,
         "test_the_loss_is_the_papers_by_hand": 1,
@@ -295,7 +322,7 @@ BY_DEFAULT = {
         "test_a_comparison_judges_in_the_dtype_of_its_model": 0,
     },
     "test_prefixed.py": {
-        "test_features_are_read_wherever_their_positions_are_evaluated": 1,
+        "test_features_are_read_wherever_their_positions_are_evaluated": 0,
     },
     "test_probes.py": {
         "test_all_of_the_model_learns_and_masks_change_no_text": 0,
@@ -328,6 +355,7 @@ BY_DEFAULT = {
     "test_quantized.py": {
         "test_a_draft_across_groups_reads_other_bits": 0,
         "test_the_model_on_codes_is_the_model_on_keys_coded_by_hand": 0,
+        "test_tokens_are_those_of_plain_decoding_on_eight_bits": 0,
     },
     "test_relaxed.py": {
         "test_groups_have_the_targets_law_and_tokens_do_not": 1,
@@ -336,9 +364,18 @@ BY_DEFAULT = {
     "test_revising.py": {
         "test_a_full_block_is_edited_while_that_changes_it": 1,
         "test_a_judge_has_a_say_in_which_spans_stay": 0,
+        "test_a_probe_does_not_see_its_twin_and_is_not_seen": 0,
         "test_guidance_from_a_poorer_context": 0,
         "test_refining_nothing_is_llada": 0,
         "test_secondary_remasking_keeps_to_the_schedule": 0,
+        "test_wino_that_doubts_nothing_is_a_capped_threshold": 0,
+    },
+    "test_role_files.py": {
+        "test_a_command_makes_what_another_decodes_with": 0,
+        "test_trigrams_and_published_heads_decode_by_name": 0,
+    },
+    "test_rotary_grid.py": {
+        "test_one_row_is_a_line_of_heads_of_half_the_size": 0,
     },
     "test_scales.py": {
         "test_a_scale_is_drawn_from_those_before_it": 1,
@@ -381,13 +418,14 @@ BY_DEFAULT = {
     },
     "test_train_begun.py": {
         "test_a_causal_start_learns_diffusion_sooner": 0,
+        "test_an_infilling_is_scored_as_it_is_decoded": 0,
         "test_ar2diff_begins_with_the_causal_models_parameters": 0,
     },
     "test_train_certainty.py": {
         "test_a_filters_folder_decodes_with_its_model_and_no_other": 0,
         "test_blocks_are_those_that_are_decoded": 1,
         "test_only_what_is_right_is_made_certain": 0,
-        "test_the_loss_is_the_papers_by_hand": 1,
+        "test_the_loss_is_the_papers_by_hand": 0,
         "test_the_rerun_is_the_greedy_decode_by_hand": 0,
     },
     "test_train_consistency.py": {
@@ -402,6 +440,7 @@ BY_DEFAULT = {
         "test_a_run_learns_to_denoise": 0,
     },
     "test_train_figures.py": {
+        "test_a_vocabulary_that_is_no_bytes_is_scored_by_the_token": 0,
         "test_bits_per_byte_are_those_of_an_independent_network": 1,
         "test_heads_are_not_scored_on_padding": 1,
     },
@@ -432,17 +471,21 @@ BY_DEFAULT = {
     "test_train_needs.py": {
         "test_each_pair_is_refused_or_cannot_see_what_it_predicts": 1,
     },
-    "test_train_sets.py": {
-        "test_a_run_learns_to_fill_sets": 0,
-        "test_gradients_reach_every_parameter_by_either_loss": 0,
-        "test_text_in_a_block_that_saw_its_masks_would_be_another_law": 0,
+    "test_train_property.py": {
+        "test_a_config_trains_or_is_refused": 0,
     },
     "test_train_refining.py": {
         "test_a_run_learns_to_revise": 0,
         "test_gradients_reach_every_parameter_and_none_flows_through_a_guess": 0,
     },
+    "test_train_sets.py": {
+        "test_a_run_learns_to_fill_sets": 0,
+        "test_gradients_reach_every_parameter_by_either_loss": 0,
+        "test_one_place_a_call_from_the_left_is_the_autoregressive_decode": 0,
+        "test_text_in_a_block_that_saw_its_masks_would_be_another_law": 0,
+    },
     "test_train_tasks.py": {
-        "test_loss_and_figure_are_the_bound_of_the_answer": 1,
+        "test_loss_and_figure_are_the_bound_of_the_answer": 0,
     },
     "test_transformer.py": {
         "test_chunked_prefill_equals_one_call": 1,
@@ -468,12 +511,12 @@ BY_DEFAULT = {
         "test_assd_on_a_deep_model_is_its_raster_order": 0,
         "test_freedave_at_best": 1,
         "test_freedave_is_the_static_decode_in_fewer_calls": 1,
-        "test_freedave_of_a_block_model_is_its_static_decode": 1,
+        "test_freedave_of_a_block_model_is_its_static_decode": 0,
         "test_freedave_passes_through_the_canvases_of_the_static_decode": 1,
         "test_trees_that_mix_their_branches_are_caught": 1,
     },
     "test_visual.py": {
-        "test_a_query_more_changes_no_other_in_arpg": 1,
+        "test_a_query_more_changes_no_other_in_arpg": 0,
         "test_a_row_of_nar_that_ends_early_sees_no_empty_slots": 0,
         "test_a_step_with_a_cache_says_what_the_packed_pass_was_trained_on": 0,
         "test_a_window_of_a_row_is_raster_decoding_token_for_token": 1,
@@ -487,21 +530,3 @@ BY_DEFAULT = {
         "test_tiles_equal_float64": 1,
     },
 }
-
-
-def waiting(items):
-    """The items of one run that wait."""
-    cases = {}
-    for item in items:
-        name = getattr(item, "originalname", None)
-        if item.get_closest_marker("thorough"):
-            continue
-        if name in BY_DEFAULT.get(item.path.name, {}):
-            cases.setdefault((item.path.name, name), []).append(item)
-    found = []
-    for (file, name), every in cases.items():
-        kept = BY_DEFAULT[file][name]
-        step = (len(every) - 1) / max(kept - 1, 1)
-        chosen = {round(step * i) for i in range(min(kept, len(every)))}
-        found += [each for i, each in enumerate(every) if i not in chosen]
-    return found

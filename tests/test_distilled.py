@@ -119,7 +119,7 @@ def decoded(model, starts):
     return np.asarray(out.tokens)[:, : 1 + LENGTH]
 
 
-def test_a_student_that_knows_the_function_has_the_teachers_joint_law_in_one_call():
+def test_a_student_that_knows_the_function_has_the_joint_law_in_one_call():
     perfect = student()
     tokens = decoded(perfect, (0,))
     # The function itself, on the row's own noise.
