@@ -18,6 +18,7 @@ class Needs(NamedTuple):
     of_any_size: tuple[str, ...] = ()
     can_start: bool = True  # `start_from` says where the parameters begin
     own_rows: bool = False  # the data must be rows that stand by themselves
+    streams: int = 1  # that a row holds side by side: the model reads one at a time
 
 
 class Objective(NamedTuple):
