@@ -241,7 +241,8 @@ def _under(lenses: Mapping[str, Any] | None, method: Callable, chosen, mesh):
     """The method under `lenses`, and the params that they are among."""
     if not lenses:
         return method, chosen.params
-    changes, own = processing.asked(lenses, chosen.models[0].vocab_size)
+    target = chosen.models[0]
+    changes, own = processing.asked(lenses, target.vocab_size, target.mask_id)
     own = own if mesh is None else sharding.replicate(own, mesh)
     return lensed.lensed(method, changes), {**chosen.params, processing.ROLE: own}
 
