@@ -6,6 +6,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
 from jax.sharding import Mesh
 
 from pdecode import knobs, names, other_words, sharding
@@ -100,6 +101,8 @@ def assemble(
     for role in roles[1:]:
         if role in files:
             second, tree = role_files.read(kinds[role], files[role])
+            if kinds[role] == "judge":
+                _check_width(files[role], tree, whole)
             name, tree = (
                 files[role],
                 tree if mesh is None else sharding.replicate(tree, mesh),
@@ -357,6 +360,16 @@ def _checked_kind(role: str, recipe: Recipe) -> str:
         its = f"takes a file as its {', '.join(known)}" if known else "takes no files"
         raise ValueError(f"{recipe.label} {its}, but files has {role!r}")
     return str(file_kind(recipe, role))
+
+
+def _check_width(path: str, tree: Params, whole: Assembled) -> None:
+    head = jax.eval_shape(whole.models[0].head, whole.params["model"])
+    own, its = tree["weight"].shape[0], head.weight.shape[1]
+    if own != its:
+        raise ValueError(
+            f"{path} judges states of {own} numbers, but those of {whole.names[0]} "
+            f"have {its}"
+        )
 
 
 def _check_kind(recipe: Recipe, name: str, drafter: Model, kind: str) -> None:
