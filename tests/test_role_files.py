@@ -184,6 +184,30 @@ def test_a_command_makes_what_another_decodes_with(tmp_path, capsys):
     assert "must end in .npy" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "line, more, message",
+    [
+        ('{"ids": []}', [], "documents hold no token"),
+        ('{"ids": [260]}', [], r"document 1: 260 is no id of target, whose ids lie in"),
+        ('{"ids": [-1]}', [], "document 1: -1 is no id"),
+        ('{"ids": ["a"]}', [], "document 1: 'a' is no id"),
+        ('{"ids": [1, 2]}', ["--num-kept", "3"], "--num-kept 3 is for --kind trigrams"),
+        (
+            json.dumps({"prompt": "def f(n): " * 99}),
+            ["--model", "digits"],
+            "is no text of digits",
+        ),
+    ],
+)
+def test_documents_that_are_no_text_of_the_model(tmp_path, capsys, line, more, message):
+    (tmp_path / "a.jsonl").write_text(line)
+    words = ["datastore", str(tmp_path / "x.npy"), "--texts", str(tmp_path / "a.jsonl")]
+    assert command_line.main([*words, *more]) == cli.main.BAD_INPUT
+    said = capsys.readouterr().err
+    assert message in said and len(said) < 300
+    assert not (tmp_path / "x.npy").exists()
+
+
 def drafted(stats):
     """Whether a call had more lanes than the one of plain decoding."""
     return np.sum(stats["query_tokens"]) > np.sum(stats["calls"])

@@ -213,7 +213,7 @@ def prompts(args) -> Asked:
         return Asked([read(args.prompt_file)], [], False)
     if args.prompts is not None:
         given = lines(args.prompts)
-        return Asked([line.get("ids") or line["prompt"] for line in given], given, True)
+        return Asked([words(line) for line in given], given, True)
     try:
         rows = json.loads(args.prompt_ids)
     except ValueError:
@@ -255,6 +255,11 @@ def lines(path: str) -> list[dict[str, Any]]:
     if not found:
         raise ValueError(f"{path} is empty: give a prompt a line")
     return found
+
+
+def words(line: dict[str, Any]) -> str | list:
+    """Ids or the text of one of `lines`."""
+    return line.get("ids") or line.get("prompt", [])
 
 
 def read(path: str) -> str:
