@@ -97,6 +97,11 @@ def assemble(
         )
     whole = Assembled([model_name], (target,), {"model": params}, tokenizer)
     unread = [role for role in roles[1:] if role not in files]
+    if drafter is not None and not unread and drafter not in files.values():
+        raise ValueError(
+            f"drafter={drafter!r} would not be read: of {recipe.label} the files are "
+            f"the {', '.join(files)}; leave one of them out"
+        )
     named = dict(zip(unread, _named(recipe, unread, drafter), strict=True))
     for role in roles[1:]:
         if role in files:

@@ -145,6 +145,11 @@ def test_every_role_that_is_no_model_can_be_named(folder):
             assembly.assemble(recipe, {"max_new_tokens": 8}, None, None)
         without.add(name)
     assert {"rest", "fastcoder", "aded", "lantern", "pcg", "judge_decoding"} <= built
+    corpus = {"corpus": str(folder / "texts.npy")}
+    with pytest.raises(ValueError, match="drafter='drafter' would not be read"):
+        assembly.assemble(recipes.find("rest"), {}, None, "drafter", files=corpus)
+    again = assembly.assemble(recipes.find("rest"), {}, None, corpus["corpus"])
+    assert again.names[1] == corpus["corpus"]
     with pytest.raises(ValueError, match=r"rest takes a file as its corpus, but .*'x'"):
         assembly.assemble(recipes.find("rest"), {}, None, None, files={"x": "y"})
     with pytest.raises(ValueError, match="opt_tree takes no files"):
