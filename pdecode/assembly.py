@@ -134,7 +134,8 @@ def _beside(role: str, recipe: Recipe, whole: Assembled, drafter: str | None, pl
     if file_kind(recipe, role) and (wanted not in BESIDE or drafter is None):
         raise ValueError(
             f"{recipe.label} needs a {role}, which is a file (data.role_files): "
-            f"give files={{{role!r}: FILE}}, --file {role}=FILE"
+            f"pdecode generate takes it as --file {role}=FILE, pdecode.generate as "
+            f"files={{{role!r}: FILE}}; compare and tune take none"
         )
     if wanted not in (*KINDS, *BESIDE, "spelled"):
         raise ValueError(

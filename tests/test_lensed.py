@@ -67,8 +67,8 @@ def test_what_takes_no_lens_is_named():
     assert set(CASES) - causal_ones <= REFUSED
     refused = {CASES[name].method for name in causal_ones & REFUSED}
     assert refused == {
-        "early_exit", "gsd", "gsd_codebook", "gsd_partition", "pearl", "quantspec",
-        "sjd", "sjd2", "spec_pv",
+        "early_exit", "gsd", "gsd_codebook", "gsd_partition", "hidden_transfer",
+        "pearl", "quantspec", "sjd", "sjd2", "spec_pv",
     }  # fmt: skip
     assert len(TAKEN) >= 30
 
@@ -274,6 +274,9 @@ def test_a_command_line_names_what_it_cannot_read(tmp_path, capsys):
     words = ["generate", "--prompt", "a"]
     for more, message in (
         (["--forced", "1"], "write places and ids"),
+        (["--forced", "0:100,0:101"], "force every place once"),
+        (["--forced", "0:260"], "ids in [0, 260)"),
+        (["--method", "pearl", "--ban-ids", "1"], "pearl takes no lenses"),
         (["--ban-ids", "x"], "--ban-ids x: write whole numbers"),
         (["--grammar", str(path)], "must hold an object with states"),
         (["--method", "llada", "--ban-ids", "1"], "llada takes no lenses"),

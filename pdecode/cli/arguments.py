@@ -162,8 +162,9 @@ def lens_options(made) -> None:
     """The options that `lenses` reads."""
     group = made.add_argument_group(
         "logit processing",
-        "of methods that draft and verify, autoregressive among them: on the target's "
-        "law and on a draft model's alike",
+        "of methods of the draft-and-verify family, autoregressive among them (not of "
+        "pearl, quantspec, spec_pv, hidden_transfer, early_exit, sjd, sjd2 and gsd): on "
+        "the target's law and on a draft model's alike",
     )
     for name, about in _NUMBERS.items():
         group.add_argument(f"--{name}", type=float, help=about)
@@ -186,11 +187,14 @@ def lenses(args) -> dict[str, Any]:
     if args.forced is not None:
         try:
             pairs = [part.split(":") for part in args.forced.split(",")]
-            found["forced"] = {int(place): int(token) for place, token in pairs}
+            places = [(int(place), int(token)) for place, token in pairs]
         except ValueError:
             raise ValueError(
                 f"--forced {args.forced}: write places and ids, as 0:7,3:9"
             ) from None
+        found["forced"] = dict(places)
+        if len(found["forced"]) < len(places):
+            raise ValueError(f"--forced {args.forced}: force every place once")
     if args.grammar is not None:
         try:
             found["grammar"] = json.loads(read(args.grammar))
