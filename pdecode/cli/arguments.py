@@ -163,8 +163,8 @@ def lens_options(made) -> None:
     group = made.add_argument_group(
         "logit processing",
         "of methods of the draft-and-verify family, autoregressive among them (not of "
-        "pearl, quantspec, spec_pv, hidden_transfer, early_exit, sjd, sjd2 and gsd): on "
-        "the target's law and on a draft model's alike",
+        "pearl, quantspec, spec_pv, hidden_transfer, early_exit, sjd, sjd2 and gsd): "
+        "on the target's law and on a draft model's alike",
     )
     for name, about in _NUMBERS.items():
         group.add_argument(f"--{name}", type=float, help=about)

@@ -18,8 +18,8 @@ def lensed(method: Callable, lenses: tuple[Lens, ...]) -> Callable:
     otherwise (copies, tables, heads, layers) is judged by the target's law alone, and
     is as lossless. What it makes raises ValueError where it is no decoder of
     `draft_verify` as that makes them, and for drafters whose law is told from the
-    target's. `pearl`, `quantspec`, `spec_pv`, `hidden_transfer` and `early_exit` draft and
-    verify in steps of their own, and are refused.
+    target's. `pearl`, `quantspec`, `spec_pv`, `hidden_transfer` and `early_exit` draft
+    and verify in steps of their own, and are refused.
     """
 
     @functools.wraps(method)
