@@ -105,13 +105,8 @@ def assemble(
     named = dict(zip(unread, _named(recipe, unread, drafter), strict=True))
     for role in roles[1:]:
         if role in files:
-            second, tree = role_files.read(kinds[role], files[role])
-            if kinds[role] == "judge":
-                _check_width(files[role], tree, whole)
-            name, tree = (
-                files[role],
-                tree if mesh is None else sharding.replicate(tree, mesh),
-            )
+            name = files[role]
+            second, tree = _of_file(kinds[role], name, whole, mesh)
         else:
             name, second, tree = _beside(role, recipe, whole, named[role], place)
         first = whole.models[0]
@@ -368,14 +363,18 @@ def _checked_kind(role: str, recipe: Recipe) -> str:
     return str(file_kind(recipe, role))
 
 
-def _check_width(path: str, tree: Params, whole: Assembled) -> None:
-    head = jax.eval_shape(whole.models[0].head, whole.params["model"])
-    own, its = tree["weight"].shape[0], head.weight.shape[1]
-    if own != its:
-        raise ValueError(
-            f"{path} judges states of {own} numbers, but those of {whole.names[0]} "
-            f"have {its}"
-        )
+def _of_file(kind: str, path: str, whole: Assembled, mesh: Mesh | None):
+    """(record, params) of a file; ValueError for a judge of other states."""
+    record, tree = role_files.read(kind, path)
+    if kind == "judge":
+        head = jax.eval_shape(whole.models[0].head, whole.params["model"])
+        own, its = tree["weight"].shape[0], head.weight.shape[1]
+        if own != its:
+            raise ValueError(
+                f"{path} judges states of {own} numbers, but those of "
+                f"{whole.names[0]} have {its}"
+            )
+    return record, tree if mesh is None else sharding.replicate(tree, mesh)
 
 
 def _check_kind(recipe: Recipe, name: str, drafter: Model, kind: str) -> None:

@@ -71,14 +71,14 @@ def _next_command(args, record: dict) -> str:
     parts = ["pdecode", "generate"]
     config = record["config"]
     objective = objectives.find(record["objective"])
-    told = objective.decoded_by or objective.decoded_as
+    told, method = objective.decoded_by or objective.decoded_as, None
     if told is not None:
         method, sizes = told(config["options"])
         parts += ["--method", method]
         for name, value in sizes.items():
             text = ",".join(map(str, value)) if isinstance(value, tuple) else value
             parts += ["--set", f"{name}={text}"]
-    if objective.decoded_by is None:
+    if method is None or objective.decoded_by is None:
         parts += ["--model", out]
     else:
         # Without one the method takes the model that it does by default.
