@@ -6,6 +6,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
 from jax.sharding import Mesh
 
 from pdecode import knobs, names, other_words, sharding
@@ -96,14 +97,16 @@ def assemble(
         )
     whole = Assembled([model_name], (target,), {"model": params}, tokenizer)
     unread = [role for role in roles[1:] if role not in files]
+    if drafter is not None and not unread and drafter not in files.values():
+        raise ValueError(
+            f"drafter={drafter!r} would not be read: of {recipe.label} the files are "
+            f"the {', '.join(files)}; leave one of them out"
+        )
     named = dict(zip(unread, _named(recipe, unread, drafter), strict=True))
     for role in roles[1:]:
         if role in files:
-            second, tree = role_files.read(kinds[role], files[role])
-            name, tree = (
-                files[role],
-                tree if mesh is None else sharding.replicate(tree, mesh),
-            )
+            name = files[role]
+            second, tree = _of_file(kinds[role], name, whole, mesh)
         else:
             name, second, tree = _beside(role, recipe, whole, named[role], place)
         first = whole.models[0]
@@ -126,7 +129,8 @@ def _beside(role: str, recipe: Recipe, whole: Assembled, drafter: str | None, pl
     if file_kind(recipe, role) and (wanted not in BESIDE or drafter is None):
         raise ValueError(
             f"{recipe.label} needs a {role}, which is a file (data.role_files): "
-            f"give files={{{role!r}: FILE}}, --file {role}=FILE"
+            f"pdecode generate takes it as --file {role}=FILE, pdecode.generate as "
+            f"files={{{role!r}: FILE}}; compare and tune take none"
         )
     if wanted not in (*KINDS, *BESIDE, "spelled"):
         raise ValueError(
@@ -357,6 +361,20 @@ def _checked_kind(role: str, recipe: Recipe) -> str:
         its = f"takes a file as its {', '.join(known)}" if known else "takes no files"
         raise ValueError(f"{recipe.label} {its}, but files has {role!r}")
     return str(file_kind(recipe, role))
+
+
+def _of_file(kind: str, path: str, whole: Assembled, mesh: Mesh | None):
+    """(record, params) of a file; ValueError for a judge of other states."""
+    record, tree = role_files.read(kind, path)
+    if kind == "judge":
+        head = jax.eval_shape(whole.models[0].head, whole.params["model"])
+        own, its = tree["weight"].shape[0], head.weight.shape[1]
+        if own != its:
+            raise ValueError(
+                f"{path} judges states of {own} numbers, but those of "
+                f"{whole.names[0]} have {its}"
+            )
+    return record, tree if mesh is None else sharding.replicate(tree, mesh)
 
 
 def _check_kind(recipe: Recipe, name: str, drafter: Model, kind: str) -> None:

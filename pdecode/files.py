@@ -4,8 +4,15 @@ import contextlib
 import json
 import os
 import pathlib
+import zipfile
 from collections.abc import Iterator
 from typing import BinaryIO
+
+# What numpy raises for a file that is missing, cut off, another kind or no numbers.
+UNREADABLE = (
+    ValueError, EOFError, OSError, KeyError, AttributeError, TypeError,
+    zipfile.BadZipFile,
+)  # fmt: skip
 
 
 @contextlib.contextmanager

@@ -88,11 +88,13 @@ def generate(
     projections of a layer as one product (None: on one GPU). `lenses` change the law
     of the target, and of a draft model alike, before anything is drawn: a mapping of
     repetition_penalty, presence_penalty, frequency_penalty, min_p, ban_ids, forced or
-    grammar (`rules.processing.asked`), for methods that draft and verify. `files`
-    are those of roles that are no model, such as {"corpus": "texts.npy"}
-    (`data.role_files`); published Medusa and EAGLE folders are drafters. A row whose
-    model says what is no number ends there, with stopped_by "not_finite". Raises
-    ValueError or TypeError.
+    grammar (`rules.processing.asked`), for methods of the draft-and-verify family, but
+    not for pearl, quantspec, spec_pv, hidden_transfer and early_exit, whose steps are
+    their own, nor for sjd, sjd2 and gsd, which tell the law of their drafts from the
+    target's. `files` are those of roles that are no model, such as
+    {"corpus": "texts.npy"} (`data.role_files`); published Medusa and EAGLE folders are
+    drafters. A row whose model says what is no number ends there, with stopped_by
+    "not_finite". Raises ValueError or TypeError.
     """
     job = prepare(
         prompt,
@@ -241,7 +243,8 @@ def _under(lenses: Mapping[str, Any] | None, method: Callable, chosen, mesh):
     """The method under `lenses`, and the params that they are among."""
     if not lenses:
         return method, chosen.params
-    changes, own = processing.asked(lenses, chosen.models[0].vocab_size)
+    target = chosen.models[0]
+    changes, own = processing.asked(lenses, target.vocab_size, target.mask_id)
     own = own if mesh is None else sharding.replicate(own, mesh)
     return lensed.lensed(method, changes), {**chosen.params, processing.ROLE: own}
 

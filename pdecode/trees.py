@@ -221,6 +221,7 @@ def priced(
 ) -> dict[int, float]:
     """`call_cost` of `sized` for trees of at most `num_nodes`: costs at `widths` lanes.
 
+    Beyond the last of `widths` nothing is known: trees stay below it.
     ValueError for another number of costs than widths.
     """
     if len(costs) != len(widths):

@@ -165,6 +165,11 @@ def test_no_two_texts_share_a_hash():
     assert packing.fingerprint(halves[0]) != packing.fingerprint(halves[1])
 
 
+def test_missing_rows_name_where_their_command_stands(tmp_path):
+    with pytest.raises(ValueError, match=r"the config's docstring has its command"):
+        texts.read(str(tmp_path), "rows")
+
+
 def test_both_texts_of_a_folder_or_none(tmp_path):
     tokens = packing.stream([b"ab"])
     packing.save(tmp_path / "train.npy", tokens)

@@ -196,12 +196,60 @@ def test_what_is_forced_is_so_whatever_is_banned():
         ({"grammar": {"states": [{}], "end": 1}}, "has 'end'"),
         ({"grammar": {"states": [{"9": 0}]}}, "state 0 leads by token 9"),
         ({"grammar": {"states": [{"1": 1}, {}]}}, "allows no token"),
-        ({"grammar": {"states": [{"1": 0}], "ends": [7]}}, r"ends=\(7,\)"),
+        ({"grammar": {"states": [{"1": 0}], "ends": [7]}}, r"ends=\[7\] must be ids"),
+        ({"grammar": {"states": [{"1": 0}], "ends": 7}}, "ends .a list"),
+        ({"grammar": {"states": [["a"]]}}, r"state 0 is \['a'\], but must map"),
+        ({"grammar": {"states": {"97": 0}}}, "must have states .a list"),
+        ({"grammar": {"states": "abc"}}, "must have states .a list"),
+        ({"grammar": {"states": [{"a": 0}]}}, "state 0 leads by token a to state 0"),
+        ({"grammar": {"states": [{"1": None}]}}, "by token 1 to state None"),
+        ({"grammar": {"states": [{"1": 0.5}]}}, "by token 1 to state 0.5"),
+        ({"grammar": {"states": [{"1": 0}], "start": "x"}}, "start=-1"),
+        ({"ban_ids": ["x"]}, r"ids in \[0, 5\)"),
+        ({"ban_ids": 3}, r"ids in \[0, 5\)"),
+        ({"forced": {"x": 2}}, "places from 0"),
+        ({"forced": {0: "x"}}, r"ids in \[0, 5\)"),
     ],
 )
 def test_what_cannot_be_is_named(given, message):
     with pytest.raises(ValueError, match=message):
         processing.asked(given, 5)
+
+
+# Behind 1 nothing but 2; 3 leads to where only 1 goes on.
+WAYS = {"states": [{1: 1, 3: 2}, {2: 0}, {1: 0}]}
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        ({"ban_ids": [1], "grammar": {"states": [{1: 1}, {2: 0}]}}, "state 0 of"),
+        ({"ban_ids": [2], "grammar": WAYS}, "state 1 of the grammar allows no token"),
+        ({"ban_ids": [1], "grammar": WAYS}, "state 2 of the grammar allows no token"),
+        ({"grammar": {"states": [{4: 0}]}}, "ban_ids and the mask are not"),
+        ({"ban_ids": [3], "grammar": {"states": [{1: 0}], "ends": [3]}}, None),
+        ({"ban_ids": [1], "grammar": {"states": [{1: 1, 2: 0}, {1: 1}]}}, None),
+        # What is banned and forced leads on: the state behind it must too.
+        (
+            {
+                "ban_ids": [1],
+                "forced": {0: 1},
+                "grammar": {"states": [{1: 1, 2: 0}, {1: 1}]},
+            },
+            "state 1 of",
+        ),
+        ({"ban_ids": range(4)}, "holds every id that may be drawn"),
+        ({"ban_ids": range(3)}, None),
+        ({"forced": {0: 4}}, r"ids in \[0, 5\), but not to the mask's, 4"),
+        ({"forced": {0: 5}}, r"ids in \[0, 5\), but"),
+    ],
+)
+def test_bans_and_the_mask_leave_a_token_everywhere(given, message):
+    if message is None:
+        processing.asked(given, 5, mask_id=4)
+        return
+    with pytest.raises(ValueError, match=message):
+        processing.asked(given, 5, mask_id=4)
 
 
 def test_a_command_line_gives_them(tmp_path, capsys):
@@ -226,6 +274,9 @@ def test_a_command_line_names_what_it_cannot_read(tmp_path, capsys):
     words = ["generate", "--prompt", "a"]
     for more, message in (
         (["--forced", "1"], "write places and ids"),
+        (["--forced", "0:100,0:101"], "force every place once"),
+        (["--forced", "0:260"], "ids in [0, 260)"),
+        (["--method", "pearl", "--ban-ids", "1"], "pearl takes no lenses"),
         (["--ban-ids", "x"], "--ban-ids x: write whole numbers"),
         (["--grammar", str(path)], "must hold an object with states"),
         (["--method", "llada", "--ban-ids", "1"], "llada takes no lenses"),

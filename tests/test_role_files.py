@@ -66,6 +66,9 @@ def test_each_kind_is_read_as_it_was_written(folder):
         ("codes", np.full((3, 3), np.nan), "numbers from 0"),
         ("background", np.zeros(3), "not all of them 0"),
         ("judge", np.zeros(3), "no .npz of weight and bias"),
+        ("codes", np.full((2, 2), "a"), "holds <U1, no numbers"),
+        ("background", np.full(2, "a"), "holds <U1, no numbers"),
+        ("background", np.ones(2, bool), "holds bool, no numbers"),
         ("table", np.zeros(3), "no table of trigrams"),
         ("store", np.zeros(3), "no datastore"),
     ],
@@ -79,6 +82,36 @@ def test_what_is_no_such_file_is_named(tmp_path, kind, array, message):
     for name in ("y.npy", "z.npy"):
         with pytest.raises(ValueError):
             role_files.read(kind, tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    "kind, name",
+    [("table", "table.npz"), ("judge", "judge.npz"), ("store", "texts.npy")],
+)
+def test_other_kinds_and_files_cut_off_are_named(folder, kind, name):
+    """Whatever numpy raises for them."""
+    whole = (folder / name).read_bytes()
+    (folder / "cut").write_bytes(whole[: len(whole) // 2])
+    for other in ("cut", *({"table.npz", "texts.npy", "judge.npz"} - {name})):
+        with pytest.raises(ValueError, match=r"is no (table|datastore|\.npz)"):
+            role_files.read(kind, folder / other)
+    for kind in ("codes", "background"):
+        for other in ("cut", "table.npz"):
+            with pytest.raises(ValueError, match=r"no \.npy file|several arrays"):
+                role_files.read(kind, folder / other)
+
+
+def test_a_judge_of_another_width_is_refused(folder):
+    np.savez(folder / "wide.npz", weight=np.ones(7), bias=np.float32(1))
+    np.savez(folder / "text.npz", weight=np.full(7, "a"), bias=np.float32(1))
+    recipe = recipes.find("judge_decoding")
+    for name, message in (
+        ("wide.npz", "of 7 numbers, but those of target have"),
+        ("text.npz", "weight <U1"),
+    ):
+        files = {"judge": str(folder / name)}
+        with pytest.raises(ValueError, match=message):
+            assembly.assemble(recipe, {"max_new_tokens": 8}, None, None, files=files)
 
 
 def test_every_role_that_is_no_model_can_be_named(folder):
@@ -112,6 +145,11 @@ def test_every_role_that_is_no_model_can_be_named(folder):
             assembly.assemble(recipe, {"max_new_tokens": 8}, None, None)
         without.add(name)
     assert {"rest", "fastcoder", "aded", "lantern", "pcg", "judge_decoding"} <= built
+    corpus = {"corpus": str(folder / "texts.npy")}
+    with pytest.raises(ValueError, match="drafter='drafter' would not be read"):
+        assembly.assemble(recipes.find("rest"), {}, None, "drafter", files=corpus)
+    again = assembly.assemble(recipes.find("rest"), {}, None, corpus["corpus"])
+    assert again.names[1] == corpus["corpus"]
     with pytest.raises(ValueError, match=r"rest takes a file as its corpus, but .*'x'"):
         assembly.assemble(recipes.find("rest"), {}, None, None, files={"x": "y"})
     with pytest.raises(ValueError, match="opt_tree takes no files"):
@@ -149,6 +187,30 @@ def test_a_command_makes_what_another_decodes_with(tmp_path, capsys):
         command_line.main(["datastore", "x", "--texts", *texts]) == cli.main.BAD_INPUT
     )
     assert "must end in .npy" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "line, more, message",
+    [
+        ('{"ids": []}', [], "documents hold no token"),
+        ('{"ids": [260]}', [], r"document 1: 260 is no id of target, whose ids lie in"),
+        ('{"ids": [-1]}', [], "document 1: -1 is no id"),
+        ('{"ids": ["a"]}', [], "document 1: 'a' is no id"),
+        ('{"ids": [1, 2]}', ["--num-kept", "3"], "--num-kept 3 is for --kind trigrams"),
+        (
+            json.dumps({"prompt": "def f(n): " * 99}),
+            ["--model", "digits"],
+            "is no text of digits",
+        ),
+    ],
+)
+def test_documents_that_are_no_text_of_the_model(tmp_path, capsys, line, more, message):
+    (tmp_path / "a.jsonl").write_text(line)
+    words = ["datastore", str(tmp_path / "x.npy"), "--texts", str(tmp_path / "a.jsonl")]
+    assert command_line.main([*words, *more]) == cli.main.BAD_INPUT
+    said = capsys.readouterr().err
+    assert message in said and len(said) < 300
+    assert not (tmp_path / "x.npy").exists()
 
 
 def drafted(stats):

@@ -7,7 +7,7 @@ import pytest
 import pdecode
 from pdecode import generation, methods, programs
 from pdecode.cli import main as cli
-from pdecode.methods import parts
+from pdecode.methods import describe, parts
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +72,20 @@ def test_every_method_is_explained():
     found = {each.name: each for each in parts.parts(methods.fast_dllm)}
     assert "threshold" in found["commit.threshold"].knobs
     assert found["commit.threshold"].about.startswith("Every position whose token has")
+
+
+def test_a_variant_says_what_it_is_with_or_without_settings():
+    for name, made in methods.VARIANTS.items():
+        method = getattr(methods, made.method)
+        line = describe.about(name, method, made.settings).splitlines()[1]
+        assert line.startswith(f"  = {made.method}")
+        assert (" with " in line) == bool(made.settings), line
+
+
+def test_methods_that_use_a_family_otherwise_say_so():
+    llada = parts.when(methods.llada)
+    for method in (methods.set_block, methods.distilled_decoding):
+        assert parts.when(method) not in (None, llada)
 
 
 def test_explain_says_what_the_code_says(capsys, tmp_path):

@@ -322,6 +322,22 @@ def test_configs_load(name):
     assert settings.override(config, lean).model.width == config.model.width
 
 
+def test_every_shipped_config_loads():
+    shipped = sorted((ROOT / "configs").glob("*.py"))
+    assert len(shipped) > 40
+    for path in shipped:
+        assert settings.load(path).name
+
+
+def test_rows_of_two_parts_may_be_twice_as_long():
+    judge = settings.load(ROOT / "configs" / "task_judge.py")
+    limit = judge.model.max_positions
+    assert limit < judge.row_len <= 2 * limit
+    settings.override(judge, [f"row_len={2 * limit}"])
+    with pytest.raises(ValueError, match=f"max_positions={limit}, in each of its 2"):
+        settings.override(judge, [f"row_len={2 * limit + 2}"])
+
+
 def test_bad_config_files(tmp_path):
     with pytest.raises(ValueError, match="no config file"):
         settings.load(tmp_path / "none.py")

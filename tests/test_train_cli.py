@@ -15,7 +15,7 @@ from pdecode import train as train_module
 from pdecode.cli import main as cli
 from pdecode.cli import train as train_command
 from pdecode.data import packing
-from pdecode.train import export, optimizers, settings, trainer
+from pdecode.train import export, objectives, optimizers, settings, trainer
 
 CONFIG = """
 import tiny
@@ -87,6 +87,37 @@ def test_a_run_without_a_frozen_model_says_what_decodes_too():
     args = argparse.Namespace(out="results/sorted")
     said = shlex.split(train_command._next_command(args, record))
     assert said[-4:-2] == ["--drafter", "results/sorted"] and "--model" not in said
+
+
+@pytest.mark.parametrize(
+    "name, frozen, expected",
+    [
+        ("task_judge", {"target": {"from": "results/task_causal"}}, [
+            "--method", "judge_decoding", "--model", "results/task_causal", "--drafter",
+            "DRAFTER,out",
+        ]),
+        ("byte_set_block", {}, [
+            "--method", "set_block", "--set", "block_length=8", "--model", "out",
+        ]),
+        ("byte_space", {}, [
+            "--method", "space", "--set", "num_draft=4", "--model", "out",
+        ]),
+        ("byte_lud", {"target": {"from": "target"}}, [
+            "--method", "lud", "--set", "num_draft=4", "--model", "out",
+        ]),
+    ],
+)  # fmt: skip
+def test_a_run_says_the_method_it_was_trained_for(name, frozen, expected):
+    root = pathlib.Path(__file__).parent.parent / "configs"
+    config = settings.load(root / f"{name}.py")
+    record = {
+        "name": config.name, "objective": config.objective, "frozen": frozen,
+        "config": export.settings(config),
+        "holds": objectives.of(config).holds(config),
+    }  # fmt: skip
+    args = argparse.Namespace(out="out")
+    said = shlex.split(train_command._next_command(args, record))
+    assert said[: len(expected) + 2] == ["pdecode", "generate", *expected]
 
 
 def test_a_dry_run_prints_the_groups_and_writes_nothing(config, tmp_path, capsys):

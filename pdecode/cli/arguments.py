@@ -162,8 +162,9 @@ def lens_options(made) -> None:
     """The options that `lenses` reads."""
     group = made.add_argument_group(
         "logit processing",
-        "of methods that draft and verify, autoregressive among them: on the target's "
-        "law and on a draft model's alike",
+        "of methods of the draft-and-verify family, autoregressive among them (not of "
+        "pearl, quantspec, spec_pv, hidden_transfer, early_exit, sjd, sjd2 and gsd): "
+        "on the target's law and on a draft model's alike",
     )
     for name, about in _NUMBERS.items():
         group.add_argument(f"--{name}", type=float, help=about)
@@ -186,11 +187,14 @@ def lenses(args) -> dict[str, Any]:
     if args.forced is not None:
         try:
             pairs = [part.split(":") for part in args.forced.split(",")]
-            found["forced"] = {int(place): int(token) for place, token in pairs}
+            places = [(int(place), int(token)) for place, token in pairs]
         except ValueError:
             raise ValueError(
                 f"--forced {args.forced}: write places and ids, as 0:7,3:9"
             ) from None
+        found["forced"] = dict(places)
+        if len(found["forced"]) < len(places):
+            raise ValueError(f"--forced {args.forced}: force every place once")
     if args.grammar is not None:
         try:
             found["grammar"] = json.loads(read(args.grammar))
@@ -213,7 +217,7 @@ def prompts(args) -> Asked:
         return Asked([read(args.prompt_file)], [], False)
     if args.prompts is not None:
         given = lines(args.prompts)
-        return Asked([line.get("ids") or line["prompt"] for line in given], given, True)
+        return Asked([words(line) for line in given], given, True)
     try:
         rows = json.loads(args.prompt_ids)
     except ValueError:
@@ -255,6 +259,11 @@ def lines(path: str) -> list[dict[str, Any]]:
     if not found:
         raise ValueError(f"{path} is empty: give a prompt a line")
     return found
+
+
+def words(line: dict[str, Any]) -> str | list:
+    """Ids or the text of one of `lines`."""
+    return line.get("ids") or line.get("prompt", [])
 
 
 def read(path: str) -> str:

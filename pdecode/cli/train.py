@@ -54,6 +54,7 @@ def run(args, out: TextIO | None) -> int:
 
 def _next_command(args, record: dict) -> str:
     """What decodes with the result of a run."""
+    from pdecode import knobs, recipes
     from pdecode.models import bytes as byte_model
     from pdecode.models import digits, embedded
     from pdecode.train import objectives
@@ -69,19 +70,23 @@ def _next_command(args, record: dict) -> str:
         return shlex.join(["python", "-m", module, out, "digits.png"])
     parts = ["pdecode", "generate"]
     config = record["config"]
-    decoded_by = objectives.find(record["objective"]).decoded_by
-    if decoded_by is None:
-        parts += ["--model", out]
-    else:
-        method, sizes = decoded_by(config["options"])
+    objective = objectives.find(record["objective"])
+    told, method = objective.decoded_by or objective.decoded_as, None
+    if told is not None:
+        method, sizes = told(config["options"])
         parts += ["--method", method]
         for name, value in sizes.items():
             text = ",".join(map(str, value)) if isinstance(value, tuple) else value
             parts += ["--set", f"{name}={text}"]
+    if method is None or objective.decoded_by is None:
+        parts += ["--model", out]
+    else:
         # Without one the method takes the model that it does by default.
         for target in record["frozen"].values():
             parts += ["--model", target["from"]]
-        parts += ["--drafter", out]
+        beside = knobs.roles(recipes.find(method).method)[1:]
+        named = [out if role == kind else role.upper() for role in beside]
+        parts += ["--drafter", ",".join(named) if kind in beside else out]
     if embedded.tokenizer_of(record) is digits.tokenizer:
         return shlex.join([*parts, "--class", "7"])
     if config.get("data") == "frames":

@@ -61,8 +61,13 @@ def load(path: str | os.PathLike) -> tuple[Store, Texts]:
     """(store, arrays) of a file of `save`, memory-mapped; ValueError if it is none."""
     try:
         both = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
+    except files.UNREADABLE as error:
         raise ValueError(f"{path} is no datastore: {error}") from None
+    if not isinstance(both, np.ndarray):
+        raise ValueError(
+            f"{path} is no datastore: it holds several arrays, as a table of trigrams "
+            "does"
+        )
     if both.dtype != np.int32 or both.ndim != 2 or both.shape[0] != 2:
         raise ValueError(
             f"{path} is no datastore: it holds {both.dtype} {list(both.shape)}, not "

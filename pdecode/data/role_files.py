@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from pdecode import files
 from pdecode.contracts import Background, Codes, Judge, Params
 from pdecode.data import datastore, trigrams
 
@@ -33,11 +34,13 @@ def read(kind: str, path: str | os.PathLike) -> tuple[Any, Params]:
 def _array(path: str | os.PathLike, num_axes: int) -> np.ndarray:
     try:
         found = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
+    except files.UNREADABLE as error:
         raise ValueError(f"{path} is no .npy file: {error}") from None
     if not isinstance(found, np.ndarray) or found.ndim != num_axes or not found.size:
         what = list(found.shape) if isinstance(found, np.ndarray) else "several arrays"
         raise ValueError(f"{path} holds {what}, not numbers of {num_axes} axes")
+    if found.dtype.kind not in "iuf":
+        raise ValueError(f"{path} holds {found.dtype}, no numbers")
     return found
 
 
@@ -70,19 +73,16 @@ def _judge(path: str | os.PathLike) -> tuple[Judge, dict[str, np.ndarray]]:
     try:
         with np.load(path, allow_pickle=False) as found:
             weight, bias = found["weight"], found["bias"]
-    except (
-        ValueError,
-        EOFError,
-        OSError,
-        KeyError,
-        AttributeError,
-        TypeError,
-    ) as error:
+    except files.UNREADABLE as error:
         raise ValueError(f"{path} is no .npz of weight and bias: {error}") from None
     if weight.ndim != 1 or bias.ndim != 0:
         raise ValueError(
             f"{path}: weight {list(weight.shape)} and bias {list(bias.shape)} must be "
             "[E] and []"
+        )
+    if weight.dtype.kind not in "iuf" or bias.dtype.kind not in "iuf":
+        raise ValueError(
+            f"{path}: weight {weight.dtype} and bias {bias.dtype} must be numbers"
         )
     params = {"weight": weight.astype(np.float32), "bias": bias.astype(np.float32)}
     return Judge(_linear), params

@@ -41,7 +41,9 @@ def _frames(split: str, data_dir: str | None) -> np.ndarray:
 def _missing(split: str, data_dir: str | None) -> np.ndarray:
     raise ValueError(
         f"data='rows' reads {split}.npy, which data_dir={data_dir} does not hold: name "
-        "a folder that a preparation wrote, as python -m pdecode.train.trajectories"
+        "a folder that a preparation wrote; the config's docstring has its command "
+        "(python -m pdecode.train.trajectories, .train.noise_pairs, .train.judgements, "
+        ".data.captions or .evals.parallelbench.answers)"
     )
 
 

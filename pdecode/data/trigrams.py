@@ -69,14 +69,7 @@ def load(path: str | os.PathLike) -> tuple[Trigrams, Followers]:
     try:
         with np.load(path, allow_pickle=False) as stored:
             found = Followers(*(stored[name] for name in Followers._fields))
-    except (
-        ValueError,
-        EOFError,
-        OSError,
-        KeyError,
-        AttributeError,
-        TypeError,
-    ) as error:
+    except files.UNREADABLE as error:
         raise ValueError(f"{path} is no table of trigrams: {error}") from None
     kinds = [each.dtype for each in found]
     if kinds != [np.uint32, np.int32, np.float32] or found.ids.ndim != 2:

@@ -88,8 +88,9 @@ def lengths(longest: int) -> tuple[int, ...]:
     """0, the powers of two and `longest`: each is a program of the target's call."""
     if longest + 1 > WIDTHS[-1]:
         raise ValueError(
-            f"a draft of {longest} nodes must have at most {WIDTHS[-1] - 1}, where the "
-            "costs of calls are given, for draft_length='auto'"
+            f"a draft of {longest} nodes must have at most {WIDTHS[-1] - 1} for "
+            f"draft_length='auto': costs are given up to {WIDTHS[-1]} lanes; "
+            "lower num_draft, num_nodes, widths or branching, whichever the method has"
         )
     return tuple(sorted({0, longest, *(2**i for i in range(longest.bit_length()))}))
 

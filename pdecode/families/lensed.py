@@ -17,7 +17,9 @@ def lensed(method: Callable, lenses: tuple[Lens, ...]) -> Callable:
     The target's, and that of a draft model or of a tree that one grows; what drafts
     otherwise (copies, tables, heads, layers) is judged by the target's law alone, and
     is as lossless. What it makes raises ValueError where it is no decoder of
-    `draft_verify`, and for drafters whose law is told from the target's.
+    `draft_verify` as that makes them, and for drafters whose law is told from the
+    target's. `pearl`, `quantspec`, `spec_pv`, `hidden_transfer` and `early_exit` draft
+    and verify in steps of their own, and are refused.
     """
 
     @functools.wraps(method)
@@ -29,7 +31,9 @@ def lensed(method: Callable, lenses: tuple[Lens, ...]) -> Callable:
             name = getattr(method, "__name__", repr(method))
             raise ValueError(
                 f"{name} takes no lenses (penalties, bans, a grammar): use "
-                "autoregressive or another method that drafts and verifies"
+                "autoregressive or another method of the draft-and-verify family whose "
+                "step is the family's own (pearl, quantspec, spec_pv, hidden_transfer "
+                "and early_exit have theirs)"
             )
         rule = "match" if plan.acceptance is None else plan.acceptance
         made = speculative.checked(

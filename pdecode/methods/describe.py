@@ -138,7 +138,8 @@ def about(name: str, method: Callable, settings: dict[str, Any]) -> str:
     if name in methods.VARIANTS:
         known = methods.VARIANTS[name]
         chosen = ", ".join(f"{k}={v!r}" for k, v in settings.items())
-        lines = [f"{name}: {known.about}", f"  = {known.method} with {chosen}", ""]
+        same = f"  = {known.method}" + (f" with {chosen}" if chosen else "")
+        lines = [f"{name}: {known.about}", same, ""]
     if _is_ours(method):
         lines += _wrapped("group", named.group(method))
     lines += _wrapped("models", ", ".join(knobs.roles(method)))

@@ -34,7 +34,8 @@ _CANVAS = (
     "where the text must be its model's own law: positions filled together are drawn "
     "independently; a whole canvas a call also costs more than one cached token",
 )
-# By family: (when it helps, when it does not).
+# By family, or by method where that is used otherwise: (when it helps, when it does
+# not).
 _WHEN = {
     "speculative": _DRAFTS,
     "judged": _DRAFTS,
@@ -42,7 +43,12 @@ _WHEN = {
     "masked": _CANVAS,
     "any_subset": _DRAFTS,
     "canvas_chain": _CANVAS,
-    "set_blocks": _CANVAS,
+    "set_blocks": (
+        "for a causal model that was taught to fill masks, where several of the next "
+        "places are sure at once; its cache is exact, and its own law is one call away",
+        "for a causal model that never saw a mask inside its text, and where places "
+        "filled together depend on each other",
+    ),
     "frontier": (
         "for images and other data without one natural order, and to fill in between",
         "where groups of positions depend on each other and are decided together",
@@ -54,6 +60,12 @@ _WHEN = {
     "canvases": (
         "for a model trained on noisy canvases, which may revise every token",
         "for a model that has a mask token or predicts the next token: it does not fit",
+    ),
+    "distilled_decoding": (
+        "for a student that was taught its teacher's tokens as a function of noise, "
+        "where a pass or two must do",
+        "for any other model, and where what the student got wrong must be corrected: "
+        "no pass of the teacher stands behind it",
     ),
 }
 
@@ -138,9 +150,10 @@ def parts(method: Callable) -> list[Part]:
 
 
 def when(method: Callable) -> tuple[str, str] | None:
-    """(when it helps, when it does not), by the family; None for one of its own."""
+    """(when it helps, when it does not), its own or its family's; None: neither."""
     home = family(method)
-    return None if home is None else _WHEN.get(home.__name__.rpartition(".")[2])
+    its = None if home is None else _WHEN.get(home.__name__.rpartition(".")[2])
+    return _WHEN.get(method.__name__, its)
 
 
 def _calls(function: Callable) -> list[ast.Call]:

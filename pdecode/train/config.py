@@ -116,12 +116,12 @@ class TrainConfig:
         put(self, "decayed", tuple(self.decayed))
         self._check_choices()
         self._check_ranges()
-        self._check_rows()
-        self._check_schedule()
-        self._check_pass()
         from pdecode.train import objectives
 
         objective = objectives.find(self.objective)
+        self._check_rows(objective.needs.streams)
+        self._check_schedule()
+        self._check_pass()
         frozen = self.frozen
         if isinstance(frozen, str) and len(objective.needs.frozen) == 1:
             frozen = {objective.needs.frozen[0]: frozen}
@@ -207,7 +207,7 @@ class TrainConfig:
                 f"least {text.VOCAB_SIZE}: bytes and their special ids"
             )
 
-    def _check_rows(self):
+    def _check_rows(self, streams: int):
         if self.short_len is not None and self.row_len % self.short_len:
             raise ValueError(
                 f"short_len={self.short_len} must divide row_len={self.row_len}"
@@ -218,9 +218,10 @@ class TrainConfig:
                 "step has whole rows"
             )
         limit = self.model.max_positions
-        if limit is not None and self.row_len > limit:
+        if limit is not None and self.row_len > limit * streams:
+            each = "" if streams == 1 else f", in each of its {streams} parts"
             raise ValueError(
-                f"row_len={self.row_len} exceeds model.max_positions={limit}"
+                f"row_len={self.row_len} exceeds model.max_positions={limit}{each}"
             )
         if self.data is not None:
             self._check_own_rows(texts.KINDS[self.data])

@@ -18,6 +18,7 @@ class Needs(NamedTuple):
     of_any_size: tuple[str, ...] = ()
     can_start: bool = True  # `start_from` says where the parameters begin
     own_rows: bool = False  # the data must be rows that stand by themselves
+    streams: int = 1  # that a row holds side by side: the model reads one at a time
 
 
 class Objective(NamedTuple):
@@ -50,6 +51,9 @@ class Objective(NamedTuple):
     # (options as in a record) -> the method that takes the result as its drafter, and
     # settings; None: it is a model by itself.
     decoded_by: Callable[[dict], tuple[str, dict]] | None = None
+    # (options as in a record) -> the method that the result, a model by itself, is
+    # trained for, and settings; None: what every such model is decoded with.
+    decoded_as: Callable[[dict], tuple[str, dict]] | None = None
     # (config, changes, step) -> changes: what learns at another rate than the run's.
     rates: Callable | None = None
     # params -> those of the model that was trained along, which the result serves: it

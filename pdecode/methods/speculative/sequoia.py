@@ -33,9 +33,9 @@ def sequoia(
     """The best tree of `num_nodes` if child i of any node is accepted in rates[i] %.
 
     Measure `rates` on your models: the default is only a likely shape. With tree_size
-    "auto" the tree is that of at most `num_nodes` nodes which gives most tokens for
-    calls that cost call_percent[i] at 1, 2, 4, 8, 16 and 32 lanes, and draft_percent a
-    level: perhaps none at all.
+    "auto" the tree is that of at most `num_nodes` nodes, and of 31, which gives most
+    tokens for calls that cost call_percent[i] at 1, 2, 4, 8, 16 and 32 lanes, and
+    draft_percent a level: perhaps none at all.
 
     Guarantee: lossless in distribution, greedy-identical at temperature 0.
     Cost: 1 + num_nodes query tokens a call; at most max_depth drafter calls.

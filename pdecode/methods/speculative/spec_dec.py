@@ -24,7 +24,9 @@ def spec_dec(
     tau: Annotated[float, Knob(0, 1e6)] = 1.0,
     temperature: Temperature = 0.0,
 ) -> Decoder:
-    """With `beta` > 1 a token passes if it is among the target's best `beta` tokens and
+    """A masked model drafts `num_draft` tokens in one call, the target verifies them.
+
+    With `beta` > 1 a token passes if it is among the target's best `beta` tokens and
     at most `tau` nats below the best one; the paper has 3 and 1.0.
 
     Guarantee: lossless for beta=1, token for token plain decoding with the same seed;

@@ -41,6 +41,7 @@ NEEDS = Needs(
     frozen=("target",),
     can_start=False,
     own_rows=True,
+    streams=2,
 )
 
 

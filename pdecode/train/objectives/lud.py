@@ -65,8 +65,13 @@ def loss(config):
     return apply
 
 
+def decoded_as(options: dict) -> tuple[str, dict]:
+    return "lud", {"num_draft": options["num_masks"]}
+
+
 OBJECTIVE = Objective(
     Options,
     autoregressive.NEEDS._replace(mask=True, frozen=("target",)),
     autoregressive.start, loss, space.figures, autoregressive.holds, noise=space.noise,
+    decoded_as=decoded_as,
 )  # fmt: skip

@@ -174,4 +174,10 @@ def holds(config):
     return {"kind": "transformer"}
 
 
-OBJECTIVE = Objective(Options, NEEDS, start, loss, figures, holds, noise=noise)
+def decoded_as(options: dict) -> tuple[str, dict]:
+    return "set_block", {"block_length": options["block_length"]}
+
+
+OBJECTIVE = Objective(
+    Options, NEEDS, start, loss, figures, holds, noise=noise, decoded_as=decoded_as
+)

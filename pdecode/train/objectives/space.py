@@ -135,7 +135,11 @@ def figures(config, params, frozen, text, *, row_len, max_rows=None, put=jnp.asa
     return found | {"accuracy_by_mask": (sums[0] / np.maximum(sums[1], 1)).tolist()}
 
 
+def decoded_as(options: dict) -> tuple[str, dict]:
+    return "space", {"num_draft": options["num_masks"]}
+
+
 OBJECTIVE = Objective(
     Options, autoregressive.NEEDS._replace(mask=True), autoregressive.start, loss,
-    figures, autoregressive.holds, noise=noise,
+    figures, autoregressive.holds, noise=noise, decoded_as=decoded_as,
 )  # fmt: skip
