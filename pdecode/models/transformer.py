@@ -110,9 +110,9 @@ def layer_parallel(model: Model, group: int) -> Model:
     """`model`, of `make_model`, whose `apply` has `group` layers attend at once.
 
     EasySpec (2025, arXiv:2502.02493): between the first and the last layer, those of a
-    group attend from the stream that it begins with; then each adds its attention and
-    its MLP in turn. An approximation, for drafts; `encode` is exact, and so is a group
-    of 1. ValueError for a group below 1, a shifted model, and taps.
+    group attend from the stream that it begins with; then each adds attention and MLP
+    in turn: an approximation, for drafts; `encode` and a group of 1 are exact.
+    ValueError for a group below 1, a shifted model, and taps.
     """
     if group < 1:
         raise ValueError(f"{group=} must be at least 1")
@@ -341,8 +341,8 @@ def visible_of(config: Config, layer: int, query: Query) -> Visibility:
     if not config.sliding[layer]:
         return query.visible
     assert config.window is not None, "Config checked it"
-    causal = config.attention == "causal"
-    return narrowed(query.visible, query.positions, config.window, causal=causal)
+    is_causal = config.attention == "causal"
+    return narrowed(query.visible, query.positions, config.window, causal=is_causal)
 
 
 def own_config(config: Config, layer: int) -> Config:
@@ -353,10 +353,10 @@ def own_config(config: Config, layer: int) -> Config:
 
 
 def angles_of(config: Config, layer: int, positions: Array):
+    """What turns queries and keys of a layer; None: positions are learned."""
     rope = config.rope
     if config.sliding[layer] and config.rope_sliding is not None:
         rope = config.rope_sliding
-    # Layers ask for equal angles; the compiler keeps one copy.
     return None if rope is None else parts.rotary(rope, config.head_dim, positions)
 
 
