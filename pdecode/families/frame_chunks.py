@@ -120,4 +120,6 @@ def noise_of(plan: Plan, keys: Array, num_frames: int) -> Array:
     places = jnp.broadcast_to(jnp.arange(num_frames), (len(keys), num_frames))
     shape = (plan.net.num_patches, plan.net.depth)
     each = rng.noise(keys, rng.TARGET, places)
-    return jax.vmap(jax.vmap(lambda key: jax.random.normal(key, shape)))(each)
+    return jax.vmap(jax.vmap(lambda key: jax.random.normal(key, shape, jnp.float32)))(
+        each
+    )
