@@ -150,13 +150,11 @@ def init(plan: Plan, params, keys, prompt: Prompt):
     asked = jnp.maximum(prompt.lengths - left_out, 0)
     width = max(prompt.tokens.shape[1] - left_out, 0)
     return state, rows.prefill_info(
-        model,
-        prompt,
-        drop=1,
+        model, prompt, drop=1,
         num_draft_calls=jnp.where(asked > 0, num_calls, 0),
         num_draft_tokens=num_calls * asked,
         num_draft_tokens_computed=jnp.full_like(asked, num_calls * width),
-    )
+    )  # fmt: skip
 
 
 def step(plan: Plan, params, keys, state: PrefixState):
