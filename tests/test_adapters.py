@@ -13,7 +13,7 @@ from pdecode import generation
 from pdecode.models import adapters, embedded, layers, transformer
 from pdecode.sharding import placement
 from pdecode.train import adapters as runs
-from pdecode.train import objectives, optimizers, settings, trainer
+from pdecode.train import export, objectives, optimizers, settings, trainer
 from pdecode.train.adapters import Adapters
 
 OWN = Adapters(rank=3, alpha=6.0, names=("query", "out", "up"))
@@ -185,6 +185,22 @@ def test_a_folder_of_adapters_decodes_as_the_merged_one(finished):
         runs.merge(str(root / "merged"), str(root / "more"))
     with pytest.raises(ValueError, match="holds a run already"):
         runs.merge(str(root / "run"), str(root / "merged"))
+
+
+def test_what_is_embedded_is_the_whole_model(finished, monkeypatch):
+    root, config, _ = finished
+    monkeypatch.setattr(export, "_ngram", lambda *texts: {})
+    training, validation = tiny.streams()
+    record = export.embed(
+        config, root / "run", "whole", (training, validation, validation),
+        command="x", folder=root,
+    )  # fmt: skip
+    stored, read = embedded.read_pair(root, "whole")
+    assert jax.tree.structure(stored) == jax.tree.structure(BASE)
+    for made in (record, read):
+        assert made["num_params"] == sum(x.size for x in jax.tree.leaves(BASE))
+        assert made["holds"] == {"kind": "transformer"}
+        assert made["config"]["adapters"] is None
 
 
 def test_adapters_of_another_base_or_of_none_are_refused(tmp_path):

@@ -264,7 +264,8 @@ def test_a_chain_of_five_drafts_costs_five_calls_and_six_lanes_a_round():
     np.testing.assert_array_equal(stats.num_draft_tokens, wanted)
     assert (is_whole & goes_on).any() and (~is_whole & is_round).any()
     # The prompt but its root, by the drafter too.
-    np.testing.assert_array_equal(stats.num_prefill_draft_calls, 1)
+    is_asked = np.asarray(prompt.lengths) > 1
+    np.testing.assert_array_equal(stats.num_prefill_draft_calls, is_asked)
     np.testing.assert_array_equal(
         stats.num_prefill_draft_tokens, np.asarray(prompt.lengths) - 1
     )
@@ -272,7 +273,8 @@ def test_a_chain_of_five_drafts_costs_five_calls_and_six_lanes_a_round():
     decoded = programs_module.Decoded(*seen[-1], prefill_s=0.1, decode_s=0.2)
     counts = evals_rows.counted(evals_rows.Timed([decoded], [0.1], [0.2], []), 8, True)
     assert counts["drafter_calls"] == 5 and counts["drafter_queries_computed"] == 6
-    assert 5 < counts["drafter_queries"] < 6 and counts["prefill_drafter_calls"] == 1
+    assert 5 < counts["drafter_queries"] < 6
+    assert counts["prefill_drafter_calls"] == is_asked.mean() < 1
     row = fake_row(**counts)
     assert curve.drafter_width(row) == pytest.approx(6 / 5)
 

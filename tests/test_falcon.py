@@ -9,9 +9,11 @@ import pytest
 from test_eagle import rotated, rounds
 from test_jakiro import MODEL, SMALL, TARGET, TOKENS, hidden_of, logs_of
 
-from pdecode import methods, prompts, trees
+from pdecode import methods, prompts, rng, trees
+from pdecode.contracts import Sampling
 from pdecode.decode import run
 from pdecode.drafters import blocks
+from pdecode.families import speculative
 from pdecode.models import falcon_layers
 from pdecode.train import TrainConfig
 from pdecode.train.objectives import falcon as objective
@@ -244,6 +246,34 @@ def test_no_token_is_another(temperature):
     np.testing.assert_array_equal(plain.tokens, ahead.tokens)
     assert stats.num_calls.sum() < 27
     np.testing.assert_array_equal(stats.num_draft_calls, 2 * stats.num_calls)
+
+
+def test_the_prefill_counts_the_calls_and_lanes_that_there_are():
+    """Of ten tokens neither the first nor the last is fed: 8 lanes. Of two, none."""
+    lanes = []
+
+    def apply(own, query, cache):
+        lanes.append(query.tokens.shape[1])
+        return LAYER.apply(own, query, cache)
+
+    drafter = blocks.static_tree(MODEL, LAYER._replace(apply=apply), trees.chain(3))
+    decoder = speculative.draft_verify(
+        MODEL, drafter, max_new_tokens=4, sampling=Sampling(1.0)
+    )
+    ten = [0, 1, 2, 3, 4, 5, 4, 3, 2, 1]
+    for texts, fed, calls, computed in (
+        ([ten], [8], [1], [8]),
+        ([ten[:2]], [], [0], [0]),
+        ([ten[:1]], [], [0], [0]),
+        ([ten, ten[:1]], [8], [1, 0], [8, 8]),
+    ):
+        prompt, lanes[:] = prompts.from_rows(texts, max_new_tokens=4), []
+        keys = rng.row_keys(jax.random.key(0), prompt.row_ids)
+        _, info = decoder.init(PARAMS, keys, prompt)
+        assert lanes == fed
+        assert info.num_draft_calls.tolist() == calls
+        assert info.num_draft_tokens.tolist() == [8 * each for each in calls]
+        assert info.num_draft_tokens_computed.tolist() == computed
 
 
 def test_what_cannot_be_is_refused():

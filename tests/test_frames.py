@@ -466,6 +466,18 @@ def test_frames_ahead_are_the_frames_of_the_actions_that_came(name, monkeypatch)
         played(plan, 0)
 
 
+def test_frames_ahead_are_the_same_with_wide_numbers():
+    plan, calls = PLANS["acdit"], jax.jit(frame_ahead.played, static_argnums=(0, 5))
+    narrow = played(plan, 2)
+    with jax.enable_x64(True):
+        wide = calls(plan, PARAMS, KEYS, FIRST[:, :1], PLAYED, 2)
+    for mine, its in zip(wide, narrow, strict=True):
+        assert mine.dtype == its.dtype
+    np.testing.assert_allclose(wide.film, narrow.film, rtol=1e-4, atol=1e-4)
+    for name in ("num_rounds", "num_calls", "num_drawn"):
+        np.testing.assert_array_equal(getattr(wide, name), getattr(narrow, name))
+
+
 # What drawn clips are worth.
 
 
@@ -642,6 +654,13 @@ def test_chunks_side_by_side_are_chunks_one_by_one():
     # A row is its own.
     alone = chunked(plan, slice(1, 2)).film
     np.testing.assert_allclose(alone[0], made.film[1], rtol=1e-4, atol=1e-4)
+
+
+def test_what_cannot_be_chunks_is_refused():
+    sizes = {"chunk": 4, "overlap": 2, "every": 2, "num_steps": 2, "fused": 0.5}
+    for name, wrong in (("num_steps", 0), ("every", 0), ("fused", 2)):
+        with pytest.raises(ValueError, match=f"{name}={wrong}"):
+            frame_chunks.vin(NET, **(sizes | {name: wrong}))
 
 
 @pytest.mark.parametrize("is_linear", [True, False])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import slow
 
-from pdecode import methods, prompts
+from pdecode import methods, prompts, rng
 from pdecode.contracts import DraftModules, Sampling
 from pdecode.decode import run
 from pdecode.drafters import modules as drafters
@@ -188,6 +188,33 @@ def test_no_token_is_another(temperature):
         methods.autoregressive, MODEL, TARGET, PROMPT, jax.random.key(2), **common
     )
     assert (np.asarray(other.tokens) == plain.tokens).all() == (temperature == 0)
+
+
+def test_the_prefill_counts_the_calls_and_lanes_that_there_are():
+    """Two modules read ten tokens but the last: 2 calls of 9 lanes. Of one, none."""
+    lanes = []
+
+    def apply(own, target, index, query, cache):
+        lanes.append(query.tokens.shape[1])
+        return RECORD.apply(own, target, index, query, cache)
+
+    drafter = drafters.chain(MODEL, RECORD._replace(apply=apply), 2)
+    decoder = speculative.draft_verify(
+        MODEL, drafter, max_new_tokens=4, sampling=Sampling(1.0)
+    )
+    ten, one = [0, 1, 2, 3, 4, 5, 4, 3, 2, 1], [3]
+    for texts, fed, calls, asked, computed in (
+        ([ten], [9, 9], [2], [18], [18]),
+        ([one], [], [0], [0], [0]),
+        ([ten, one], [9, 9], [2, 0], [18, 0], [18, 18]),
+    ):
+        prompt, lanes[:] = prompts.from_rows(texts, max_new_tokens=4), []
+        keys = rng.row_keys(jax.random.key(0), prompt.row_ids)
+        _, info = decoder.init(PARAMS, keys, prompt)
+        assert lanes == fed
+        assert info.num_draft_calls.tolist() == calls
+        assert info.num_draft_tokens.tolist() == asked
+        assert info.num_draft_tokens_computed.tolist() == computed
 
 
 # Modules that know the next token: the toy's own model, which needs no state.

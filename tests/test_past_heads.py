@@ -1,5 +1,7 @@
 """Heads behind a layer over the target's past: Hydra++'s, Clover's and Amphista's."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,7 +20,7 @@ from pdecode.models import (
     medusa_heads,
     transformer,
 )
-from pdecode.models.config import Config
+from pdecode.models.config import Config, Experts
 from pdecode.rules import relaxed
 from pdecode.train import TrainConfig, objectives, passes
 
@@ -131,10 +133,10 @@ def by_hand(name, committed, path):
     return slow.logs(BY_HAND[name](own, hidden, read, list(path)), SMALL.mask_id)
 
 
-def config(name, **options):
+def config(name, model=SMALL, **options):
     more = {"hydra_plus": {"num_layers": 2, "prefix_attention": True}}
     return TrainConfig(
-        name="x", model=SMALL, steps=1, warmup_steps=0, row_len=6,
+        name="x", model=model, steps=1, warmup_steps=0, row_len=6,
         objective="hydra" if name == "hydra_plus" else name,
         frozen={"target": "target"},
         options={"num_heads": 3, **more.get(name, {}), **options},
@@ -339,6 +341,21 @@ def test_clovers_layers_begin_as_the_targets_last_one():
         jax.tree.map(
             np.testing.assert_array_equal, own["past"][name], TARGET["layer_1"]
         )
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("experts", Experts(4, 2, 12)), ("post_norms", True)]
+)
+def test_clover_copies_no_layer_that_is_not_of_its_kind(field, value):
+    model = dataclasses.replace(SMALL, **{field: value})
+    run, target = config("clover", model=model), transformer.init(model, KEY)
+    start = objectives.of(run).start
+    with pytest.raises(ValueError, match=f"model.{field}=.*leave start_from out"):
+        start(run, KEY, target)
+    own = start(run, KEY, None)  # the way out
+    loss = jax.jit(objectives.of(run).loss(run))
+    batch = {"tokens": jnp.asarray(TOKENS)}
+    assert np.isfinite(loss(own, {"target": target}, batch, KEY, 0)[0])
 
 
 def test_amphista_without_stages_and_encoder_is_medusa():

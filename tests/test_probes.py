@@ -232,6 +232,22 @@ def test_maps_learn_and_nothing_else():
         assert np.abs(leaf).max() == 0, path
 
 
+def test_layers_are_computed_again_where_asked():
+    """Remat, a layer at a time, changes no slope."""
+
+    def of(config):
+        loss = hidden_transfer.loss(config)
+        return lambda own: loss(own, FROZEN, BATCH, None, 0)[0]
+
+    again, own = of(dataclasses.replace(TRANSFER, remat=True)), {"maps": MAPS}
+    remat = jax.make_jaxpr(jax.checkpoint(jnp.sin))(1.0).eqns[0].primitive
+    for made, count in ((of(TRANSFER), 0), (again, SMALL.num_layers)):
+        steps = jax.make_jaxpr(made)(own).eqns
+        assert sum(each.primitive is remat for each in steps) == count
+    mine = [jax.jit(jax.grad(made))(own)["maps"] for made in (of(TRANSFER), again)]
+    np.testing.assert_allclose(*mine, rtol=1e-4, atol=1e-6)
+
+
 # What is drafted, against lists of tokens.
 
 PROMPT = prompts.from_rows([[1, 4, 0], [3], [2, 2, 5, 1, 0]], max_new_tokens=9)

@@ -8,14 +8,20 @@ import numpy as np
 import pytest
 
 from pdecode import methods, prompts, rng, trees
-from pdecode.contracts import Sampling
+from pdecode.contracts import Query, Sampling, SlotRun, Visibility
 from pdecode.decode import run
 from pdecode.drafters import features
 from pdecode.families import speculative
-from pdecode.models import condensers, prefixed, transformer, visual_layers
+from pdecode.models import (
+    condensers,
+    embedded,
+    prefixed,
+    transformer,
+    visual_layers,
+)
 from pdecode.models.condensers import Condenser
 from pdecode.models.config import Config
-from pdecode.train import TrainConfig, passes
+from pdecode.train import TrainConfig, export, passes
 from pdecode.train.objectives import spec_vlm as objective
 
 IMAGE = 6
@@ -362,6 +368,86 @@ def test_image_tokens_and_context_are_one_to_the_layer():
     two, its = decoded(methods.eagle, (target, LAYER), PARAMS, 0.0, given, **sizes)
     np.testing.assert_array_equal(one[:, IMAGE:], two[:, IMAGE:])
     assert mine.num_calls.tolist() == its.num_calls.tolist()
+
+
+def test_a_question_is_no_longer_than_its_row():
+    """Of two tokens that the gate may read these have one, and padding asks nothing."""
+    condenser = CONDENSER._replace(num_question=2)
+    layer = visual_layers.make_layer(SMALL, condenser)
+    rows = [[1] * IMAGE + [token] for token in range(8)]
+    prompt = prompts.from_rows(rows, max_new_tokens=2, pad_to=IMAGE + 3)
+    read = jax.random.normal(jax.random.key(3), (8, IMAGE + 2, 8))
+    cache = layer.init_cache(prompt, 16)
+    assert layer.begin is not None
+    begin = jax.jit(layer.begin)
+    cache = begin(OWN, TARGET, prompt.tokens, read, cache)
+    counts = [count for _, count in condenser.counts]
+    wanted = [4 - counts[token % 5] for token in range(8)]
+    assert cache["first"].tolist() == wanted
+    # Control: where padding is text the first operator is chosen as well.
+    whole = cache | {"length": jnp.full(8, IMAGE + 3)}
+    other = begin(OWN, TARGET, prompt.tokens, read, whole)
+    assert other["first"].tolist() != wanted
+
+
+def test_the_gate_reads_the_targets_own_embeddings():
+    """Scaled, where the target's are: nothing of the sum but its size is another."""
+    scaled = dataclasses.replace(SMALL, embed_scale=3.0)
+    seen = []
+
+    def apply(made, params, features, question, noise=None):
+        seen.append(np.asarray(question))
+        return right(made, params, features, question, noise)
+
+    right, features = condensers.apply, jnp.ones((12, 11, 8))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(condensers, "apply", apply)
+        visual_layers.read_rows(scaled, CONDENSER, OWN, TARGET, TOKENS, features)
+    np.testing.assert_allclose(
+        seen[0], 3 * TARGET["embed"][TOKENS[:, IMAGE : IMAGE + 1]]
+    )
+
+
+def test_what_stands_before_the_text_is_never_written_over():
+    cache = LAYER.init_cache(PROMPT, 24)
+    lanes = jnp.broadcast_to(jnp.arange(3), (6, 3))
+    for slots, stored in (
+        (lanes + IMAGE - 1, [4, 5]),  # the image takes four
+        (lanes + IMAGE, [4, 5, 6]),
+        (SlotRun(jnp.full(6, IMAGE - 1)), []),
+        (SlotRun(jnp.full(6, IMAGE)), [4, 5, 6]),
+        (SlotRun(jnp.full(6, IMAGE), lanes < 2), [4, 5]),
+    ):
+        query = Query(
+            1 + lanes, IMAGE + lanes, slots, Visibility(0 * lanes, IMAGE + lanes + 1),
+            jnp.ones((6, 3, 8)),
+        )  # fmt: skip
+        _, after = LAYER.apply(OWN, TARGET, query, cache)
+        written = np.abs(after["layer"][0]["k"]).max((1, 3)) > 0
+        for row in written:
+            assert np.flatnonzero(row).tolist() == stored
+
+
+def test_an_operator_without_weights_is_kept_and_loaded(tmp_path):
+    """Its dictionary is empty, and files hold none of these."""
+    options = OPTIONS | {"prune": 0, "conv": 0, "latents": 0, "text_only": False}
+    config = dataclasses.replace(CONFIG, options=options)
+    own = objective.start(config, jax.random.key(1), None)
+    assert own["condenser"] == {}
+    record = export.describe(config, own)
+    export.write(tmp_path, "weights", own, record, dtype=np.float32)
+    stored, _ = embedded.read_pair(tmp_path, "weights")
+    assert "condenser" not in stored
+    layer = visual_layers.make_layer(SMALL, config.options.condenser)
+    found = [
+        decoded(
+            methods.eagle, (MODEL, layer), {"model": TARGET, "layer": each}, 0.0,
+            PROMPT, branching=(2, 1),
+        )
+        for each in (own, stored)
+    ]  # fmt: skip
+    np.testing.assert_array_equal(found[0][0], found[1][0])
+    assert found[0][1].num_calls.tolist() == found[1][1].num_calls.tolist()
 
 
 def test_what_cannot_be_is_refused():

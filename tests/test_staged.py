@@ -15,7 +15,7 @@ from pdecode import assembly, recipes, rng
 from pdecode.cli import train as train_command
 from pdecode.evals import staged_digits
 from pdecode.families import staged as family
-from pdecode.models import digits, embedded, staged
+from pdecode.models import digits, embedded, frames, staged
 from pdecode.models.config import Config
 from pdecode.models.staged import Grid, Staged
 from pdecode.rules import pyramids
@@ -170,9 +170,9 @@ def config_of(**more):
 
 def test_patches_are_squares_and_go_back():
     image = jnp.arange(64.0).reshape(1, 8, 8)
-    patches = staged.cut(image, 2)
+    patches = frames.patches(image, 2)
     assert patches.shape == (1, 16, 4) and patches[0, 1].tolist() == [2, 3, 10, 11]
-    np.testing.assert_array_equal(staged.joined(patches, 2), image)
+    np.testing.assert_array_equal(frames.unpatched(patches, 2), image)
 
 
 def test_the_loss_is_its_definition_stage_by_stage_as_it_is_drawn():
@@ -189,7 +189,7 @@ def test_the_loss_is_its_definition_stage_by_stage_as_it_is_drawn():
     grown, found, lane = [], [], 0
     for first, last in pyramids.ends(image, SLICES, noises):
         told = conditions(PARAMS, rows[:, 0], grown)
-        begin, end = staged.cut(first, 2), staged.cut(last, 2)
+        begin, end = frames.patches(first, 2), frames.patches(last, 2)
         here = slice(lane, lane := lane + begin.shape[1])
         for draw in range(3):
             time = batch["times"][:, draw, here]

@@ -209,6 +209,9 @@ def test_models_that_do_not_fit_are_refused():
         methods.spec_dec(BOTH[0], BOTH[0], max_new_tokens=4)
     with pytest.raises(ValueError, match="row_len=5 must be longer than block_length"):
         glancing.start(dataclasses.replace(config_of(), row_len=5), None, None)
+    short = dataclasses.replace(config_of(), row_len=10, short_len=5)
+    with pytest.raises(ValueError, match="short_len=5 must be longer than block"):
+        glancing.start(short, None, None)
 
 
 def test_a_run_learns_to_draft(tmp_path):

@@ -95,6 +95,7 @@ def static_tree(model: Model, layer: BlockLayer, topology: trees.Topology) -> Dr
         functools.partial(_propose, plan),
         functools.partial(_observe, plan),
         num_prefill_calls=1,
+        num_prefill_left_out=1,  # token 0 has no feature before it
     )
 
 

@@ -89,7 +89,9 @@ def _init(plan: Plan, params, keys, prompt: Prompt, prefix: Prefix, output):
     else:
         # tokens a b c: b stands beside the state at a, and nothing beside a
         before = jnp.pad(output.hidden, ((0, 0), (1, 0), (0, 0)))
-        states, slots = before, _slots(jnp.zeros_like(root), before.shape[1])
+        # The root's slot is of those that are made anew.
+        states = before[:, :-1]
+        slots = _slots(jnp.zeros_like(root), states.shape[1])
         for index in range(plan.num_draft):
             tokens = _tokens(prefix, root, slots + index, None)
             query = _lanes(tokens, slots, index, states)

@@ -17,14 +17,8 @@ from pdecode import rng
 from pdecode.evals import images
 from pdecode.evals.bench import visual
 from pdecode.families import staged as family
-from pdecode.models import digits, embedded
+from pdecode.models import digits, embedded, frames
 from pdecode.models.staged import Staged
-
-
-def levels(values: np.ndarray) -> np.ndarray:
-    """uint8 of values from -1 to 1: the nearest grey level."""
-    top = digits.NUM_LEVELS - 1
-    return np.clip(np.rint((values + 1) / 2 * top), 0, top).astype(np.uint8)
 
 
 def draw(
@@ -41,7 +35,7 @@ def draw(
     keys = rng.row_keys(rng.key(seed), jnp.arange(num_samples))
     run = jax.jit(functools.partial(family.drawn, net, num_steps=num_steps))
     made = run(params, jnp.asarray(digits.FIRST_CLASS + classes, jnp.int32), keys)
-    return levels(np.asarray(made.values)), classes, made
+    return frames.levels(np.asarray(made.values)), classes, made
 
 
 def main(arguments: list[str]) -> None:

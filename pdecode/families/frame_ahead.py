@@ -91,10 +91,10 @@ def drawn_ahead(
 def num_shown(index: Array, given: Array, num_ahead: int) -> Array:
     """Frames of a round that their actions agree with, int32 [B]; the first does."""
     num_frames = given.shape[1]
-    place = index[:, None] + jnp.arange(num_ahead)[None]
+    place = index[:, None] + jnp.arange(num_ahead, dtype=jnp.int32)[None]
     inside = place < num_frames
     came = jnp.take_along_axis(
         given, jnp.minimum(place, num_frames - 1)[..., None], axis=1
     )
     same = (came == came[:, :1]).all(-1) & inside
-    return jnp.cumprod(same.astype(jnp.int32), axis=1).sum(1)
+    return jnp.cumprod(same.astype(jnp.int32), axis=1).sum(1, dtype=jnp.int32)

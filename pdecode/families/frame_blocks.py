@@ -223,7 +223,7 @@ def keep(plan: Plan, params: Params, state: State, index: Array, active) -> Stat
     yes = jnp.ones((len(index), 1), bool)
     call = Call(
         values=_at(state.film, index)[:, None],
-        time=jnp.zeros(yes.shape),
+        time=jnp.zeros(yes.shape, jnp.float32),
         is_noised=~yes,
         given=_at(state.given, index)[:, None],
         index=index[:, None],
@@ -254,7 +254,7 @@ def fresh(plan: Plan, keys: Array, index: Array, step) -> Array:
     round = jnp.full(index.shape, step, jnp.int32)
     keys = rng.noise(keys, rng.TARGET, index[:, None], round=round)[:, 0]
     shape = (plan.net.num_patches, plan.net.depth)
-    return jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
+    return jax.vmap(lambda key: jax.random.normal(key, shape, jnp.float32))(keys)
 
 
 def _first(plan: Plan, index: Array, is_clean: bool = False) -> Array:

@@ -55,10 +55,13 @@ def vin(
 ) -> Plan:
     """Chunks as the network was trained with; the first 0.6 of the steps join overlaps.
 
-    ValueError for fewer than one step, and a share outside [0, 1].
+    ValueError for fewer than one step, a stride of frames below one, and a share
+    outside [0, 1].
     """
     if num_steps < 1:
         raise ValueError(f"{num_steps=} must be at least 1")
+    if every < 1:
+        raise ValueError(f"{every=} must be at least 1, which reads every frame")
     if not 0 <= fused <= 1:
         raise ValueError(f"{fused=} is a share of the steps: it lies in [0, 1]")
     return Plan(net, num_steps, chunk, overlap, every, round(fused * num_steps))
@@ -117,4 +120,6 @@ def noise_of(plan: Plan, keys: Array, num_frames: int) -> Array:
     places = jnp.broadcast_to(jnp.arange(num_frames), (len(keys), num_frames))
     shape = (plan.net.num_patches, plan.net.depth)
     each = rng.noise(keys, rng.TARGET, places)
-    return jax.vmap(jax.vmap(lambda key: jax.random.normal(key, shape)))(each)
+    return jax.vmap(jax.vmap(lambda key: jax.random.normal(key, shape, jnp.float32)))(
+        each
+    )

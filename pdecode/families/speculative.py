@@ -145,16 +145,16 @@ def init(plan: Plan, params, keys, prompt: Prompt):
         cache=cache,
         drafter=drafter.init(params, keys, prompt, prefix, output),
     )
-    drafted = jnp.full_like(prompt.lengths, drafter.num_prefill_calls)
-    left_out = drafter.num_prefill_left_out
+    # As of the target's: a row of which nothing is left asks for no call.
+    num_calls, left_out = drafter.num_prefill_calls, 1 + drafter.num_prefill_left_out
+    asked = jnp.maximum(prompt.lengths - left_out, 0)
+    width = max(prompt.tokens.shape[1] - left_out, 0)
     return state, rows.prefill_info(
-        model,
-        prompt,
-        drop=1,
-        num_draft_calls=drafted,
-        num_draft_tokens=drafted * jnp.maximum(prompt.lengths - 1 - left_out, 0),
-        num_draft_tokens_computed=drafted * (prompt.tokens.shape[1] - 1 - left_out),
-    )
+        model, prompt, drop=1,
+        num_draft_calls=jnp.where(asked > 0, num_calls, 0),
+        num_draft_tokens=num_calls * asked,
+        num_draft_tokens_computed=jnp.full_like(asked, num_calls * width),
+    )  # fmt: skip
 
 
 def step(plan: Plan, params, keys, state: PrefixState):

@@ -19,7 +19,7 @@ from jax import Array
 
 from pdecode import rng
 from pdecode.contracts import Params
-from pdecode.models import staged
+from pdecode.models import frames
 from pdecode.models.staged import Staged
 from pdecode.rules import pyramids
 
@@ -54,8 +54,8 @@ def drawn(
             grown.append(pyramids.grown(x))
             x = pyramids.lift(x, end, begin, noise)
         told = net.conditions(params, classes, grown)
-        x = staged.joined(
-            _moved(net, params, told, staged.cut(x, patch), num_steps), patch
+        x = frames.unpatched(
+            _moved(net, params, told, frames.patches(x, patch), num_steps), patch
         )
     assert x is not None, "`check` asks for a slice"
     return Drawn(x, len(net.slices), 2 * num_steps * len(net.slices))

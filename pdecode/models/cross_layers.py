@@ -26,7 +26,6 @@ from pdecode.contracts import (
     Cache,
     DraftLayer,
     Params,
-    Prompt,
     Query,
     Visibility,
 )
@@ -44,7 +43,7 @@ def init(config: Config, key: Array) -> Params:
     keys = jax.random.split(key, 4)
     stream = jnp.zeros((1, 1, own.width), own.dtype)
     place = jnp.zeros((1, 1), jnp.int32)
-    angles = _angles(own, place)
+    angles = draft_layers.angles(own, place)
     first, cross, last = (
         parts.Block(own).init(
             each, stream, angles, Visibility(place, place + 1), None, None
@@ -70,10 +69,8 @@ def init(config: Config, key: Array) -> Params:
 @functools.cache
 def make_layer(config: Config) -> DraftLayer:
     """The record of the layers for a target of `config`; equal ones are one object."""
-    plain = draft_layers.make_layer(config)
     own = draft_layers.own_config(config, 3)
-    return plain._replace(
-        init_cache=functools.partial(_init_cache, own),
+    return draft_layers.make_layer(config, 3)._replace(
         apply=functools.partial(_apply, own),
         name=f"cross layers of {config.name}",
     )
@@ -88,10 +85,6 @@ def run(
     return features, middle
 
 
-def _init_cache(own: Config, prompt: Prompt, num_slots: int) -> Cache:
-    return transformer.make_model(own).init_cache(prompt, num_slots)
-
-
 def _apply(
     own: Config, params: Params, target: Params, query: Query, cache: Cache | None
 ) -> tuple[Array, Cache]:
@@ -103,7 +96,7 @@ def _run(own: Config, params, target, query: Query, cache: Cache | None):
     """(features, middle, cache)."""
     stream = transformer.embedded(own, target, query._replace(extra=None))
     stored: list[Any] = [None] * 3 if cache is None else list(cache)
-    angles = _angles(own, query.positions)
+    angles = draft_layers.angles(own, query.positions)
 
     def attending(name: str, stream: Array, old: Any):
         return parts.applied(
@@ -149,7 +142,3 @@ def _crossed(own: Config, block, stream: Array, query: Query, cache: Any):
 def _opened(gate: Params, branch: Array) -> Array:
     share = jnp.tanh(gate["bias"]).reshape((1,) * branch.ndim)
     return share.astype(branch.dtype) * branch
-
-
-def _angles(own: Config, positions: Array):
-    return None if own.rope is None else parts.rotary(own.rope, own.head_dim, positions)

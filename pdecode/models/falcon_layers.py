@@ -101,9 +101,7 @@ def _apply(own: Config, params: Params, query: Query, cache: Cache | None):
     """Features [B, Q, E] of streams (`Query.extra`) that see what the query says."""
     assert query.extra is not None, "a lane is a stream"
     stream, block = query.extra, params["layer_0"]
-    angles = None
-    if own.rope is not None:
-        angles = parts.rotary(own.rope, own.head_dim, query.positions)
+    angles = draft_layers.angles(own, query.positions)
     # What is recurrent is not normed again.
     branch, after = parts.applied(
         parts.Attention(own), block["attention"], stream, angles, query.visible,

@@ -75,7 +75,8 @@ def interface(
     batch, count, num, _ = read.shape
     tokens = own["positions"].astype(config.dtype)[None, None]
     tokens = jnp.broadcast_to(tokens, (batch, 1, num, config.width))
-    # It is turned as the film's last frame is, which is noised if any frame is.
+    # Of the film's last frame the level, as it is noised if any frame is; of the first
+    # what it is asked for.
     level = denoiser.level_of(net, params, time[:, ::every], given[:, ::every])
     last = denoiser.level_of(net, params, time[:, -1:], given[:, :1])
     index = jnp.broadcast_to(jnp.arange(count) * every, (batch, count))

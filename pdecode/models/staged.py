@@ -17,8 +17,8 @@ import numpy as np
 from jax import Array
 
 from pdecode.contracts import Params, Visibility
+from pdecode.models import frames, transformer
 from pdecode.models import layers as parts
-from pdecode.models import transformer
 from pdecode.models.config import Config
 
 _NUM_WAVES = 8  # cosines, and sines, of the time within a slice
@@ -110,21 +110,6 @@ def make_net(config: Config, grid: Grid, slices: tuple) -> Staged:
     )
 
 
-def cut(image: Array, patch: int) -> Array:
-    """[B, N, P * P] of an image [B, H, W], row by row; `joined` is the way back."""
-    batch, height, width = image.shape
-    shape = batch, height // patch, patch, width // patch, patch
-    return image.reshape(shape).swapaxes(2, 3).reshape(batch, -1, patch * patch)
-
-
-def joined(patches: Array, patch: int) -> Array:
-    """The square image [B, H, H] of patches [B, N, P * P]."""
-    batch, number, _ = patches.shape
-    side = round(number**0.5)
-    whole = patches.reshape(batch, side, side, patch, patch).swapaxes(2, 3)
-    return whole.reshape(batch, side * patch, side * patch)
-
-
 def lanes_of(
     config: Config, grid: Grid, params: Params, classes: Array, grown: Sequence[Array]
 ) -> tuple[Array, Visibility, Array]:
@@ -137,7 +122,9 @@ def lanes_of(
     stage = np.repeat(np.arange(len(lanes)), lanes)
     batch, number = classes.shape[0], len(stage)
     blank = jnp.zeros((batch, lanes[0], grid.patch**2))
-    patches = jnp.concatenate([blank, *(cut(each, grid.patch) for each in grown)], 1)
+    patches = jnp.concatenate(
+        [blank, *(frames.patches(each, grid.patch) for each in grown)], 1
+    )
     extra = parts.applied(
         parts.Dense(config.width, True, config.dtype), params["patches"], patches
     )

@@ -14,6 +14,7 @@ the paper is not taken.
 import functools
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 
@@ -64,11 +65,12 @@ def run(
     query: Query,
     is_pseudo: Array,  # bool [B, Q]
     cache: Cache | None = None,
+    remat: bool = False,
 ) -> tuple[Output, Cache]:
     """One call, with `query.visible.among`: it says which token a pseudo lane is of.
 
     That is the last real lane of the call that it sees; it is the k-th if it sees k
-    pseudo lanes before itself.
+    pseudo lanes before itself. With `remat` a gradient computes each layer again.
     """
     among = query.visible.among
     assert among is not None, "of a call with pseudo states"
@@ -89,9 +91,10 @@ def run(
         joined = [k for k, below in enumerate(layers) if below <= layer]
         is_there = ~is_pseudo | jnp.isin(nth, jnp.asarray(joined, jnp.int32))
         visible = query.visible._replace(among=among & is_there[:, None])
-        stream, kept[layer] = transformer.one_layer(
-            config, layer, target[f"layer_{layer}"], query._replace(visible=visible),
-            stream, kept[layer],
+        call = functools.partial(transformer.one_layer, config, layer)
+        stream, kept[layer] = (jax.checkpoint(call) if remat else call)(
+            target[f"layer_{layer}"], query._replace(visible=visible), stream,
+            kept[layer],
         )  # fmt: skip
     return Output(transformer.final_norm(config, target, stream)), tuple(kept)
 

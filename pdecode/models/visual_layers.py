@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from pdecode import cache as caches
 from pdecode.contracts import (
     Cache,
     DraftLayer,
@@ -98,7 +99,10 @@ def read_rows(
 
 
 def _init_cache(own: Config, condenser: Condenser, prompt: Prompt, num_slots: int):
-    """ValueError for prompts that hold no image with a token behind it."""
+    """ValueError for prompts none of which can hold an image and a token behind it.
+
+    Lengths are not looked at: a shorter row of a wider batch gets drafts of no worth.
+    """
     size, least = prompt.tokens.shape[1], condenser.num_features + 1
     if size < least:
         raise ValueError(
@@ -109,6 +113,7 @@ def _init_cache(own: Config, condenser: Condenser, prompt: Prompt, num_slots: in
     return {
         "layer": made.init_cache(prompt, num_slots - condenser.num_gone),
         "first": jnp.zeros(prompt.tokens.shape[0], jnp.int32),
+        "length": prompt.lengths,
     }
 
 
@@ -131,7 +136,10 @@ def _read(
     size, batch = condenser.num_features, tokens.shape[0]
     num_text = features.shape[1] - size
     asked = tokens[:, size : size + condenser.num_question]
-    asked = target["embed"][asked].astype(own.dtype)
+    asked = transformer.table(own, target, asked)
+    if cache is not None:  # a question may be shorter; padding asks nothing
+        is_text = size + jnp.arange(asked.shape[1])[None] < cache["length"][:, None]
+        asked = jnp.where(is_text[..., None], asked, 0)
     image, first = condensers.apply(
         condenser, params.get("condenser", {}), features[:, :size], asked, noise
     )
@@ -163,7 +171,7 @@ def _read(
         None if cache is None else cache["layer"],
     )  # fmt: skip
     if cache is not None:
-        cache = {"layer": after, "first": first}
+        cache = {**cache, "layer": after, "first": first}
     return found[:, condenser.size :], cache
 
 
@@ -172,14 +180,19 @@ def _apply(
     cache: Cache,
 ) -> tuple[Array, Cache]:  # fmt: skip
     """Lanes of the text, whose slots are `num_gone` before their positions."""
-    gone = condenser.num_gone
+    gone, size = condenser.num_gone, condenser.num_features
     visible, slots = query.visible, query.slots
     start = jnp.broadcast_to(cache["first"][:, None], query.tokens.shape)
     visible = visible._replace(start=start, stop=jnp.maximum(visible.stop - gone, 0))
+    # The image's slots stay its own: nothing is stored of a row that has not got all of
+    # it, nor of lanes at its positions.
     if isinstance(slots, SlotRun):
-        slots = slots._replace(start=jnp.maximum(slots.start - gone, 0))
+        stored = jnp.broadcast_to((slots.start >= size)[:, None], query.tokens.shape)
+        if slots.stored is not None:
+            stored &= slots.stored
+        slots = SlotRun(jnp.maximum(slots.start - gone, 0), stored)
     elif slots is not None:
-        slots = jnp.maximum(slots - gone, 0)
+        slots = jnp.where(slots < size, caches.UNSTORED, slots - gone)
     stream = _joined(own, params, target, query)
     found, after = _layer(
         own, params, stream, query.positions, visible, slots, cache["layer"]
@@ -189,9 +202,7 @@ def _apply(
 
 def _layer(own: Config, params, stream: Array, positions, visible, slots, cache: Any):
     """Answers of the layer's one block, and its cache."""
-    block, angles = params["layer_0"], None
-    if own.rope is not None:
-        angles = parts.rotary(own.rope, own.head_dim, positions)
+    block, angles = params["layer_0"], draft_layers.angles(own, positions)
     stored = None if cache is None else cache[0]
     if "attention_norm" in block:
         branch, after = parts.attended(

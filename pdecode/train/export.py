@@ -138,6 +138,8 @@ def embed(
     if config.adapters is not None:  # what is stored is the whole model
         config = dataclasses.replace(config, adapters=None)
         record["holds"] = objectives.of(config).holds(config)
+        record["config"]["adapters"] = None
+        record["num_params"] = sum(leaf.size for leaf in jax.tree.leaves(params))
     rounded = as_stored(params)
     found = sources.read(config, None)
     frozen = {role: found[f"frozen.{role}"].params for role in config.frozen}

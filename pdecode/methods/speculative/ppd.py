@@ -37,8 +37,8 @@ def ppd(
     all prompt tokens behind every node. ValueError for more levels than prompt tokens.
 
     Guarantee: lossless; token for token plain decoding with the same seed.
-    Cost: 1 + num_lanes query tokens a call (of a `branching` all nodes, and as many
-    prompt tokens as it has levels behind each); no other call.
+    Cost: at most 2 + num_lanes query tokens a call (of a `branching` all nodes, and as
+    many prompt tokens as it has levels behind each); no other call.
     """
     num = prompt_tokens.num_tokens
     if branching is None:

@@ -50,6 +50,15 @@ NEEDS = Needs(
 
 
 def start(config, key, given):
+    """ValueError for a target whose last layer is no layer of the heads'."""
+    for field in ("experts", "post_norms"):
+        if given is not None and getattr(config.model, field):
+            raise ValueError(
+                f"model.{field}={getattr(config.model, field)}: the layers of the "
+                "augmenting block are dense and have no post-norms, so none begins as "
+                "this target's last one; leave start_from out, and they begin as no "
+                "change"
+            )
     return clover_heads.init(config.model, key, config.options.num_layers, given)
 
 

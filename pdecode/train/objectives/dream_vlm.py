@@ -151,7 +151,7 @@ def loss(config):
         )  # fmt: skip
         # The last token has no next one: nobody would draft it.
         found, middle, true = jax.tree.map(lambda leaf: leaf[:, :-1], made)
-        apart = (found.law * (found.nats + _log(found.law))).sum(-1)
+        apart = losses.divergence(found.nats, found.law)
         total = own.law_weight * apart + own.middle_weight * _far(middle, true)
         total += own.feature_weight * _far(found.features, found.true)
         places = jnp.arange(2, tokens.shape[1])
@@ -159,10 +159,6 @@ def loss(config):
         return value, aux | {"nats": losses.of_tokens(found.nats, tokens[:, 2:])}
 
     return apply
-
-
-def _log(law: Array) -> Array:
-    return jnp.log(jnp.maximum(law, 1e-30))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))

@@ -49,9 +49,10 @@ NEEDS = Needs(
 
 
 def start(config, key, given):
-    if config.row_len <= config.options.block_length:
+    field = "row_len" if config.short_len is None else "short_len"
+    if getattr(config, field) <= config.options.block_length:
         raise ValueError(
-            f"row_len={config.row_len} must be longer than block_length="
+            f"{field}={getattr(config, field)} must be longer than block_length="
             f"{config.options.block_length}: a block stands behind a text"
         )
     return transformer.init(config.model, key) if given is None else given

@@ -91,7 +91,9 @@ def laws(
         query = Query(fed, positions, None, visible, extra)
         lane = jnp.arange(fed.shape[1])[None]
         is_pseudo = jnp.broadcast_to(lane >= tokens.shape[1], fed.shape)
-        found, _ = transfers.run(own, below, params, target, query, is_pseudo)
+        found, _ = transfers.run(
+            own, below, params, target, query, is_pseudo, remat=how.remat
+        )
         return found.hidden
 
     return probes.taught(run, model, target, tokens, places, len(below))

@@ -23,7 +23,7 @@ import numpy as np
 from jax import Array
 
 from pdecode.contracts import Params
-from pdecode.models import staged
+from pdecode.models import frames, staged
 from pdecode.models.config import Config
 from pdecode.models.staged import Grid
 from pdecode.rules import pyramids
@@ -108,7 +108,7 @@ def errors(
     tokens, visible, extra = lanes
     told = passes.run(how, params, tokens, visible=visible, extra=extra).hidden
     first, last = (
-        jnp.concatenate([staged.cut(pair[end], patch) for pair in pairs], 1)
+        jnp.concatenate([frames.patches(pair[end], patch) for pair in pairs], 1)
         for end in (0, 1)
     )
     times = batch["times"][..., None]
