@@ -3,8 +3,7 @@
 Parameters are a plain dict: "embed" [V, E] (and "positions" [max_positions, E] when
 learned), "layer_0" .. "layer_{n-1}", "norm", and "head" [V, E] unless tied. The cache
 is a tuple of {"k", "v"}, one a layer, leaves [B, Hkv, S, D]; keys are stored rotated.
-A decoding call runs the layers one after another; `forward` scans over the same
-parameters for training.
+A decoding call runs layer after layer; `forward` scans over them for training.
 """
 
 import dataclasses
