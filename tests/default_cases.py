@@ -530,3 +530,21 @@ BY_DEFAULT = {
         "test_tiles_equal_float64": 1,
     },
 }
+
+
+def waiting(items):
+    """The items of one run that wait."""
+    cases = {}
+    for item in items:
+        name = getattr(item, "originalname", None)
+        if item.get_closest_marker("thorough"):
+            continue
+        if name in BY_DEFAULT.get(item.path.name, {}):
+            cases.setdefault((item.path.name, name), []).append(item)
+    found = []
+    for (file, name), every in cases.items():
+        kept = BY_DEFAULT[file][name]
+        step = (len(every) - 1) / max(kept - 1, 1)
+        chosen = {round(step * i) for i in range(min(kept, len(every)))}
+        found += [each for i, each in enumerate(every) if i not in chosen]
+    return found
