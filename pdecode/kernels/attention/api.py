@@ -101,10 +101,7 @@ def attention(
         _split_of(key_cache)
         kernels = _gpu_kernel(query, key_cache, kernel_of)
         if not is_short:
-            from pdecode.kernels.attention import tpu
-
-            tpu.check(query, key_cache, visible)
-            kernels["tpu"] = kernel_of(tpu)
+            kernels |= _tpu_kernel(query, key_cache, visible, kernel_of)
     if not kernels:
         return plain(*arrays)
     return jax.lax.platform_dependent(*arrays, **kernels, default=plain)
@@ -123,6 +120,17 @@ def _gpu_kernel(query: Array, key_cache: Array, kernel_of: Callable) -> dict:
     if key_cache.shape[2] < MIN_KERNEL_SLOTS and not gpu.fills(query, key_cache):
         return {}
     return {"cuda": kernel_of(gpu)}
+
+
+def _tpu_kernel(query: Array, key_cache: Array, visible, kernel_of: Callable) -> dict:
+    """The kernel for TPU by its platform, if it serves the call."""
+    from pdecode.kernels.attention import tpu
+
+    try:
+        tpu.check(query, key_cache, visible)
+    except NotImplementedError:
+        return {}
+    return {"tpu": kernel_of(tpu)}
 
 
 def _on_each_device(
