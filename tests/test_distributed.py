@@ -314,6 +314,12 @@ def test_processes_meet_and_who_is_missing_is_told(place, monkeypatch):
     monkeypatch.setattr(meeting, "TOLD_EVERY_S", 0.0)
     address, port = place
     told, others = [], []
+
+    def told_anew(who):
+        before = len(told)
+        while not any(who in line for line in told[before:]):
+            time.sleep(0.05)
+
     with concurrent.futures.ThreadPoolExecutor() as pool:
         first = pool.submit(
             meeting.join, address, "localhost", port, 4, 1, 30.0, others.append
@@ -335,10 +341,11 @@ def test_processes_meet_and_who_is_missing_is_told(place, monkeypatch):
         # One that dies while it waits is missed again, and may come again.
         with socket.create_connection(("localhost", port)) as dying:
             dying.sendall(b'{"process_id": 2, "num_processes": 4}\n')
+            told_anew("process 3 of 4")
         # The last one comes when it is gone, or all would have been there for a moment.
+        told_anew("process 2, 3 of 4")
         again = pool.submit(meeting.join, address, "localhost", port, 4, 2, 30.0, print)
-        while not any("process 3 of 4" in line for line in told):
-            time.sleep(0.05)
+        told_anew("process 3 of 4")
         meeting.join(address, "localhost", port, 4, 3, 30.0, print)
         assert again.result() is None
         assert first.result() is None and zero.result() is None
