@@ -17,8 +17,10 @@ from pdecode.contracts import ChainedHeads, DraftHeads, Params, Query, Visibilit
 from pdecode.models import transformer
 from pdecode.models.config import Config
 from pdecode.train import evaluate, losses
+from pdecode.train.objective import Needs
 
 __all__ = [
+    "OF_HEADS",
     "behind",
     "crossed",
     "drafted",
@@ -29,6 +31,14 @@ __all__ = [
     "rates",
     "read_by",
 ]
+
+OF_HEADS = Needs(
+    attention=("causal",),
+    predicts=("next",),
+    why="heads guess what a causal target says next; any other has seen it already",
+    frozen=("target",),
+    can_start=False,
+)
 
 
 def behind(leaf: Array, count: int) -> Array:

@@ -10,7 +10,7 @@ from pdecode.models import draft_heads
 from pdecode.models.config import Config
 from pdecode.train import guesses, losses, passes
 from pdecode.train.config import check_ranges
-from pdecode.train.objective import Needs, Objective
+from pdecode.train.objective import Objective
 from pdecode.train.passes import Pass
 
 
@@ -24,13 +24,7 @@ class Options:
         check_ranges(self, sizes)
 
 
-NEEDS = Needs(
-    attention=("causal",),
-    predicts=("next",),
-    why="heads guess what a causal target says next; any other has seen it already",
-    frozen=("target",),
-    can_start=False,
-)
+NEEDS = guesses.OF_HEADS
 
 
 def start(config, key, given):

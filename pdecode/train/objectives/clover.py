@@ -20,7 +20,7 @@ from pdecode.models import clover_heads
 from pdecode.models.config import Config
 from pdecode.train import guesses, losses, passes
 from pdecode.train.config import check_ranges
-from pdecode.train.objective import Needs, Objective
+from pdecode.train.objective import Objective
 from pdecode.train.passes import Pass
 
 INF = float("inf")
@@ -41,12 +41,7 @@ class Options:
             raise ValueError("feature_weight=0 and law_weight=0: nothing is learnt")
 
 
-NEEDS = Needs(
-    attention=("causal",),
-    predicts=("next",),
-    why="heads guess what a causal target says next; any other has seen it already",
-    frozen=("target",),
-)
+NEEDS = guesses.OF_HEADS._replace(can_start=True)
 
 
 def start(config, key, given):

@@ -20,7 +20,7 @@ from pdecode.models import hydra_heads
 from pdecode.models.config import Config
 from pdecode.train import guesses, passes
 from pdecode.train.config import check_ranges
-from pdecode.train.objective import Needs, Objective
+from pdecode.train.objective import Objective
 from pdecode.train.passes import Pass
 
 LABELS = ("text", "target")
@@ -40,13 +40,7 @@ class Options:
             raise ValueError(f"labels={self.labels!r} must be one of {LABELS}")
 
 
-NEEDS = Needs(
-    attention=("causal",),
-    predicts=("next",),
-    why="heads guess what a causal target says next; any other has seen it already",
-    frozen=("target",),
-    can_start=False,
-)
+NEEDS = guesses.OF_HEADS
 
 
 def start(config, key, given):

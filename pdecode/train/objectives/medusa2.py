@@ -25,7 +25,7 @@ from pdecode.models import medusa_heads, transformer
 from pdecode.models.config import Config
 from pdecode.train import guesses, losses, passes
 from pdecode.train.config import check_ranges
-from pdecode.train.objective import Needs, Objective
+from pdecode.train.objective import Objective
 from pdecode.train.objectives import medusa
 from pdecode.train.passes import Pass
 
@@ -51,12 +51,7 @@ class Options:
             raise ValueError(f"labels={self.labels!r} must be one of {LABELS}")
 
 
-NEEDS = Needs(
-    attention=("causal",),
-    predicts=("next",),
-    why="heads guess what a causal target says next; any other has seen it already",
-    frozen=("target",),
-)
+NEEDS = guesses.OF_HEADS._replace(can_start=True)
 
 
 def start(config, key, given):
