@@ -60,6 +60,12 @@ def parts(found: Rows) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         yield tokens[start : start + BATCH], scored[start : start + BATCH]
 
 
+def summed(found: Rows, of_part: Callable, put: Callable = np.asarray) -> np.ndarray:
+    """The sum, float64, of what `of_part(tokens, scored)` counts of each of `parts`."""
+    counts = [np.asarray(of_part(*map(put, part)), np.float64) for part in parts(found)]
+    return np.sum(counts, axis=0)
+
+
 def bits(nats):
     """Nats as bits."""
     return nats / math.log(2)

@@ -16,7 +16,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax import Array
 
@@ -171,13 +170,9 @@ def _layer_rows(model, own, given_ids, params, target, rows, scored):
 def figures(config, params, frozen, text, *, row_len, max_rows=None, put=jnp.asarray):
     """As `eagle.figures`."""
     rows = evaluate.rows(text, row_len, row_len - 1, max_rows)
-    total = np.zeros(3)
-    for part in evaluate.parts(rows):
-        static = config.model, config.options, text.given_ids
-        total += np.asarray(
-            _layer_rows(*static, params, frozen["target"], *map(put, part))
-        )
-    return eagle.of_sums(total)
+    static = config.model, config.options, text.given_ids
+    of_part = functools.partial(_layer_rows, *static, params, frozen["target"])
+    return eagle.of_sums(evaluate.summed(rows, of_part, put))
 
 
 def holds(config):

@@ -200,14 +200,9 @@ def figures(config, params, frozen, text, *, row_len, max_rows=None, put=jnp.asa
     """By a lane's place in its block, on true features: bits a token, and how often the
     best token is the target's."""
     rows = evaluate.rows(text, row_len, row_len - 1, max_rows)
-    sums = np.zeros((3, config.options.block_len))
-    for part in evaluate.parts(rows):
-        sums += np.asarray(
-            _lane_rows(
-                config.model, config.options, text.given_ids, params,
-                frozen["target"], *map(put, part),
-            )
-        )  # fmt: skip
+    static = config.model, config.options, text.given_ids
+    of_part = functools.partial(_lane_rows, *static, params, frozen["target"])
+    sums = evaluate.summed(rows, of_part, put)
     count = np.maximum(sums[2], 1)
     bits = evaluate.bits(sums[0]) / count
     return {

@@ -13,7 +13,6 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 
 from pdecode.contracts import Params
@@ -123,13 +122,9 @@ def _layer_rows(model, own, given_ids, params, target, rows, scored):
 def figures(config, params, frozen, text, *, row_len, max_rows=None, put=jnp.asarray):
     """As `eagle.figures`, of answers, by how far ahead a guess is."""
     rows = evaluate.rows(text, row_len, row_len - 1, max_rows)
-    total = np.zeros((config.options.num_ahead, 3))
-    for part in evaluate.parts(rows):
-        static = config.model, config.options, text.given_ids
-        total += np.asarray(
-            _layer_rows(*static, params, frozen["target"], *map(put, part))
-        )
-    each = [eagle.of_sums(row) for row in total]
+    static = config.model, config.options, text.given_ids
+    of_part = functools.partial(_layer_rows, *static, params, frozen["target"])
+    each = [eagle.of_sums(row) for row in evaluate.summed(rows, of_part, put)]
     return {f"{name}_ahead": [found[name] for found in each] for name in each[0]}
 
 

@@ -113,14 +113,9 @@ def figures(config, params, frozen, text, *, row_len, max_rows=None, put=jnp.asa
     """By prompt token, at places spread over the rows: bits of the text's token, and
     how often its best token is the target's."""
     rows = evaluate.rows(text, row_len, row_len - 1, max_rows)
-    sums = np.zeros((3, config.options.num_tokens))
-    for part in evaluate.parts(rows):
-        sums += np.asarray(
-            _prompt_rows(
-                config.model, config.options, text.given_ids, params,
-                frozen["target"], *map(put, part),
-            )
-        )  # fmt: skip
+    static = config.model, config.options, text.given_ids
+    of_part = functools.partial(_prompt_rows, *static, params, frozen["target"])
+    sums = evaluate.summed(rows, of_part, put)
     count = np.maximum(sums[2], 1)
     bits = evaluate.bits(sums[0]) / count
     return {

@@ -16,7 +16,6 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 
 from pdecode.contracts import Params
@@ -161,13 +160,9 @@ def _layer_rows(model, condenser, given_ids, params, target, rows, scored):
 def figures(config, params, frozen, text, *, row_len, max_rows=None, put=jnp.asarray):
     """As `eagle.figures`, of answers, each image condensed as at decoding."""
     rows = evaluate.rows(text, row_len, row_len - 1, max_rows)
-    total = np.zeros(3)
-    for part in evaluate.parts(rows):
-        static = config.model, config.options.condenser, text.given_ids
-        total += np.asarray(
-            _layer_rows(*static, params, frozen["target"], *map(put, part))
-        )
-    return eagle.of_sums(total)
+    static = config.model, config.options.condenser, text.given_ids
+    of_part = functools.partial(_layer_rows, *static, params, frozen["target"])
+    return eagle.of_sums(evaluate.summed(rows, of_part, put))
 
 
 def holds(config):
